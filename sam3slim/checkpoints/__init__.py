@@ -1,0 +1,20 @@
+"""Weights in, strictly and loudly; artifacts out, atomically."""
+
+from sam3slim.checkpoints.artifact import ARTIFACT_FILE, ArtifactInfo, write_artifact
+from sam3slim.checkpoints.load import load
+from sam3slim.checkpoints.locate import Located, locate
+from sam3slim.checkpoints.report import CheckpointError, LoadReport
+from sam3slim.checkpoints.spec_of import spec_difference, spec_from_config
+
+__all__ = [
+    "ARTIFACT_FILE",
+    "ArtifactInfo",
+    "CheckpointError",
+    "LoadReport",
+    "Located",
+    "load",
+    "locate",
+    "spec_difference",
+    "spec_from_config",
+    "write_artifact",
+]

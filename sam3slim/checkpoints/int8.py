@@ -1,0 +1,93 @@
+"""INT8 weights on disk: torchao's safetensors layout, so that transformers' TorchAO loader reads it too.
+
+A quantised ``X.weight`` [rows, columns] is stored as ``X._weight_qdata`` (int8, same shape) and
+``X._weight_scale`` (float32 [rows, 1]); the weight is ``qdata · scale`` (symmetric, one scale per row).
+The layout is written by torchao and read here, because six lines outlive a prototype module.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sam3slim.checkpoints.report import CheckpointError
+from sam3slim.errors import UserError
+
+QDATA = re.compile(r"^(?P<module>.+)\._(?P<name>\w+)_qdata$")
+
+
+def is_quantised(tensor: Tensor) -> bool:
+    """True for torchao's ``Int8Tensor`` (also inside a Parameter); torchao need not be installed."""
+    return hasattr(tensor, "qdata") and hasattr(tensor, "scale")
+
+
+def flatten(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(plain tensors, safetensors metadata); without quantised tensors both are what they were."""
+    if not any(is_quantised(t) for t in tensors.values()):
+        return dict(tensors), {}
+    from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
+
+    # Only the quantised tensors are described: a line per plain tensor is a tenth of a small file.
+    quantised = {key: tensor.detach() for key, tensor in tensors.items() if is_quantised(tensor)}
+    flat, metadata = flatten_tensor_state_dict(quantised)
+    plain = {key: tensor for key, tensor in tensors.items() if key not in quantised}
+    return {**plain, **flat}, metadata
+
+
+def quantization_config(tensors: Mapping[str, Tensor]) -> Any:
+    """The ``transformers.TorchAoConfig`` for config.json: which modules stay float. None if nothing is INT8."""
+    quantised = {k.rsplit(".", 1)[0] for k, t in tensors.items() if is_quantised(t)}
+    if not quantised:
+        return None
+    from torchao.quantization import Int8WeightOnlyConfig
+    from transformers import TorchAoConfig
+
+    floats = sorted({k.rsplit(".", 1)[0] for k in tensors} - quantised)
+    return TorchAoConfig(
+        Int8WeightOnlyConfig(), modules_to_not_convert=floats, include_input_output_embeddings=True
+    )
+
+
+def unflatten(flat: Mapping[str, Tensor], source: object, *, dequantize: bool) -> dict[str, Tensor]:
+    """Inverse of ``flatten``: stored tensors under model keys, INT8 ones as ``Int8Tensor`` or FP32.
+
+    Raises:
+        CheckpointError: an INT8 weight without its scale.
+        UserError: torchao is needed but not installed.
+    """
+    tensors = dict(flat)
+    for key in flat:
+        match = QDATA.match(key)
+        if match is None:
+            continue
+        stem = f"{match['module']}._{match['name']}_"
+        if f"{stem}scale" not in flat:
+            raise CheckpointError(f"checkpoint {source}: INT8 weight {key} has no {stem}scale; write it again")
+        qdata, scale = tensors.pop(key), tensors.pop(f"{stem}scale")
+        tensors.pop(f"{stem}zero_point", None)  # all zeros: the scheme is symmetric
+        tensors[f"{match['module']}.{match['name']}"] = (
+            qdata.float() * scale.float() if dequantize else int8_tensor(qdata, scale)
+        )
+    return tensors
+
+
+def int8_tensor(qdata: Tensor, scale: Tensor) -> Tensor:
+    """torchao's weight-only tensor that computes in FP32: qdata int8 [rows, columns], scale [rows, 1]."""
+    try:
+        from torchao.quantization import Int8Tensor
+    except ImportError as error:
+        raise UserError(
+            "INT8 weights run on torchao, which is not installed; pip install torchao, or load with dequantize=True"
+        ) from error
+    tensor: Tensor = Int8Tensor(qdata, scale, [1, qdata.shape[1]], torch.float32)
+    return tensor
+
+
+def set_weight(model: nn.Module, key: str, tensor: Tensor) -> None:
+    """Replace parameter ``key`` of ``model`` by a tensor that ``load_state_dict`` could not copy."""
+    module, name = key.rsplit(".", 1)
+    setattr(model.get_submodule(module), name, nn.Parameter(tensor, requires_grad=False))

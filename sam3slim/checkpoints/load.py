@@ -1,0 +1,113 @@
+"""Any checkpoint this version knows → a model ready to run, or one line that says why not."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from difflib import get_close_matches
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sam3slim.checkpoints import int8
+from sam3slim.checkpoints.locate import locate
+from sam3slim.checkpoints.readers import RawCheckpoint, read
+from sam3slim.checkpoints.report import CheckpointError, LoadReport
+from sam3slim.checkpoints.spec_of import spec_difference
+from sam3slim.errors import UserError
+from sam3slim.models import Sam3, init_for_training, part_of
+from sam3slim.models.build import build_model
+from sam3slim.models.count import PARTS
+from sam3slim.models.empty import empty_model
+from sam3slim.specs import ModelSpec
+
+SHOWN_DIFFERENCES = 3
+
+
+def load(
+    source: str | Path,
+    *,
+    expect: ModelSpec | None = None,
+    allow_fresh: Collection[str] = (),
+    dequantize: bool = False,
+) -> tuple[Sam3, LoadReport]:
+    """Load weights strictly: every key accounted for, or nothing at all.
+
+    Args:
+        source: an artifact folder, a transformers ``Sam3Model`` folder, a run folder (its best checkpoint)
+            or a Lightning checkpoint file.
+        expect: the architecture the caller is about to use; another one in the file is refused.
+        allow_fresh: parts (``vision``, ``text``, …) whose missing keys may start from fresh weights.
+        dequantize: turn INT8 weights into FP32 tensors of the same values. By default they stay torchao
+            tensors (a quarter of the memory, not trainable).
+
+    Returns:
+        The model in eval mode, FP32 on the CPU (stored FP16/BF16 weights are upcast), and the report.
+
+    Raises:
+        CheckpointError: unreadable, of another architecture, or keys that do not fit (``error.report``).
+        UserError: ``allow_fresh`` names an unknown part.
+    """
+    _check_parts(allow_fresh)
+    raw = read(locate(source))
+    if expect is not None:
+        _check_architecture(raw, expect)
+    tensors = int8.unflatten(raw.tensors, raw.path, dequantize=dequantize)
+    report = compare(raw, tensors, allow_fresh)
+    if not report.ok:
+        error = CheckpointError(report.problem())
+        error.report = report
+        raise error
+    model = init_for_training(build_model(raw.spec)) if report.fresh else empty_model(raw.spec)
+    _copy(model, tensors)
+    return model.eval(), report
+
+
+def compare(raw: RawCheckpoint, tensors: dict[str, Tensor], allow_fresh: Collection[str]) -> LoadReport:
+    """Account for every key of the file and of the model; nothing is allocated."""
+    wanted = build_model(raw.spec, device="meta").state_dict()
+    report = LoadReport(raw.path, raw.kind, raw.precision, raw.spec)
+    for key, tensor in tensors.items():
+        if key not in wanted:
+            report.unexpected.append(key)
+        elif tensor.shape != wanted[key].shape:
+            report.mismatched[key] = (tuple(tensor.shape), tuple(wanted[key].shape))
+        else:
+            report.loaded.append(key)
+    report.missing = [key for key in wanted if key not in tensors]
+    report.fresh = [key for key in report.missing if part_of(key) in allow_fresh]
+    return report
+
+
+@torch.no_grad()
+def _copy(model: Sam3, tensors: dict[str, Tensor]) -> None:
+    targets = model.state_dict()
+    for key, tensor in tensors.items():
+        if int8.is_quantised(tensor):
+            int8.set_weight(model, key, tensor)
+        else:
+            targets[key].copy_(tensor)  # upcasts
+
+
+def _check_architecture(raw: RawCheckpoint, expect: ModelSpec) -> None:
+    differences = spec_difference(raw.spec, expect)
+    if not differences:
+        return
+    key, found, wanted = differences[0]
+    text = f"{key} is {found} in {raw.path}, {wanted} in model={expect.name}"
+    more = [f"{key} {found}, {wanted}" for key, found, wanted in differences[1:SHOWN_DIFFERENCES]]
+    if more:
+        text += f" (also {'; '.join(more)}{'; …' if len(differences) > SHOWN_DIFFERENCES else ''})"
+    raise CheckpointError(
+        f"checkpoint of another architecture: {text}; choose the model it was trained as, or init=pruned to slim it"
+    )
+
+
+def _check_parts(allow_fresh: Collection[str]) -> None:
+    if isinstance(allow_fresh, str):
+        raise UserError(f"allow_fresh={allow_fresh!r} must be a list of parts; use [{allow_fresh}]")
+    for part in allow_fresh:
+        if part not in PARTS:
+            near = get_close_matches(part, PARTS, 1)
+            hint = f"did you mean {near[0]}?" if near else f"parts: {', '.join(PARTS)}"
+            raise UserError(f"allow_fresh: unknown part {part!r}; {hint}")

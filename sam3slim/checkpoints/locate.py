@@ -1,0 +1,98 @@
+"""What a path holds, told by its content and never by its name."""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from sam3slim.checkpoints.report import CheckpointError
+
+ARTIFACT_FILE = "sam3slim.json"
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+# Where a run leaves its weights, the best first.
+RUN_CHECKPOINTS = ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "best.ckpt", "last.ckpt")
+
+Kind = Literal["artifact", "transformers", "torch"]
+
+
+@dataclass(frozen=True)
+class Located:
+    """A readable source: a folder for ``artifact`` and ``transformers``, a file for ``torch``."""
+
+    kind: Kind
+    path: Path
+
+
+def locate(source: str | Path) -> Located:
+    """Find the weights behind ``source``: a folder (artifact, transformers, run) or one of their files.
+
+    Raises:
+        CheckpointError: nothing there, an empty folder, or a file that holds no weights.
+    """
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise CheckpointError(f"checkpoint {path} does not exist; give an artifact folder, a run folder or a .ckpt file")
+    return _locate_folder(path) if path.is_dir() else _locate_file(path)
+
+
+def _locate_folder(folder: Path) -> Located:
+    if (folder / ARTIFACT_FILE).is_file():
+        return Located("artifact", folder)
+    if (folder / "config.json").is_file():
+        return Located("transformers", folder)
+    for name in RUN_CHECKPOINTS:
+        if (folder / name).is_file():
+            return _locate_file(folder / name)
+    if (folder / "artifact" / ARTIFACT_FILE).is_file():
+        return Located("artifact", folder / "artifact")
+    names = sorted(p.name for p in folder.iterdir())
+    found = f"holds only {', '.join(names[:5])}{', …' if len(names) > 5 else ''}" if names else "is empty"
+    raise CheckpointError(
+        f"checkpoint folder {folder} {found}; expected {ARTIFACT_FILE} (an artifact), config.json (transformers) "
+        f"or checkpoints/best.ckpt (a run)"
+    )
+
+
+def _locate_file(path: Path) -> Located:
+    with path.open("rb") as file:
+        head = file.read(512)
+    size = path.stat().st_size
+    if size == 0:
+        raise CheckpointError(f"checkpoint {path} is an empty file; copy or download it again")
+    if head.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"checkpoint {path} is a Git LFS pointer, not the weights; run `git lfs pull`")
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        raise CheckpointError(f"checkpoint {path} is an HTML page, not weights; download the file itself")
+    if head.startswith(b"PK\x03\x04"):
+        return Located("torch", path)
+    if path.name == "config.json" or path.name == ARTIFACT_FILE or _is_safetensors(head):
+        if any((path.parent / name).is_file() for name in (ARTIFACT_FILE, "config.json")):
+            return _locate_folder(path.parent)
+        raise CheckpointError(
+            f"checkpoint {path} is a bare safetensors file without its architecture; "
+            f"put config.json beside it and give the folder"
+        )
+    raise CheckpointError(
+        f"checkpoint {path} is neither safetensors nor a zip written by torch.save "
+        f"(it starts with {head[:8]!r}); it is damaged or of another type"
+    )
+
+
+def _is_safetensors(head: bytes) -> bool:
+    """A little-endian header length, then a JSON object."""
+    return len(head) > 8 and head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] < 2**31
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from ``path``. Raises CheckpointError when it is missing, not JSON or not an object."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {path} as JSON: {error}; write the artifact again") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, got {type(value).__name__}")
+    return value

@@ -1,0 +1,116 @@
+"""The architecture a checkpoint states, and how two architectures differ."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import Sam3Config
+
+from sam3slim.checkpoints.report import CheckpointError
+from sam3slim.models import to_sam3_config
+from sam3slim.specs import (
+    DecoderSpec,
+    EncoderSpec,
+    GeometrySpec,
+    ModelSpec,
+    TextSpec,
+    VitSpec,
+)
+
+# What a ModelSpec has no word for; a config that differs here computes something else.
+FIXED = {
+    "vision_config.backbone_config": ("hidden_act", "layer_norm_eps", "layer_scale_init_value", "rope_parameters"),
+    "vision_config": ("scale_factors",),
+    "text_config": ("hidden_act", "layer_norm_eps"),
+    "geometry_encoder_config": ("hidden_act", "hidden_size", "num_attention_heads", "intermediate_size"),
+    "detr_encoder_config": ("hidden_act", "hidden_size", "num_attention_heads", "intermediate_size"),
+    "detr_decoder_config": ("hidden_act", "hidden_size", "num_attention_heads", "intermediate_size"),
+    "mask_decoder_config": ("hidden_size", "num_attention_heads", "num_upsampling_stages"),
+}
+# Fields that change no tensor and no output of a trained model.
+NOT_ARCHITECTURE = ("name", "dropout")
+
+
+def spec_from_config(config: Sam3Config, name: str = "transformers") -> ModelSpec:
+    """The ``ModelSpec`` of a ``transformers.Sam3Config``.
+
+    Raises:
+        CheckpointError: the config sets something a ModelSpec cannot say (the field is named).
+        SpecError: sizes that do not fit together.
+    """
+    vit, text = config.vision_config.backbone_config, config.text_config
+    encoder, decoder = config.detr_encoder_config, config.detr_decoder_config
+    spec = ModelSpec(
+        name=name,
+        vit=VitSpec(
+            embed_dim=vit.hidden_size,
+            depth=vit.num_hidden_layers,
+            num_heads=vit.num_attention_heads,
+            mlp_ratio=_ratio(vit.intermediate_size, vit.hidden_size),
+            patch_size=vit.patch_size,
+            image_size=vit.image_size,
+            pretrain_image_size=vit.pretrain_image_size,
+            window_size=vit.window_size,
+            num_global_blocks=max(len(vit.global_attn_indexes), 1),
+            global_attention_blocks=tuple(vit.global_attn_indexes),
+        ),
+        text=TextSpec(
+            width=text.hidden_size,
+            layers=text.num_hidden_layers,
+            num_heads=text.num_attention_heads,
+            mlp_ratio=_ratio(text.intermediate_size, text.hidden_size),
+            context_length=text.max_position_embeddings,
+            vocab_size=text.vocab_size,
+            projection_dim=text.projection_dim,
+        ),
+        geometry=GeometrySpec(config.geometry_encoder_config.num_layers, config.geometry_encoder_config.roi_size),
+        encoder=EncoderSpec(encoder.num_layers),
+        decoder=DecoderSpec(decoder.num_layers, decoder.num_queries),
+        d_model=encoder.hidden_size,
+        num_heads=encoder.num_attention_heads,
+        ffn_dim=encoder.intermediate_size,
+        dropout=encoder.dropout,
+    )
+    _check_fixed(config, to_sam3_config(spec))
+    return spec
+
+
+def _ratio(inner: int, width: int) -> float:
+    """A ratio r with int(width · r) == inner, also where inner / width rounds below."""
+    ratio = inner / width
+    return ratio if int(width * ratio) == inner else (inner + 0.5) / width
+
+
+def _check_fixed(given: Sam3Config, known: Sam3Config) -> None:
+    for group, keys in FIXED.items():
+        ours, theirs = known, given
+        for step in group.split("."):
+            ours, theirs = getattr(ours, step), getattr(theirs, step)
+        for key in keys:
+            if getattr(theirs, key) != getattr(ours, key):
+                raise CheckpointError(
+                    f"config.json: {group}.{key}={getattr(theirs, key)!r} is not supported "
+                    f"(sam3slim builds it with {getattr(ours, key)!r})"
+                )
+
+
+def spec_difference(found: ModelSpec, wanted: ModelSpec) -> list[tuple[str, Any, Any]]:
+    """The architecture fields in which two specs differ, as (key, found, wanted), most basic first."""
+    left, right = _flat(found), _flat(wanted)
+    return [(key, left[key], right[key]) for key in left if left[key] != right[key]]
+
+
+def _flat(spec: ModelSpec) -> dict[str, Any]:
+    """Dotted field → value, with what follows from others resolved so that two spellings compare equal."""
+    flat: dict[str, Any] = {}
+    for key, value in spec.to_dict().items():
+        if isinstance(value, dict):
+            flat.update({f"{key}.{inner}": v for inner, v in value.items()})
+        elif key not in NOT_ARCHITECTURE:
+            flat[key] = value
+    flat["vit.global_attention_blocks"] = list(spec.vit.global_blocks)
+    del flat["vit.num_global_blocks"]
+    for tower, width in (("vit", spec.vit.embed_dim), ("text", spec.text.width)):
+        # Two ratios that give the same integer width are the same architecture.
+        flat[f"{tower}.mlp_ratio"] = round(int(width * flat[f"{tower}.mlp_ratio"]) / width, 6)
+    return flat

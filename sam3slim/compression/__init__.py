@@ -1,0 +1,25 @@
+"""Fewer bits for the same architecture: a method is a config type, its handler makes the stored tensors."""
+
+from sam3slim.compression.half import Bf16, Fp16
+from sam3slim.compression.int8_weight import Int8Rules, Int8Weight
+from sam3slim.compression.registry import (
+    CompressedTensors,
+    compress,
+    method_from_name,
+    method_names,
+    register,
+)
+from sam3slim.compression.weights_only import WeightsOnly
+
+__all__ = [
+    "Bf16",
+    "CompressedTensors",
+    "Fp16",
+    "Int8Rules",
+    "Int8Weight",
+    "WeightsOnly",
+    "compress",
+    "method_from_name",
+    "method_names",
+    "register",
+]

@@ -1,0 +1,131 @@
+"""Config type → handler, as torchao does it: a new method is one dataclass and one decorated function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from torch import Tensor
+
+from sam3slim.checkpoints import ArtifactInfo, write_artifact
+from sam3slim.checkpoints.artifact import dtype_shares
+from sam3slim.checkpoints.int8 import is_quantised
+from sam3slim.errors import UserError
+from sam3slim.models import Sam3
+
+
+class Method(Protocol):
+    """A frozen dataclass of options whose ``name`` is what a user types."""
+
+    name: ClassVar[str]
+
+
+@dataclass
+class CompressedTensors:
+    """What an artifact will store.
+
+    Attributes:
+        precision: the method's name.
+        tensors: the model's keys → tensors in their stored type (torchao ``Int8Tensor`` where quantised).
+        method: the options used, plain values.
+        overflowed: keys left in FP32 because FP16 cannot hold their largest value.
+        underflowed: key → how many of its non-zero values became zero.
+    """
+
+    precision: str
+    tensors: dict[str, Tensor]
+    method: dict[str, Any] = field(default_factory=dict)
+    overflowed: tuple[str, ...] = ()
+    underflowed: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all tensors, scales included, without the file's header."""
+        return sum(row["bytes"] for row in dtype_shares(self.tensors).values())
+
+    def facts(self) -> dict[str, Any]:
+        """JSON-able account for ``sam3slim.json`` and the record."""
+        return {
+            "method": self.method,
+            "dtypes": dtype_shares(self.tensors),
+            "overflowed": list(self.overflowed),
+            "underflowed": {"tensors": len(self.underflowed), "values": sum(self.underflowed.values())},
+        }
+
+    def describe(self) -> str:
+        """One line per fact a user should know."""
+        shares = dtype_shares(self.tensors)
+        total = sum(row["params"] for row in shares.values())
+        parts = [f"{name} {100 * row['params'] / total:.1f} %" for name, row in shares.items()]
+        lines = [f"{self.precision}: {self.bytes / 1e6:.2f} MB; parameters in " + ", ".join(parts)]
+        if self.overflowed:
+            lines.append(f"{len(self.overflowed)} tensors overflow FP16 and stay FP32: {', '.join(self.overflowed[:3])}")
+        if self.underflowed:
+            worst = max(self.underflowed, key=lambda key: self.underflowed[key])
+            lines.append(f"{sum(self.underflowed.values()):,} values became zero (most in {worst})")
+        return "\n".join(lines)
+
+    def write(self, model: Sam3, folder: str | Path, **facts: Any) -> ArtifactInfo:
+        """``write_artifact`` with these tensors; ``facts`` are its other keywords."""
+        extra = {**self.facts(), **(facts.pop("extra", None) or {})}
+        return write_artifact(
+            model, folder, precision=self.precision, tensors=self.tensors, extra=extra, **facts
+        )
+
+
+MethodT = TypeVar("MethodT")
+Handler = Callable[[Sam3, Any], CompressedTensors]
+_HANDLERS: dict[type, Handler] = {}
+
+
+def register(config_type: type[MethodT]) -> Callable[[Callable[[Sam3, MethodT], CompressedTensors]], Handler]:
+    """Decorate the handler of ``config_type``."""
+
+    def decorate(handler: Callable[[Sam3, MethodT], CompressedTensors]) -> Handler:
+        _HANDLERS[config_type] = handler
+        return handler
+
+    return decorate
+
+
+def compress(model: Sam3, method: Any) -> CompressedTensors:
+    """Convert the weights of ``model`` (left untouched) by ``method``, a registered config object.
+
+    Raises:
+        UserError: the model is already quantised, or a weight is NaN or infinite.
+        TypeError: ``method`` has no handler.
+    """
+    handler = _HANDLERS.get(type(method))
+    if handler is None:
+        raise TypeError(f"no compression handler for {type(method).__name__}")
+    for key, tensor in model.state_dict().items():
+        if is_quantised(tensor):
+            raise UserError(
+                f"compress={method.name}: the model is already INT8 ({key}); start from its FP32 or FP16 parent"
+            )
+        if not tensor.isfinite().all():
+            raise UserError(f"compress={method.name}: {key} holds NaN or infinity; the checkpoint is broken")
+    result = handler(model, method)
+    result.method = {"name": method.name, **asdict(method)}
+    return result
+
+
+def method_names() -> list[str]:
+    """What a user may write after ``compress=``."""
+    return [config_type.name for config_type in _HANDLERS]  # type: ignore[attr-defined]
+
+
+def method_from_name(name: str, **options: Any) -> Any:
+    """The config object called ``name``. Raises UserError for an unknown name or option."""
+    for config_type in _HANDLERS:
+        if config_type.name == name:  # type: ignore[attr-defined]
+            try:
+                return config_type(**options)
+            except TypeError as error:
+                raise UserError(f"compress={name}: unknown option ({error})") from error
+    near = get_close_matches(name, method_names(), 1)
+    hint = f"did you mean {near[0]}?" if near else f"methods: {', '.join(method_names())}"
+    raise UserError(f"compress={name} is not a method; {hint}")

@@ -1,0 +1,93 @@
+"""One line for every way a configuration can be wrong: what was given, and what to type instead."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+
+from yaml import MarkedYAMLError, YAMLError
+
+# What a value that has no default is, for those a user must give.
+WANTED = {
+    "checkpoint": "PATH (a checkpoint file or an artifact folder)",
+    "init.checkpoint": "PATH (the checkpoint whose weights to start from)",
+    "data.root": "FOLDER (images with a COCO-format JSON file)",
+}
+
+
+def one_line(text: str) -> str:
+    """``text`` with its lines joined, so that it can be grepped and fits a table cell."""
+    return " ".join(text.split())
+
+
+def missing_values(keys: Iterable[str]) -> str:
+    """For mandatory keys (``???``) without a value."""
+    first, *more = sorted(keys)
+    also = f" (and {', '.join(more)})" if more else ""
+    return f"{first} has no value; pass {first}={WANTED.get(first, 'VALUE')}{also}"
+
+
+def unknown_option(group: str, option: str, options: Sequence[str], where: str = "") -> str:
+    """For ``group=option`` with an option that has no file; ``where`` is the YAML file that asked for it."""
+    asked = f" in {where}" if where else ""
+    if not options:
+        return f"unknown option {group}={option}{asked}: there is no group {group}"
+    near = get_close_matches(option, options, 1)
+    guess = f"did you mean {group}={near[0]}? " if near else ""
+    return f"unknown option {group}={option}{asked}; {guess}available: {', '.join(sorted(options))}"
+
+
+def unknown_override(key: str, keys: Sequence[str], groups: Sequence[str], where: str = "") -> str:
+    """For a key or group that the composed configuration does not have."""
+    asked = f" in {where}" if where else ""
+    near = _nearest(key, keys, groups)
+    if near:
+        return f"unknown key {key}{asked}; did you mean {' or '.join(near)}?"
+    parent = key.rpartition(".")[0]
+    siblings = sorted(k for k in keys if k.rpartition(".")[0] == parent)
+    if siblings:
+        return f"unknown key {key}{asked}; known keys: {', '.join(siblings)}"
+    return f"unknown key {key}{asked}; --cfg job shows all keys, --help all groups"
+
+
+def unreadable_override(override: str) -> str:
+    """For an argument that is no override."""
+    return f"cannot read {override!r}; write KEY=VALUE or GROUP=OPTION, and quote brackets and spaces for the shell"
+
+
+def several_values(override: str) -> str:
+    """For ``key=a,b`` outside a sweep."""
+    key, _, values = override.partition("=")
+    return f"{override} gives {key} several values; add -m to run them all, or write {key}=[{values}] for a list"
+
+
+def broken_yaml(error: YAMLError) -> str:
+    """For a file that is not YAML: its name, the line and the parser's reason."""
+    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"{mark.name} line {mark.line + 1}: {one_line(error.problem or 'not YAML')}"
+    return f"not YAML: {one_line(str(error))}"
+
+
+def unwritable(error: OSError, fix: str) -> str:
+    """For an output folder that cannot be made or written."""
+    return f"cannot write to output folder {error.filename or '?'}: {error.strerror or error}; {fix}"
+
+
+def option_names(group_dir: Path) -> list[str]:
+    """The options of a group: the YAML files in its folder."""
+    return sorted(path.stem for path in group_dir.glob("*.yaml"))
+
+
+def _nearest(key: str, keys: Sequence[str], groups: Sequence[str]) -> list[str]:
+    """Known names like ``key``: near siblings first, then the same last word elsewhere, then near names."""
+    parent, _, tail = key.rpartition(".")
+    siblings = {k.rpartition(".")[2]: k for k in keys if k.rpartition(".")[0] == parent}
+    if near := get_close_matches(tail, siblings, 1):
+        return [siblings[near[0]]]
+    same = [k for k in (*groups, *keys) if re.split(r"[./]", k)[-1] == tail]
+    if same := [k for k in same if k.replace(".", "/") not in groups or "/" in k]:
+        return same[:3]
+    return [] if parent and siblings else get_close_matches(key, (*groups, *keys), 1)

@@ -1,0 +1,1 @@
+"""COCO-format concepts: prompts, targets, batches, and the generated ``shapes`` set."""

@@ -1,0 +1,128 @@
+"""What a training or evaluation step receives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Targets:
+    """Instances of all prompts of a batch, packed one after another (T in all).
+
+    Attributes:
+        boxes: [T, 4] float32, (cx, cy, w, h) in 0..1 of the model's square input.
+        masks: [T, S, S] bool at the model's input size, or None for a boxes-only set.
+        prompt_index: [T] int64, non-decreasing: the prompt (row of ``input_ids``) it belongs to.
+    """
+
+    boxes: Tensor
+    masks: Tensor | None
+    prompt_index: Tensor
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Targets:
+        """The same targets on ``device``."""
+        masks = self.masks if self.masks is None else self.masks.to(device, non_blocking=non_blocking)
+        boxes = self.boxes.to(device, non_blocking=non_blocking)
+        return Targets(boxes, masks, self.prompt_index.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Targets:
+        """The same targets in page-locked memory."""
+        masks = self.masks if self.masks is None else self.masks.pin_memory()
+        return Targets(self.boxes.pin_memory(), masks, self.prompt_index.pin_memory())
+
+
+@dataclass
+class ImageInfo:
+    """Where an image of the batch comes from and how big it was.
+
+    ``ground_truth`` holds, in original pixels, what evaluation compares with (None in training).
+    """
+
+    image_id: int
+    file_name: str
+    height: int
+    width: int
+    ground_truth: GroundTruth | None = None
+
+
+@dataclass
+class GroundTruth:
+    """All annotations of one image in original pixels (N of them, crowd regions included).
+
+    Attributes:
+        boxes: [N, 4] float32, (x1, y1, x2, y2) in pixels.
+        labels: [N] int64 COCO category ids.
+        iscrowd: [N] int64, 1 for crowd regions.
+        area: [N] float32, pixels squared, as annotated.
+        rles: N compressed pycocotools RLE dicts ({"size": [h, w], "counts": bytes}), or None for boxes only.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    iscrowd: Tensor
+    area: Tensor
+    rles: list[dict] | None
+
+
+@dataclass
+class Batch:
+    """B images and P prompts; prompt p asks its phrase of image ``image_index[p]``.
+
+    Attributes:
+        pixel_values: [B, 3, S, S] float32, normalised with mean 0.5 and std 0.5 (-1..1).
+        input_ids: [P, L] int64, padded to the model's context length.
+        attention_mask: [P, L] int64, 1 on real tokens.
+        image_index: [P] int64, non-decreasing.
+        category_ids: [P] int64 COCO category id of each prompt.
+        targets: the instances.
+        phrases: P strings.
+        images: B entries.
+    """
+
+    _tensors: ClassVar = ("pixel_values", "input_ids", "attention_mask", "image_index", "category_ids")
+
+    pixel_values: Tensor
+    input_ids: Tensor
+    attention_mask: Tensor
+    image_index: Tensor
+    category_ids: Tensor
+    targets: Targets
+    phrases: list[str] = field(default_factory=list)
+    images: list[ImageInfo] = field(default_factory=list)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """The batch with its tensors on ``device``; ``images`` (with the ground truth) stay on the CPU."""
+        moved = {name: getattr(self, name).to(device, non_blocking=non_blocking) for name in self._tensors}
+        return replace(self, targets=self.targets.to(device, non_blocking), **moved)
+
+    def pin_memory(self) -> Batch:
+        """The batch in page-locked memory (called by the data loader)."""
+        pinned = {name: getattr(self, name).pin_memory() for name in self._tensors}
+        return replace(self, targets=self.targets.pin_memory(), **pinned)
+
+
+@dataclass
+class Sample:
+    """One image with its prompts: what a data set returns and ``collate`` packs.
+
+    Attributes:
+        image: [3, S, S] float32, normalised.
+        category_ids: the P prompts.
+        phrases: their P phrases.
+        boxes: [T, 4] float32, (cx, cy, w, h) in 0..1.
+        masks: [T, S, S] bool, or None for a boxes-only set.
+        prompt_index: [T] int64, non-decreasing, 0..P-1.
+        info: where the image comes from.
+    """
+
+    image: Tensor
+    category_ids: list[int]
+    phrases: list[str]
+    boxes: Tensor
+    masks: Tensor | None
+    prompt_index: Tensor
+    info: ImageInfo

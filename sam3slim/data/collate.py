@@ -1,0 +1,62 @@
+"""Samples → one batch, each phrase tokenised once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sam3slim.data.batch import Batch, Sample, Targets
+from sam3slim.data.tokenizer import FULL_VOCAB_SIZE, clip_tokenizer, encode
+
+
+class Collate:
+    """Packs samples; picklable, so worker processes can hold their own.
+
+    Args:
+        vocab_size, context_length: of the model's text tower.
+    """
+
+    def __init__(self, vocab_size: int = FULL_VOCAB_SIZE, context_length: int = 32) -> None:
+        self.vocab_size, self.context_length = vocab_size, context_length
+        clip_tokenizer(vocab_size, context_length)  # a bad size is told now, not from a worker
+        self._known: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, samples: Sequence[Sample]) -> Batch:
+        """``samples`` as a batch; prompts and targets keep the samples' order."""
+        counts = torch.tensor([len(sample.phrases) for sample in samples])
+        first_prompt = torch.cumsum(counts, 0) - counts
+        masks = [sample.masks for sample in samples if sample.masks is not None]
+        phrases = [phrase for sample in samples for phrase in sample.phrases]
+        input_ids, attention_mask = self._tokens(phrases)
+        targets = Targets(
+            boxes=torch.cat([sample.boxes for sample in samples]),
+            masks=torch.cat(masks) if len(masks) == len(samples) else None,
+            prompt_index=torch.cat(
+                [sample.prompt_index + first for sample, first in zip(samples, first_prompt, strict=True)]
+            ),
+        )
+        return Batch(
+            pixel_values=torch.stack([sample.image for sample in samples]),
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            image_index=torch.repeat_interleave(torch.arange(len(samples)), counts),
+            category_ids=torch.tensor(
+                [i for sample in samples for i in sample.category_ids], dtype=torch.int64
+            ),
+            targets=targets,
+            phrases=phrases,
+            images=[sample.info for sample in samples],
+        )
+
+    def _tokens(self, phrases: list[str]) -> tuple[Tensor, Tensor]:
+        new = sorted({phrase for phrase in phrases if phrase not in self._known})
+        if new:
+            ids, mask = encode(clip_tokenizer(self.vocab_size, self.context_length), new)
+            self._known.update({phrase: (ids[row], mask[row]) for row, phrase in enumerate(new)})
+        if not phrases:
+            empty = torch.zeros(0, self.context_length, dtype=torch.int64)
+            return empty, empty.clone()
+        rows = [self._known[phrase] for phrase in phrases]
+        return torch.stack([ids for ids, _ in rows]), torch.stack([mask for _, mask in rows])

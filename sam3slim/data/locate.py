@@ -1,0 +1,113 @@
+"""Finding the annotation file and the image folder of a COCO-format set."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from sam3slim.errors import UserError
+
+log = logging.getLogger(__name__)
+
+# How the three splits are spelled in file and folder names.
+SPLIT_WORDS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+# COCO files that hold no instances, and the record of the shapes generator.
+NOT_INSTANCES = ("captions_", "person_keypoints_", "panoptic_", "stuff_", "image_info_", "dataset")
+
+
+def find_annotations(root: Path, split: str, given: str | Path | None = None) -> Path:
+    """The JSON file of ``split``; ``given`` (absolute, or relative to ``root``) settles it.
+
+    Looks at ``root/*.json``, ``root/annotations/*.json`` and ``root/<split>/*.json``. A set with one
+    file only uses it for every split, and says so.
+
+    Raises:
+        UserError: no folder, no file, or more than one that fits (all are listed).
+    """
+    if not root.is_dir():
+        raise UserError(f"data.root={root} is not a folder; expected one with a COCO JSON file and images")
+    if given is not None:
+        path = root / given
+        if not path.is_file():
+            raise UserError(f"data.annotations={given}: no such file ({path})")
+        return path
+    if split not in SPLIT_WORDS:
+        raise UserError(
+            f"data.split={split}: expected one of {', '.join(SPLIT_WORDS)}, or give data.annotations"
+        )
+    found = sorted(root.glob("*.json")) + sorted(root.glob("annotations/*.json"))
+    for words in SPLIT_WORDS.values():
+        found += [path for word in words for path in sorted(root.glob(f"{word}*/*.json"))]
+    found = [path for path in found if not path.name.startswith(NOT_INSTANCES)]
+    if not found:
+        raise UserError(
+            f"data.root={root} holds no COCO JSON file (looked for *.json, annotations/*.json, "
+            f"{split}/*.json); set data.root or data.annotations"
+        )
+    fitting = [path for path in found if _split_of(path, root) == split]
+    if len(fitting) == 1:
+        return fitting[0]
+    if len(found) == 1:
+        log.info("%s is the only annotation file and serves the %s split", found[0], split)
+        return found[0]
+    names = ", ".join(str(path.relative_to(root)) for path in (fitting or found))
+    what = "several files fit" if fitting else "no file fits"
+    raise UserError(
+        f"data.root={root}: {what} the {split} split ({names}); choose one with data.annotations=FILE"
+    )
+
+
+def find_images(
+    root: Path, split: str, annotations: Path, file_names: Sequence[str], given: str | Path | None = None
+) -> Path:
+    """The folder that ``file_names`` are relative to; ``given`` settles it.
+
+    Raises:
+        UserError: no candidate folder holds any of the first files.
+    """
+    if given is not None:
+        folder = root / given
+        if not folder.is_dir():
+            raise UserError(f"data.images={given}: no such folder ({folder})")
+        return folder
+    stem = annotations.stem.removeprefix("instances_")
+    subfolders = [stem, *SPLIT_WORDS.get(split, (split,)), "images", "."]
+    candidates = [root / "images" / name for name in subfolders[:-2]] + [root / name for name in subfolders]
+    candidates += [annotations.parent / "images", annotations.parent]
+    first = file_names[:20]
+    hits = [(sum((folder / name).is_file() for name in first), folder) for folder in candidates]
+    # max keeps the first of equals, so folders named after the split win.
+    count, folder = max(hits, key=lambda pair: pair[0])
+    if count == 0:
+        raise UserError(
+            f"no image folder below data.root={root} holds {first[0]}, the first image of "
+            f"{annotations.name}; set data.images=FOLDER"
+        )
+    return folder
+
+
+def missing_files(folder: Path, file_names: Sequence[str]) -> list[str]:
+    """Those of ``file_names`` not in ``folder``; each sub-folder is listed once."""
+    listed: dict[Path, set[str]] = {}
+    missing = []
+    for name in file_names:
+        path = folder / name
+        if path.parent not in listed:
+            listed[path.parent] = (
+                {item.name for item in path.parent.iterdir()} if path.parent.is_dir() else set()
+            )
+        if path.name not in listed[path.parent]:
+            missing.append(name)
+    return missing
+
+
+def _split_of(path: Path, root: Path) -> str | None:
+    """The split a file names itself after (``instances_val2017``), else its folder (``valid/…``)."""
+    folders = [] if path.parent == root else [path.parent.name]
+    for text in (path.stem, *folders):
+        pieces = text.lower().replace("-", "_").split("_")
+        for split, words in SPLIT_WORDS.items():
+            if any(piece.rstrip("0123456789") in words for piece in pieces):
+                return split
+    return None

@@ -1,0 +1,140 @@
+"""The Lightning data module: a COCO-format set on disk, or the shapes set drawn on first use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning
+
+from sam3slim.data.coco import CocoConcepts
+from sam3slim.data.collate import Collate
+from sam3slim.data.loader import ConceptLoader
+from sam3slim.data.sampling import PromptSpec
+from sam3slim.data.shapes import ShapesSpec, make_shapes
+from sam3slim.data.transforms import AugmentSpec
+from sam3slim.errors import UserError
+
+
+class ConceptData(lightning.LightningDataModule):
+    """Train, val and test loaders of one data set.
+
+    Args:
+        root: folder of the set (with ``shapes``, where it is drawn unless it is there already).
+        image_size, context_length, vocab_size: of the model.
+        batch_size, eval_batch_size: images per step and process.
+        num_workers: loading processes; 0 loads in the training process.
+        cache: ``ram`` keeps decoded images and masks (once per worker).
+        prompts: how training prompts are chosen.
+        eval_prompts: protocol of val and test: ``all``, ``present``, ``present+k`` or ``present+<number>``.
+        augment: training augmentation, or None.
+        annotations, images: per split, a file or folder instead of a search; a bare path serves every split.
+        on_unreadable: ``fail`` or ``skip``.
+        limit, eval_limit: use the first images only (``eval_limit`` None: all).
+        shapes: draw this shapes set at ``root``.
+        overwrite: replace a different shapes set at ``root``.
+        seed: of order, prompts and augmentation.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        image_size: int,
+        context_length: int = 32,
+        vocab_size: int = 49_408,
+        batch_size: int = 8,
+        eval_batch_size: int | None = None,
+        num_workers: int = 0,
+        cache: Literal["none", "ram"] = "none",
+        prompts: PromptSpec | None = None,
+        eval_prompts: str = "all",
+        augment: AugmentSpec | None = None,
+        annotations: Mapping[str, str] | str | None = None,
+        images: Mapping[str, str] | str | None = None,
+        on_unreadable: Literal["fail", "skip"] = "fail",
+        limit: int | None = None,
+        eval_limit: int | None = None,
+        shapes: ShapesSpec | None = None,
+        overwrite: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1 or num_workers < 0:
+            raise UserError(
+                f"data.batch_size={batch_size}, data.num_workers={num_workers}: expected >= 1 and >= 0"
+            )
+        self.root, self.shapes, self.overwrite, self.seed = Path(root), shapes, overwrite, seed
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
+        self.num_workers = num_workers
+        self.prompts = replace(prompts or PromptSpec(), protocol="train")
+        self.eval_prompts = replace(self.prompts, protocol=eval_prompts)
+        self.augment, self.limit, self.eval_limit = augment, limit, eval_limit
+        self._annotations, self._images = annotations, images
+        self._common: dict[str, Any] = {
+            "image_size": image_size, "on_unreadable": on_unreadable, "cache": cache, "seed": seed
+        }  # fmt: skip
+        self.collate = Collate(vocab_size, context_length)
+        self._datasets: dict[str, CocoConcepts] = {}
+
+    def prepare_data(self) -> None:
+        """Draw the shapes set if asked for (one process only).
+
+        Raises:
+            UserError: something else is in the way.
+        """
+        if self.shapes is not None:
+            make_shapes(self.root, self.shapes, overwrite=self.overwrite)
+
+    def setup(self, stage: str) -> None:
+        """Read the annotation files, so that bad input stops before training starts."""
+        needed = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
+        for split in needed[stage]:
+            self.dataset(split, training=split == "train")
+
+    def dataset(self, split: str, *, training: bool = False) -> CocoConcepts:
+        """The data set of ``split`` under the training or the evaluation protocol (read once)."""
+        key = f"{split}/{'train' if training else 'eval'}"
+        if key not in self._datasets:
+            self._datasets[key] = CocoConcepts(
+                self.root,
+                split,
+                annotations=_of_split(self._annotations, split),
+                images=_of_split(self._images, split),
+                prompts=self.prompts if training else self.eval_prompts,
+                augment=self.augment if training else None,
+                limit=self.limit if training else self.eval_limit,
+                **self._common,
+            )
+        return self._datasets[key]
+
+    def loader(self, split: str, *, training: bool = False) -> ConceptLoader:
+        """Batches of ``split``; also usable without a trainer (after ``prepare_data``)."""
+        return ConceptLoader(
+            self.dataset(split, training=training),
+            self.collate,
+            batch_size=self.batch_size if training else self.eval_batch_size,
+            training=training,
+            num_workers=self.num_workers,
+            seed=self.seed,
+            world_size=self.trainer.world_size if self.trainer else 1,
+            rank=self.trainer.global_rank if self.trainer else 0,
+        )
+
+    def train_dataloader(self) -> ConceptLoader:
+        """Shuffled, with sampled prompts and augmentation."""
+        return self.loader("train", training=True)
+
+    def val_dataloader(self) -> ConceptLoader:
+        """The val split under the evaluation protocol."""
+        return self.loader("val")
+
+    def test_dataloader(self) -> ConceptLoader:
+        """The test split under the evaluation protocol."""
+        return self.loader("test")
+
+
+def _of_split(given: Mapping[str, str] | str | None, split: str) -> str | None:
+    return given.get(split) if isinstance(given, Mapping) else given

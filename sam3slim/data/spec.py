@@ -1,0 +1,89 @@
+"""The ``data`` group as a checked dataclass, and the data module it describes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from sam3slim.data.module import ConceptData
+from sam3slim.data.sampling import PromptSpec
+from sam3slim.data.shapes import ShapesSpec
+from sam3slim.data.transforms import AugmentSpec
+from sam3slim.errors import UserError
+from sam3slim.specs import ModelSpec
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """Keys of conf/data; see ``ConceptData`` and ``PromptSpec`` for what each does."""
+
+    kind: Literal["shapes", "coco"]
+    root: str
+    split: str = "test"
+    annotations: dict[str, Any] | str | None = None
+    images: dict[str, Any] | str | None = None
+    batch_size: int = 8
+    eval_batch_size: int = 8
+    num_workers: int = 0
+    cache: Literal["none", "ram"] = "none"
+    negatives: int = 3
+    hard_negatives: float = 0.5
+    max_prompts: int = 8
+    min_area: float = 0.0
+    protocol: str = "all"
+    on_unreadable: Literal["fail", "skip"] = "fail"
+    limit: int | None = None
+    eval_limit: int | None = None
+    overwrite: bool = False
+    augment: AugmentSpec = field(default_factory=AugmentSpec)
+    shapes: ShapesSpec | None = None
+
+    def __post_init__(self) -> None:
+        if (self.kind == "shapes") != (self.shapes is not None):
+            raise UserError(f"data.kind={self.kind} {'needs' if self.kind == 'shapes' else 'excludes'} data.shapes")
+        if self.split not in SPLITS:
+            raise UserError(f"data.split={self.split} must be one of {', '.join(SPLITS)}")
+        for key in ("batch_size", "eval_batch_size"):
+            if getattr(self, key) < 1:
+                raise UserError(f"data.{key}={getattr(self, key)} must be at least 1")
+        for key in ("limit", "eval_limit"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise UserError(f"data.{key}={value} must be at least 1, or null for all images")
+        self.prompts()
+
+    def prompts(self) -> PromptSpec:
+        """How training prompts are chosen."""
+        return PromptSpec(
+            protocol="train",
+            negatives=self.negatives,
+            hard_negatives=self.hard_negatives,
+            max_prompts=self.max_prompts,
+            min_area=self.min_area,
+        )
+
+    def build(self, model: ModelSpec, seed: int = 0) -> ConceptData:
+        """The data module for ``model``: its image size, context length and vocabulary."""
+        return ConceptData(
+            self.root,
+            image_size=model.vit.image_size,
+            context_length=model.text.context_length,
+            vocab_size=model.text.vocab_size,
+            batch_size=self.batch_size,
+            eval_batch_size=self.eval_batch_size,
+            num_workers=self.num_workers,
+            cache=self.cache,
+            prompts=self.prompts(),
+            eval_prompts=self.protocol,
+            augment=self.augment,
+            annotations=self.annotations,
+            images=self.images,
+            on_unreadable=self.on_unreadable,
+            limit=self.limit,
+            eval_limit=self.eval_limit,
+            shapes=self.shapes,
+            overwrite=self.overwrite,
+            seed=seed,
+        )

@@ -1,0 +1,67 @@
+"""What a run ran on: code, libraries, hardware."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+LIBRARIES = ("sam3slim", "torch", "torchvision", "transformers", "lightning", "torchmetrics", "torchao")
+
+
+def git_state(folder: str | Path) -> dict[str, Any] | None:
+    """{"sha", "dirty"} of the checkout whose code ``folder`` is; None for an installed copy or without git.
+
+    "dirty" means that tracked files differ from the commit, or that there are new ones git does not ignore.
+    """
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(folder), *arguments],
+                capture_output=True,
+                text=True,
+                timeout=20,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    # A package installed below some other repository is not that repository's code.
+    if not git("ls-files", "--", "."):
+        return None
+    sha, changes = git("rev-parse", "HEAD"), git("status", "--porcelain")
+    return None if sha is None or changes is None else {"sha": sha, "dirty": bool(changes)}
+
+
+def library_versions() -> dict[str, str | None]:
+    """Version of Python and of each library that numbers depend on; None where it is not installed."""
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions
+
+
+def describe_device(device: torch.device | str | None = None) -> str:
+    """Name of the GPU, or of the CPU with torch's threads; None: the GPU if there is one."""
+    kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if kind.type == "cuda":
+        return torch.cuda.get_device_name(kind)
+    return f"{_cpu_name()}, {torch.get_num_threads()} threads"
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

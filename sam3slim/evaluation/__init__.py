@@ -1,0 +1,23 @@
+"""Detections, COCO mAP, latency and memory of a model."""
+
+from sam3slim.evaluation.evaluate import Calibration, EvalResult, evaluate, first_images, ground_truths
+from sam3slim.evaluation.inference import TextCache, predict_batch
+from sam3slim.evaluation.latency import measure_latency, peak_memory_bytes, reset_peak_memory
+from sam3slim.evaluation.mean_ap import ConceptMeanAP
+from sam3slim.evaluation.postprocess import Detections, PromptScores
+
+__all__ = [
+    "Calibration",
+    "ConceptMeanAP",
+    "Detections",
+    "EvalResult",
+    "PromptScores",
+    "TextCache",
+    "evaluate",
+    "first_images",
+    "ground_truths",
+    "measure_latency",
+    "peak_memory_bytes",
+    "predict_batch",
+    "reset_peak_memory",
+]

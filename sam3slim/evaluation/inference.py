@@ -1,0 +1,156 @@
+"""From a batch to detections: the one path that evaluation, pictures and prediction share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from sam3slim.data.batch import Batch
+from sam3slim.evaluation.postprocess import (
+    Candidates,
+    Detections,
+    PromptScores,
+    finish_detections,
+    merge_candidates,
+    no_detections,
+    prompt_scores,
+    select_candidates,
+)
+from sam3slim.models.sam3 import Sam3
+
+
+class TextCache:
+    """Text features of phrases already seen, so a fixed vocabulary passes the text tower once.
+
+    Valid for one set of weights: make a new one for every evaluation.
+    """
+
+    def __init__(self) -> None:
+        self._features: dict[bytes, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self._features)
+
+    def features(self, model: Sam3, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Text features [P, T, d_model] of token rows [P, T], on the model's device."""
+        rows = torch.stack([input_ids, attention_mask.to(input_ids.dtype)], dim=1).cpu()
+        keys = [row.numpy().tobytes() for row in rows]
+        new = {key: i for i, key in enumerate(keys) if key not in self._features}
+        if new:
+            index = torch.tensor(list(new.values()))
+            device = model_device(model)
+            text, _ = model.encode_text(input_ids[index].to(device), attention_mask[index].to(device))
+            self._features.update(zip(new, text, strict=True))
+        return torch.stack([self._features[key] for key in keys])
+
+
+def predict_batch(
+    model: Sam3,
+    batch: Batch,
+    *,
+    prompt_chunk: int = 32,
+    top_k: int = 100,
+    with_masks: bool = True,
+    text_cache: TextCache | None = None,
+    input_boxes: Tensor | None = None,
+    input_boxes_labels: Tensor | None = None,
+) -> list[Detections]:
+    """Detections of every image of ``batch``, in the order of ``batch.images``.
+
+    The vision tower runs once per image and the text tower once per distinct phrase (of the whole
+    evaluation, with a ``text_cache``). The model runs in eval mode, on the device and in the floating
+    type of its weights, and is left as it was.
+
+    Args:
+        model: on any device.
+        batch: on any device; its targets are not looked at.
+        prompt_chunk: prompts that pass encoder, decoder and mask head together; bounds memory.
+        top_k: detections kept per image over all its prompts (100 is COCO's limit).
+        with_masks: False skips the mask head.
+        text_cache: shared by the batches of one evaluation.
+        input_boxes: [P, N, 4] (cx, cy, w, h) in 0..1, box prompts besides the phrases.
+        input_boxes_labels: [P, N] int64, 1 positive, 0 negative, -10 padding.
+
+    Raises:
+        UserError: the model returns NaN.
+    """
+    if prompt_chunk < 1 or top_k < 1:
+        raise ValueError(f"prompt_chunk={prompt_chunk} and top_k={top_k} must be at least 1")
+    device = model_device(model)
+    cache = TextCache() if text_cache is None else text_cache
+    images = len(batch.images)
+    found: list[list[Candidates]] = [[] for _ in range(images)]
+    asked: list[list[PromptScores]] = [[] for _ in range(images)]
+    with torch.inference_mode(), eval_mode(model):
+        vision = None
+        for start in range(0, len(batch.input_ids), prompt_chunk):
+            part = slice(start, start + prompt_chunk)
+            if vision is None:
+                vision = model.get_vision_features(batch.pixel_values.to(device, model.dtype))
+            image_index = batch.image_index[part].to(device)
+            labels = batch.category_ids[part].to(device)
+            output = model(
+                vision_embeds=vision,
+                text_embeds=cache.features(model, batch.input_ids[part], batch.attention_mask[part]),
+                attention_mask=batch.attention_mask[part].to(device),
+                image_index=image_index,
+                input_boxes=None if input_boxes is None else input_boxes[part].to(device),
+                input_boxes_labels=None
+                if input_boxes_labels is None
+                else input_boxes_labels[part].to(device),
+                with_masks=with_masks,
+            )
+            scores, presence = prompt_scores(output)
+            for image in image_index.unique().tolist():
+                rows = (image_index == image).nonzero().squeeze(1)
+                found[image].append(select_candidates(output, scores, rows, labels[rows], top_k))
+                asked[image].append(_asked(labels[rows], presence[rows], scores[rows]))
+        return [
+            _finish(found[i], asked[i], info.image_id, info.height, info.width, top_k, with_masks)
+            for i, info in enumerate(batch.images)
+        ]
+
+
+def model_device(model: nn.Module) -> torch.device:
+    """Where the weights are."""
+    return next(model.parameters()).device
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Switch dropout and the like off for the body, then restore every module's own mode."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        if training:
+            model.eval()
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _asked(labels: Tensor, presence: Tensor, scores: Tensor) -> PromptScores:
+    return PromptScores(labels.cpu(), presence.cpu(), scores.amax(dim=1).cpu())
+
+
+def _finish(
+    found: list[Candidates],
+    asked: list[PromptScores],
+    image_id: int,
+    height: int,
+    width: int,
+    top_k: int,
+    with_masks: bool,
+) -> Detections:
+    if not found:
+        return no_detections(image_id, with_masks=with_masks)
+    detections = finish_detections(merge_candidates(found, top_k), image_id, height, width)
+    detections.prompts = PromptScores(
+        labels=torch.cat([part.labels for part in asked]),
+        presence=torch.cat([part.presence for part in asked]),
+        top_score=torch.cat([part.top_score for part in asked]),
+    )
+    return detections

@@ -1,0 +1,84 @@
+"""Time and memory of one forward."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sam3slim.evaluation.inference import eval_mode, model_device
+from sam3slim.models.sam3 import Sam3
+
+
+def measure_latency(
+    model: Sam3,
+    pixel_values: Tensor,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    *,
+    image_index: Tensor | None = None,
+    warmup: int = 3,
+    repeats: int = 20,
+) -> dict[str, float | int]:
+    """Wall time of the whole forward (both towers, masks included), as ``record.json`` holds it.
+
+    Args:
+        model: on any device; runs in eval mode and is left as it was.
+        pixel_values: [B, 3, S, S].
+        input_ids, attention_mask: [P, T] int64.
+        image_index: [P] int64, see ``Sam3.forward``.
+        warmup: forwards that are not counted.
+        repeats: forwards that are.
+
+    Returns:
+        {"p50", "p90"}: milliseconds per forward; {"batch"}: B; {"threads"}: CPU threads of torch.
+    """
+    if repeats < 1 or warmup < 0:
+        raise ValueError(f"repeats={repeats} must be at least 1 and warmup={warmup} at least 0")
+    device = model_device(model)
+    inputs = {
+        "pixel_values": pixel_values.to(device, model.dtype),
+        "input_ids": input_ids.to(device),
+        "attention_mask": attention_mask.to(device),
+        "image_index": None if image_index is None else image_index.to(device),
+    }
+    times = []
+    with torch.inference_mode(), eval_mode(model):
+        for run in range(warmup + repeats):
+            _wait(device)
+            started = time.perf_counter()
+            model(**inputs)
+            _wait(device)
+            if run >= warmup:
+                times.append(1000 * (time.perf_counter() - started))
+    return {
+        "p50": float(np.percentile(times, 50)),
+        "p90": float(np.percentile(times, 90)),
+        "batch": len(pixel_values),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def reset_peak_memory(device: torch.device | str) -> None:
+    """Start counting anew on a CUDA device. A CPU process cannot forget its peak: nothing happens there."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory_bytes(device: torch.device | str) -> int:
+    """Most bytes held: by torch's allocator since the last reset (CUDA), or by the process ever (CPU)."""
+    if torch.device(device).type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux counts kilobytes, macOS bytes.
+    return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def _wait(device: torch.device) -> None:
+    """CUDA returns before it has computed."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

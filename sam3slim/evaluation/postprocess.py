@@ -1,0 +1,159 @@
+"""Raw outputs of the prompts → scored detections per image, in original pixels.
+
+The score of a query is sigmoid(class logit) · sigmoid(presence logit), as in SAM 3 (arXiv:2511.16719):
+the presence head says whether the concept is in the image at all, the query only where.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from pycocotools import mask as mask_utils
+from torch import Tensor
+from torch.nn import functional as F
+
+from sam3slim.errors import UserError
+from sam3slim.models.outputs import Sam3Output
+
+Rle = dict[str, Any]
+
+# Pixels of upsampled logits held at once while masks are encoded (256 MB in FP32).
+MAX_UPSAMPLED_PIXELS = 64 * 2**20
+
+
+@dataclass
+class PromptScores:
+    """What the model thought of each of an image's prompts, for checks of calibration.
+
+    Attributes:
+        labels: [P] int64 category ids asked for.
+        presence: [P] float32 probability that the concept is in the image.
+        top_score: [P] float32 score of the best query.
+    """
+
+    labels: Tensor
+    presence: Tensor
+    top_score: Tensor
+
+
+@dataclass
+class Detections:
+    """N detections of one image, best first, on the CPU.
+
+    Attributes:
+        image_id: of the data set.
+        boxes: [N, 4] float32 (x1, y1, x2, y2) in original pixels, inside the image.
+        scores: [N] float32 in 0..1.
+        labels: [N] int64 category ids.
+        rles: N compressed pycocotools RLE dicts ({"size": [h, w], "counts": bytes}); None without masks.
+        prompts: scores of the prompts themselves.
+    """
+
+    image_id: int
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    rles: list[Rle] | None
+    prompts: PromptScores | None = None
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+
+@dataclass
+class Candidates:
+    """The best queries of some prompts of one image, before masks are upsampled.
+
+    Attributes:
+        boxes: [N, 4] (x1, y1, x2, y2) in 0..1.
+        scores: [N].
+        labels: [N] int64.
+        masks: [N, h, w] logits at the model's resolution, or None.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    masks: Tensor | None
+
+
+def prompt_scores(output: Sam3Output) -> tuple[Tensor, Tensor]:
+    """Scores [P, Q] of all queries and presence [P] of all prompts, float32 in 0..1.
+
+    Raises:
+        UserError: the model returned NaN, so no ranking exists.
+    """
+    presence = output.presence_logits.float().sigmoid()
+    scores = output.pred_logits.float().sigmoid() * presence
+    if scores.isnan().any():
+        raise UserError(
+            "the model returns NaN scores: its weights hold NaN, or its precision is too low for its values; "
+            "check the checkpoint, or use FP32"
+        )
+    return scores, presence.squeeze(-1)
+
+
+def select_candidates(
+    output: Sam3Output, scores: Tensor, prompts: Tensor, labels: Tensor, top_k: int
+) -> Candidates:
+    """The ``top_k`` best queries over the rows ``prompts`` [p] of ``output`` (all of one image).
+
+    Args:
+        output: of P prompts.
+        scores: [P, Q] from ``prompt_scores``.
+        prompts: [p] int64 rows.
+        labels: [p] category id of each row.
+        top_k: how many to keep.
+    """
+    chosen = scores[prompts]
+    values, flat = chosen.flatten().topk(min(top_k, chosen.numel()))
+    row, query = flat // chosen.shape[1], flat % chosen.shape[1]
+    prompt = prompts[row]
+    masks = None if output.pred_masks is None else output.pred_masks[prompt, query]
+    return Candidates(output.pred_boxes[prompt, query].float(), values, labels[row], masks)
+
+
+def merge_candidates(parts: Sequence[Candidates], top_k: int) -> Candidates:
+    """The ``top_k`` best of several sets of candidates of one image."""
+    scores = torch.cat([part.scores for part in parts])
+    values, order = scores.topk(min(top_k, len(scores)))
+    masks = [part.masks for part in parts if part.masks is not None]
+    return Candidates(
+        boxes=torch.cat([part.boxes for part in parts])[order],
+        scores=values,
+        labels=torch.cat([part.labels for part in parts])[order],
+        masks=torch.cat(masks)[order] if len(masks) == len(parts) else None,
+    )
+
+
+def finish_detections(candidates: Candidates, image_id: int, height: int, width: int) -> Detections:
+    """Candidates in the pixels of a ``height`` × ``width`` image, masks as RLE."""
+    scale = candidates.boxes.new_tensor([width, height, width, height])
+    boxes = (candidates.boxes.clamp(0, 1) * scale).cpu()
+    rles = None if candidates.masks is None else encode_masks(candidates.masks, height, width)
+    return Detections(image_id, boxes, candidates.scores.cpu(), candidates.labels.cpu(), rles)
+
+
+def no_detections(image_id: int, *, with_masks: bool) -> Detections:
+    """The answer for an image that was asked nothing."""
+    labels = torch.zeros(0, dtype=torch.int64)
+    return Detections(image_id, torch.zeros(0, 4), torch.zeros(0), labels, [] if with_masks else None)
+
+
+def encode_masks(logits: Tensor, height: int, width: int) -> list[Rle]:
+    """Mask logits [N, h, w] → N RLE dicts at ``height`` × ``width`` (bilinear, then above 0).
+
+    Upsampled in slices and encoded at once, so memory does not grow with N.
+    """
+    step = max(1, MAX_UPSAMPLED_PIXELS // (height * width))
+    rles: list[Rle] = []
+    for part in logits.split(step):
+        full = F.interpolate(part[:, None].float(), (height, width), mode="bilinear", align_corners=False)
+        # Column-major on the device, because that is how pycocotools reads [h, w, n].
+        columns = (full[:, 0] > 0).transpose(1, 2).contiguous().to(torch.uint8).cpu().numpy()
+        rles.extend(mask_utils.encode(np.transpose(columns, (2, 1, 0))))
+    return rles

@@ -1,0 +1,71 @@
+"""Writing files so that a reader never sees half of one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sam3slim.errors import UserError
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary sibling of ``path`` (file or folder) that takes its name on success.
+
+    The temporary name is removed when the body raises, so ``path`` is either the old content or the
+    whole new one. The suffix is kept, because some writers choose their format by it.
+
+    Raises:
+        UserError: the parent folder cannot be created or written to.
+    """
+    final = Path(path)
+    temporary = final.with_name(f".{final.stem}.{uuid.uuid4().hex[:8]}.tmp{final.suffix}")
+    ensure_writable_dir(final.parent)
+    try:
+        yield temporary
+        if temporary.is_dir() and final.is_dir():
+            # A folder cannot be renamed over a full one: step the old one aside first.
+            retired = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.old")
+            final.rename(retired)
+            temporary.rename(final)
+            shutil.rmtree(retired)
+        else:
+            os.replace(temporary, final)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def ensure_writable_dir(folder: str | Path) -> Path:
+    """Create ``folder`` if needed and prove that a file can be written into it.
+
+    Raises:
+        UserError: it cannot be created or written to.
+    """
+    path = Path(folder)
+    probe = path / f".write-test-{uuid.uuid4().hex[:8]}"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise UserError(
+            f"cannot write to output folder {path}: {reason}; choose another folder or fix its permissions"
+        ) from error
+    return path
+
+
+def write_json(path: str | Path, value: Any) -> Path:
+    """Write ``value`` as indented JSON, atomically. NaN and infinity are refused (not JSON)."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    return Path(path)

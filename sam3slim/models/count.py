@@ -1,0 +1,64 @@
+"""Parameters and bytes per part, counted on the architecture itself without allocating it."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from sam3slim.models.build import build_model
+from sam3slim.specs import ModelSpec
+
+# Part → the prefixes of its parameters; the order is the order of computation.
+PARTS: dict[str, tuple[str, ...]] = {
+    "vision": ("vision_encoder.",),
+    "text": ("text_encoder.", "text_projection."),
+    "geometry": ("geometry_encoder.",),
+    "encoder": ("detr_encoder.",),
+    "decoder": ("detr_decoder.",),
+    "mask": ("mask_decoder.",),
+    "scoring": ("dot_product_scoring.",),
+}
+BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
+
+
+def part_of(name: str) -> str:
+    """The part a parameter of ``transformers.Sam3Model`` belongs to. Raises KeyError for a foreign name."""
+    for part, prefixes in PARTS.items():
+        if name.startswith(prefixes):
+            return part
+    raise KeyError(name)
+
+
+def params_by_part(model: nn.Module) -> dict[str, int]:
+    """Parameter counts of ``model`` (real or on the meta device) by part."""
+    counts = dict.fromkeys(PARTS, 0)
+    for name, parameter in model.named_parameters():
+        counts[part_of(name)] += parameter.numel()
+    return counts
+
+
+def count_params(spec: ModelSpec) -> dict[str, int]:
+    """Parameter counts by part of the architecture ``spec``; no weight is allocated."""
+    return params_by_part(build_model(spec, device=torch.device("meta")))
+
+
+def bytes_by_part(spec: ModelSpec) -> dict[str, dict[str, int]]:
+    """Weight bytes by part in FP32, FP16 and INT8.
+
+    INT8 counts what per-channel weight-only quantisation stores: one byte per weight of a Linear or
+    Embedding with one FP32 scale per output row, everything else in FP16.
+    """
+    model = build_model(spec, device=torch.device("meta"))
+    quantised = {
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Embedding) and module.weight.ndim == 2
+    }
+    sizes = {part: dict.fromkeys(BYTES, 0) for part in PARTS}
+    for name, parameter in model.named_parameters():
+        row = sizes[part_of(name)]
+        count = parameter.numel()
+        row["fp32"] += 4 * count
+        row["fp16"] += 2 * count
+        row["int8"] += count + 4 * parameter.shape[0] if name in quantised else 2 * count
+    return sizes

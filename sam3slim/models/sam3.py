@@ -1,0 +1,229 @@
+"""The forward of SAM 3's image model over ``transformers.Sam3Model``'s own modules.
+
+``Sam3`` has exactly the parameters of ``transformers.Sam3Model``; what differs is the forward: it
+returns every decoder layer, serves several prompts per image (vision tower once per image, text tower
+once per distinct phrase), always ends the prompt with the geometry encoder's CLS token as the reference
+implementation does, and can run the one-to-many training branch.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import Sam3Config, Sam3Model
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
+
+from sam3slim.models.decoder import decode
+from sam3slim.models.outputs import Sam3Output
+from sam3slim.specs import ModelSpec
+
+PADDED_BOX_LABEL = -10  # transformers' sign for a box slot that is only padding
+
+
+class Sam3(Sam3Model):
+    """SAM 3 (arXiv:2511.16719) image model with a training-grade forward."""
+
+    spec: ModelSpec
+
+    def __init__(self, config: Sam3Config) -> None:
+        super().__init__(config)
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        """The text tower's token embedding: what generic transformers utilities (TorchAO) ask for."""
+        embeddings: torch.nn.Module = self.text_encoder.get_input_embeddings()
+        return embeddings
+
+    def get_output_embeddings(self) -> None:
+        return None
+
+    def forward(  # type: ignore[override]
+        self,
+        pixel_values: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        input_boxes: Tensor | None = None,
+        input_boxes_labels: Tensor | None = None,
+        *,
+        image_index: Tensor | None = None,
+        vision_embeds: Sam3VisionEncoderOutput | None = None,
+        text_embeds: Tensor | BaseModelOutputWithPooling | None = None,
+        one_to_many: bool = False,
+        with_masks: bool = True,
+    ) -> Sam3Output:
+        """Answer P prompts about B images.
+
+        Args:
+            pixel_values: [B, 3, S, S] normalised to -1..1; or give ``vision_embeds``.
+            input_ids: [P, T] int64 token ids; or give ``text_embeds``.
+            attention_mask: [P, T], 1 on real tokens; None means no padding.
+            input_boxes: [P, N, 4] (cx, cy, w, h) in 0..1.
+            input_boxes_labels: [P, N] int64: 1 positive, 0 negative, -10 padding; None means positive.
+            image_index: [P] int64, the image each prompt asks; None: prompt i asks image i
+                (or every prompt asks the only image).
+            vision_embeds: what ``get_vision_features`` returned for the B images.
+            text_embeds: [P, T, d_model] projected text features, or what ``get_text_features`` returned.
+            one_to_many: also run a copy of the queries without self-attention (training only).
+            with_masks: False skips the mask head.
+
+        Raises:
+            ValueError: inputs that exclude each other, or whose sizes do not fit.
+        """
+        if (pixel_values is None) == (vision_embeds is None):
+            raise ValueError("give exactly one of pixel_values and vision_embeds")
+        if vision_embeds is None:
+            vision_embeds = self.get_vision_features(pixel_values)
+        fpn = tuple(vision_embeds.fpn_hidden_states[:-1])
+        fpn_pos = tuple(vision_embeds.fpn_position_encoding[:-1])
+
+        text, text_mask = self.encode_text(input_ids, attention_mask, text_embeds)
+        image_index = self._image_index(image_index, len(text), len(fpn[0]))
+        geometry, geometry_mask = self._encode_geometry(
+            fpn, fpn_pos, input_boxes, input_boxes_labels, image_index
+        )
+        prompt = torch.cat([text, geometry], dim=1)
+        prompt_mask = torch.cat([text_mask, geometry_mask], dim=1)
+
+        features = [_take(level, image_index) for level in fpn]
+        encoded = self.detr_encoder(
+            vision_features=[features[-1]],
+            text_features=prompt,
+            vision_pos_embeds=[_take(fpn_pos[-1], image_index)],
+            text_mask=prompt_mask,
+        )
+        memory = encoded.last_hidden_state
+        hidden, boxes, presence = decode(
+            self.detr_decoder, memory, prompt, encoded.pos_embeds_flattened, prompt_mask,
+            encoded.spatial_shapes, one_to_many=one_to_many,
+        )  # fmt: skip
+        logits = self.dot_product_scoring(
+            decoder_hidden_states=hidden, text_features=prompt, text_mask=prompt_mask
+        ).squeeze(-1)
+        masks = semantic = None
+        if with_masks:
+            mask_out = self.mask_decoder(
+                decoder_queries=hidden[-1],
+                backbone_features=features,
+                encoder_hidden_states=memory,
+                prompt_features=prompt,
+                prompt_mask=prompt_mask,
+            )
+            masks, semantic = mask_out.pred_masks, mask_out.semantic_seg
+        return self._pack(hidden, logits, boxes, presence, masks, semantic, fpn, memory, text, one_to_many)
+
+    def encode_text(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        text_embeds: Tensor | BaseModelOutputWithPooling | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Projected text features [P, T, d_model] and their bool mask [P, T], True on real tokens.
+
+        Each distinct row of ``input_ids`` passes the text tower once.
+        """
+        if (input_ids is None) == (text_embeds is None):
+            raise ValueError("give exactly one of input_ids and text_embeds")
+        if text_embeds is not None:
+            text = text_embeds if isinstance(text_embeds, Tensor) else text_embeds.pooler_output
+        else:
+            assert input_ids is not None
+            mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+            rows = torch.stack([input_ids, mask.to(input_ids.dtype)], dim=1)
+            distinct, inverse = torch.unique(rows, dim=0, return_inverse=True)
+            encoded = self.get_text_features(
+                input_ids=distinct[:, 0],
+                attention_mask=None if attention_mask is None else distinct[:, 1],
+                return_dict=True,
+            )
+            text = encoded.pooler_output[inverse]
+        if attention_mask is None:
+            return text, torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
+        return text, attention_mask.bool()
+
+    @staticmethod
+    def _image_index(image_index: Tensor | None, prompts: int, images: int) -> Tensor | None:
+        """None when prompt i asks image i: no copy of the feature maps is needed then."""
+        if image_index is not None:
+            if len(image_index) != prompts:
+                raise ValueError(f"image_index has {len(image_index)} entries for {prompts} prompts")
+            return image_index
+        if prompts == images:
+            return None
+        if images == 1:
+            return torch.zeros(prompts, dtype=torch.long)
+        raise ValueError(f"{prompts} prompts for {images} images: give image_index")
+
+    def _encode_geometry(
+        self,
+        fpn: tuple[Tensor, ...],
+        fpn_pos: tuple[Tensor, ...],
+        boxes: Tensor | None,
+        labels: Tensor | None,
+        image_index: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Encoded boxes plus CLS token [P, N + 1, d_model] and their bool mask.
+
+        Without boxes the CLS token depends on the image alone, so it is computed once per image.
+        """
+        level, position = fpn[-1], fpn_pos[-1]
+        has_boxes = boxes is not None and boxes.numel() > 0
+        if has_boxes:
+            assert boxes is not None
+            level, position = _take(level, image_index), _take(position, image_index)
+            if labels is None:
+                labels = torch.ones(boxes.shape[:2], dtype=torch.long, device=boxes.device)
+            mask = labels != PADDED_BOX_LABEL
+            labels = torch.where(mask, labels, 0)
+        else:
+            boxes = level.new_zeros(len(level), 0, 4)
+            labels = torch.zeros(len(level), 0, dtype=torch.long, device=level.device)
+            mask = labels.bool()
+        encoded = self.geometry_encoder(
+            box_embeddings=boxes.to(level.dtype),
+            box_mask=mask,
+            box_labels=labels,
+            img_feats=(level,),
+            img_pos_embeds=(position,),
+        )
+        tokens, token_mask = encoded.last_hidden_state, encoded.attention_mask
+        if not has_boxes:
+            tokens, token_mask = _take(tokens, image_index), _take(token_mask, image_index)
+        return tokens, token_mask
+
+    @staticmethod
+    def _pack(
+        hidden: Tensor,
+        logits: Tensor,
+        boxes: Tensor,
+        presence: Tensor,
+        masks: Tensor | None,
+        semantic: Tensor | None,
+        fpn: tuple[Tensor, ...],
+        memory: Tensor,
+        text: Tensor,
+        one_to_many: bool,
+    ) -> Sam3Output:
+        queries = hidden.shape[2] // 2 if one_to_many else hidden.shape[2]
+        cx, cy, w, h = boxes[-1, :, :queries].unbind(-1)
+        corners = [cx - 0.5 * w, cy - 0.5 * h, cx + 0.5 * w, cy + 0.5 * h]
+        return Sam3Output(
+            pred_logits=logits[-1, :, :queries],
+            pred_boxes=torch.stack(corners, dim=-1),
+            pred_masks=None if masks is None else masks[:, :queries],
+            presence_logits=presence[-1],
+            semantic_seg=semantic,
+            layer_logits=logits[:, :, :queries],
+            layer_boxes=boxes[:, :, :queries],
+            layer_presence=presence,
+            o2m_logits=logits[:, :, queries:] if one_to_many else None,
+            o2m_boxes=boxes[:, :, queries:] if one_to_many else None,
+            o2m_masks=masks[:, queries:] if one_to_many and masks is not None else None,
+            fpn_hidden_states=fpn,
+            encoder_hidden_states=memory,
+            decoder_hidden_states=hidden[:, :, :queries],
+            text_features=text,
+        )
+
+
+def _take(value: Tensor, index: Tensor | None) -> Tensor:
+    return value if index is None else value[index.to(value.device)]

@@ -1,0 +1,237 @@
+"""RunRecord <-> record.json: what a run did, on what, and what came out, also when it failed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from sam3slim.environment import describe_device, git_state, library_versions
+from sam3slim.errors import UserError
+from sam3slim.files import write_json
+
+SCHEMA = 1
+FILE_NAME = "record.json"
+Status = Literal["finished", "failed", "interrupted"]
+Kind = Literal["train", "evaluate", "compress"]
+# Keys of a configuration that say where results go, not what is computed.
+OUTPUT_KEYS = frozenset(
+    {"hydra", "output", "output_dir", "run_dir", "log_dir", "save_dir", "dirpath", "default_root_dir"}
+)
+
+
+@dataclass
+class RunRecord:
+    """One run. mAP in 0..1, drop in points (mAP × 100), bytes, milliseconds, seconds.
+
+    Attributes:
+        kind: what ran.
+        command: the command line.
+        config_hash: sha256 of the composed configuration without output paths (see ``config_hash``).
+        choices: {hydra group: option}.
+        model: {"name", "params", "params_by_part"}.
+        parent: record or artifact this run started from, as a path.
+        artifact: {"path", "bytes", "format", "precision"}.
+        data: {"name", "split", "images", "prompts"}.
+        metrics: {"bbox": {"map", …}, "segm": {…}}.
+        drop: {"segm": {"points", "ci95": [lo, hi]}, "bbox": …}.
+        latency_ms: {"p50", "p90", "batch", "threads"}.
+        started: ISO 8601 with time zone.
+        error: first line of what went wrong.
+    """
+
+    kind: Kind
+    command: str
+    status: Status = "finished"
+    error: str | None = None
+    config_hash: str | None = None
+    git: dict[str, Any] | None = None
+    versions: dict[str, str | None] = field(default_factory=dict)
+    device: str | None = None
+    choices: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] | None = None
+    parent: str | None = None
+    artifact: dict[str, Any] | None = None
+    data: dict[str, Any] | None = None
+    metrics: dict[str, Any] | None = None
+    drop: dict[str, Any] | None = None
+    latency_ms: dict[str, Any] | None = None
+    peak_memory_bytes: int | None = None
+    seconds: float | None = None
+    started: str | None = None
+    schema: int = SCHEMA
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; NaN and infinity, which JSON lacks, become None."""
+        values = plain(asdict(self))
+        return {
+            "schema": values.pop("schema"),
+            "status": values.pop("status"),
+            "error": values.pop("error"),
+            **values,
+        }
+
+    def write(self, path: str | Path) -> Path:
+        """Write atomically to ``path`` (a file, or a folder that gets ``record.json``)."""
+        return write_json(_record_file(path), self.to_dict())
+
+
+@contextmanager
+def recording(
+    path: str | Path,
+    *,
+    kind: Kind,
+    command: str,
+    config: Mapping[str, Any] | None = None,
+    choices: Mapping[str, Any] | None = None,
+    parent: str | None = None,
+    device: str | None = None,
+) -> Iterator[RunRecord]:
+    """A record that is written whatever the body does; the body fills in what it learns.
+
+    An error makes it "failed", Ctrl-C or a termination signal "interrupted"; both go on to the caller.
+    Already at the start the record is written as "interrupted", which is what remains of a run that is
+    killed. With several processes only rank 0 writes.
+
+    Args:
+        path: the record's file, or its folder.
+        kind, command, choices, parent: see ``RunRecord``.
+        config: the composed plain configuration, for ``config_hash``.
+        device: description; None describes what torch would use here.
+
+    Raises:
+        UserError: ``path`` cannot be written to.
+    """
+    record = RunRecord(
+        kind=kind,
+        command=command,
+        config_hash=None if config is None else config_hash(config),
+        git=git_state(Path(__file__).resolve().parent),
+        versions=library_versions(),
+        device=device or describe_device(),
+        choices=dict(choices or {}),
+        parent=parent,
+        started=datetime.now(UTC).astimezone().isoformat(timespec="seconds"),
+    )
+    clock = time.perf_counter()
+    writes = _is_first_process()
+    if writes:
+        record.status, record.error = "interrupted", "the run did not end"
+        record.write(path)
+    record.status, record.error = "finished", None
+    try:
+        yield record
+    except BaseException as error:
+        record.status, record.error = outcome(error)
+        record.seconds = time.perf_counter() - clock
+        if writes:
+            with suppress(OSError, UserError):  # a full disk must not hide why the run failed
+                record.write(path)
+        raise
+    record.seconds = time.perf_counter() - clock
+    if writes:
+        record.write(path)
+
+
+def outcome(error: BaseException) -> tuple[Status, str | None]:
+    """Status and first line of what an exception says about a run."""
+    if isinstance(error, SystemExit):
+        if error.code in (None, 0) and type(error) is SystemExit:
+            return "finished", None
+        # Lightning turns Ctrl-C into exit(1) and SIGTERM into a subclass of SystemExit.
+        if isinstance(error.__context__, KeyboardInterrupt) or type(error) is not SystemExit:
+            return "interrupted", "stopped by the user or a signal"
+        return "failed", str(error.code).strip().split("\n")[0]
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", "stopped by the user"
+    line = str(error).strip().split("\n")[0]
+    if isinstance(error, UserError):
+        return "failed", line
+    return "failed", f"{type(error).__name__}: {line}" if line else type(error).__name__
+
+
+def config_hash(config: Mapping[str, Any], *, exclude: Collection[str] = OUTPUT_KEYS) -> str:
+    """sha256 (hex) of the canonical JSON of ``config`` without the keys ``exclude``, at any depth.
+
+    Two runs with the same hash compute the same thing; the order of keys does not matter.
+    """
+
+    def kept(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: kept(item) for key, item in value.items() if key not in exclude}
+        return [kept(item) for item in value] if isinstance(value, list) else value
+
+    text = json.dumps(kept(plain(config)), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_record(path: str | Path) -> RunRecord:
+    """The record in ``path`` (a file, or a folder that holds ``record.json``).
+
+    Raises:
+        UserError: missing, not JSON, not a record, or written by a newer version.
+    """
+    file = _record_file(path)
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"no record at {file}; give a run folder or its {FILE_NAME}") from error
+    except OSError as error:
+        raise UserError(f"cannot read record {file}: {error.strerror}") from error
+    except ValueError as error:  # bad JSON and bad UTF-8
+        raise UserError(f"{file} is not valid JSON ({error}); delete it or run again") from error
+    schema = values.get("schema") if isinstance(values, dict) else None
+    if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
+        raise UserError(f"{file} is not a run record: it has no integer schema")
+    if schema > SCHEMA:
+        raise UserError(
+            f"{file} has schema {schema}, this version reads up to {SCHEMA}; update sam3slim or run again"
+        )
+    known = {f.name for f in fields(RunRecord)}
+    unknown, missing = sorted(values.keys() - known), sorted({"kind", "command", "status"} - values.keys())
+    if unknown or missing:
+        what = f"unknown keys {', '.join(unknown)}" if unknown else f"no {', '.join(missing)}"
+        raise UserError(f"{file} is not a run record of schema {schema}: it has {what}")
+    for key, allowed in (("status", get_args(Status)), ("kind", get_args(Kind))):
+        if values[key] not in allowed:
+            raise UserError(f"{file}: {key}={values[key]!r} must be one of {', '.join(allowed)}")
+    return RunRecord(**values)
+
+
+def plain(value: Any) -> Any:
+    """``value`` as JSON values: paths and unknown objects as text, scalars of numpy or torch as numbers."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        items = sorted(value, key=repr) if isinstance(value, set | frozenset) else value
+        return [plain(item) for item in items]
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if not isinstance(value, float) and hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
+        return plain(value.item())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return plain(value.tolist()) if hasattr(value, "tolist") else str(value)
+
+
+def _record_file(path: str | Path) -> Path:
+    path = Path(path)
+    return path if path.suffix == ".json" else path / FILE_NAME
+
+
+def _is_first_process() -> bool:
+    """False in all but one process of torchrun, Slurm or Lightning's own launcher."""
+    for variable in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
+        if variable in os.environ:
+            return os.environ[variable] == "0"
+    return True

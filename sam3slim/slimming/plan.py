@@ -1,0 +1,96 @@
+"""What was kept of the full model, and how much of its importance that is."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The units kept on one axis.
+
+    Attributes:
+        axis: e.g. ``vit.channels``, ``vit.blocks``, ``vit[2].heads`` (block 2 of the slim model).
+        indices: the full model's units that stay, increasing.
+        total: how many the full model has.
+        share: share of the axis' importance that stays, 0..1; None where order decides, not weights.
+        how: the rule that chose.
+    """
+
+    axis: str
+    indices: tuple[int, ...]
+    total: int
+    share: float | None
+    how: str
+
+    @property
+    def everything(self) -> bool:
+        return len(self.indices) == self.total
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The whole cut, enough to repeat it."""
+
+    source: str
+    target: str
+    importance: str
+    seed: int
+    params_before: int
+    params_after: int
+    kept: tuple[Kept, ...]
+
+    def __getitem__(self, axis: str) -> Kept:
+        return next(kept for kept in self.kept if kept.axis == axis)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-able values; an axis kept whole says ``all``."""
+        axes = {
+            k.axis: {
+                "kept": "all" if k.everything else list(k.indices),
+                "total": k.total,
+                "share": k.share,
+                "how": k.how,
+            }
+            for k in self.kept
+        }
+        return {
+            "source": self.source,
+            "target": self.target,
+            "importance": self.importance,
+            "seed": self.seed,
+            "params_before": self.params_before,
+            "params_after": self.params_after,
+            "axes": axes,
+        }
+
+    def describe(self) -> str:
+        """A few lines for a person: axes of all blocks of a tower are summed up in one."""
+        share = 100 * self.params_after / self.params_before
+        lines = [
+            f"{self.source} → {self.target}: {self.params_before:,} → {self.params_after:,} parameters ({share:.1f} %)"
+        ]
+        families: dict[str, list[Kept]] = {}
+        for kept in self.kept:
+            families.setdefault(re.sub(r"\[\d+\]", "", kept.axis), []).append(kept)
+        for name, members in families.items():
+            if not all(kept.everything for kept in members):
+                lines.append(_describe_family(name, members))
+        return "\n".join(lines if len(lines) > 1 else [*lines, "  everything is kept"])
+
+
+def _describe_family(name: str, members: list[Kept]) -> str:
+    first = members[0]
+    text = f"  {name:<16} {len(first.indices)} of {first.total}"
+    if len(members) > 1:
+        text += f" in each of {len(members)}"
+    shares = [100 * kept.share for kept in members if kept.share is not None]
+    if shares:
+        low, high = min(shares), max(shares)
+        span = f"{low:.1f}" if high - low < 0.05 else f"{low:.1f}–{high:.1f}"
+        text += f", {span} % of importance"
+    else:
+        text += f": {', '.join(map(str, first.indices))}" if len(first.indices) <= 40 else ""
+    return f"{text} ({first.how})"

@@ -1,0 +1,15 @@
+"""Lightning training: module, optimiser groups, callbacks."""
+
+from sam3slim.training.callbacks import GracefulStop, RandomState
+from sam3slim.training.module import ConceptSegmentation
+from sam3slim.training.optim import OptimSpec, ScheduleSpec, build_optimizer, param_groups
+
+__all__ = [
+    "ConceptSegmentation",
+    "GracefulStop",
+    "OptimSpec",
+    "RandomState",
+    "ScheduleSpec",
+    "build_optimizer",
+    "param_groups",
+]

@@ -1,0 +1,85 @@
+"""Callbacks that Lightning does not have: a stop that can be resumed exactly."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+
+
+class GracefulStop(Callback):
+    """On Ctrl-C or SIGTERM finish the running step, save ``last.ckpt``, then stop.
+
+    A signal in the middle of a step would save weights and counters that do not belong together. A second
+    Ctrl-C stops at once.
+    """
+
+    def __init__(self, dirpath: str | Path) -> None:
+        self.path = Path(dirpath) / "last.ckpt"
+        self._asked = False
+        self._previous: dict[int, Any] = {}
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._asked = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
+        # With gradient accumulation only a finished optimiser step can be resumed.
+        if self._asked and not trainer.fit_loop._should_accumulate():
+            trainer.save_checkpoint(self.path)
+            raise KeyboardInterrupt
+
+    def on_validation_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
+        if self._asked and not trainer.sanity_checking:
+            trainer.save_checkpoint(self.path)
+            raise KeyboardInterrupt
+
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        self._restore()
+
+    def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        while self._previous:
+            number, handler = self._previous.popitem()
+            signal.signal(number, handler)
+
+
+class RandomState(Callback):
+    """Keeps PyTorch's random state in checkpoints, so that dropout continues as if never interrupted."""
+
+    def state_dict(self) -> dict[str, Any]:
+        state: dict[str, Any] = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            state["cuda"] = torch.cuda.get_rng_state_all()
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._pending = state_dict
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        pending = getattr(self, "_pending", None)
+        if pending is None:
+            return
+        torch.set_rng_state(pending["cpu"].cpu())
+        if torch.cuda.is_available() and len(pending.get("cuda", [])) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all([state.cpu() for state in pending["cuda"]])
+        self._pending = None

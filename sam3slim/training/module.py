@@ -1,0 +1,126 @@
+"""The LightningModule: reference recipe, validation mAP, checkpoints of primitives only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+from torch.distributed import ReduceOp
+
+from sam3slim.data.batch import Batch
+from sam3slim.distill import FrozenTeacher
+from sam3slim.errors import UserError
+from sam3slim.evaluation import ConceptMeanAP, ground_truths, predict_batch
+from sam3slim.losses import Criterion
+from sam3slim.models import Sam3
+from sam3slim.training.optim import OptimSpec, ScheduleSpec, build_optimizer
+
+# Parameters no output depends on: CLIP's own projection, and the coarsest feature map, which SAM 3 drops.
+UNUSED = ("text_encoder.text_projection.", "vision_encoder.neck.fpn_layers.3.")
+
+
+class ConceptSegmentation(lightning.LightningModule):
+    """Trains a ``Sam3``.
+
+    Checkpoints hold the model's weights as ``model.*`` and, under ``hyper_parameters``, the plain dict
+    {"model": spec, "config": composed configuration}; the teacher is in none of them.
+
+    Args:
+        model: on CPU; moved by Lightning.
+        criterion: the loss.
+        optim, schedule: optimiser and learning-rate schedule.
+        one_to_many: train the one-to-many branch too.
+        teacher: for distillation.
+        config: plain nested dict kept in checkpoints.
+    """
+
+    def __init__(
+        self,
+        model: Sam3,
+        criterion: Criterion,
+        optim: OptimSpec,
+        schedule: ScheduleSpec,
+        *,
+        one_to_many: bool = True,
+        teacher: FrozenTeacher | None = None,
+        config: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.criterion = criterion
+        self.optim, self.schedule = optim, schedule
+        self.one_to_many, self.teacher = one_to_many, teacher
+        self.val_metric: ConceptMeanAP | None = None
+        for name, parameter in model.named_parameters():
+            # Without gradients DDP does not wait for them and weight decay leaves them alone.
+            if name.startswith(UNUSED):
+                parameter.requires_grad_(False)
+        self.save_hyperparameters({"model": model.spec.to_dict(), "config": config or {}})
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of one batch.
+
+        Raises:
+            UserError: the loss is NaN or infinite.
+        """
+        outputs = self.model(
+            batch.pixel_values,
+            batch.input_ids,
+            batch.attention_mask,
+            image_index=batch.image_index,
+            one_to_many=self.one_to_many,
+        )
+        losses = self.criterion(outputs, batch.targets, self._num_boxes(batch))
+        loss = losses.pop("loss")
+        if self.teacher is not None:
+            distilled = self.teacher.losses(batch, outputs)
+            loss = loss + torch.stack(list(distilled.values())).sum()
+            losses |= {name: value.detach() for name, value in distilled.items()}
+        self._check_finite(loss, losses)
+        # Logged only when it will be written: sixteen log calls a step are not free on a small model.
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+            size = len(batch.pixel_values)
+            self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size)
+            self.log_dict({f"train/{name}": value for name, value in losses.items()}, batch_size=size)
+        return loss
+
+    def _num_boxes(self, batch: Batch) -> Tensor | None:
+        """The average number of targets over the processes: then the loss is that of one big batch."""
+        if self.trainer.world_size == 1:
+            return None
+        count = torch.tensor(float(len(batch.targets.boxes)), device=self.device)
+        reduced: Tensor = self.trainer.strategy.reduce(count, reduce_op=ReduceOp.AVG if count.is_cuda else "mean")
+        return reduced
+
+    def _check_finite(self, loss: Tensor, parts: dict[str, Tensor]) -> None:
+        if torch.isfinite(loss):
+            return
+        bad = [name for name, value in parts.items() if not torch.isfinite(value)] or ["loss"]
+        raise UserError(
+            f"the loss is not finite at step {self.global_step} ({', '.join(bad)}); lower optim.lr "
+            f"(now {self.optim.lr:g}) or optim.clip (now {self.optim.clip:g}), then resume=auto goes on "
+            "from the last checkpoint"
+        )
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        if self.val_metric is None:
+            self.val_metric = ConceptMeanAP(with_masks=ground_truths(batch)[0].rles is not None).to(self.device)
+        found = predict_batch(self.model, batch, with_masks=self.val_metric.with_masks)
+        self.val_metric.update(found, ground_truths(batch))
+
+    def on_validation_epoch_end(self) -> None:
+        if self.val_metric is None:
+            return
+        metrics = self.val_metric.compute()
+        for kind, values in metrics.items():
+            for name in ("map", "map_50"):
+                self.log(f"val/{kind}_{name}", float(values[name] or 0.0), prog_bar=name == "map", sync_dist=False)
+        self.val_metric = None
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with per-step schedule over the trainer's ``max_steps``."""
+        total = int(self.trainer.estimated_stepping_batches)
+        optimizer, scheduler = build_optimizer(self.model, self.optim, self.schedule, total)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -1,0 +1,119 @@
+"""Optimiser groups and learning-rate schedules."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from sam3slim.errors import UserError
+from sam3slim.models import part_of
+
+BLOCK = re.compile(r"vision_encoder\.backbone\.layers\.(\d+)\.")
+EMBEDDINGS = "vision_encoder.backbone.embeddings."
+
+
+@dataclass(frozen=True)
+class OptimSpec:
+    """AdamW (Loshchilov & Hutter, 2019) with the reference recipe's groups.
+
+    Attributes:
+        lr: learning rate of everything but the towers.
+        lr_vision, lr_text: of the towers; None means ``lr``.
+        layer_decay: factor per ViT block from the last to the first (1 switches it off).
+        weight_decay: none on biases and norms, whatever is set here.
+        clip: greatest gradient norm; 0 switches clipping off.
+    """
+
+    lr: float = 3e-4
+    lr_vision: float | None = None
+    lr_text: float | None = None
+    layer_decay: float = 1.0
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip: float = 0.1
+
+    def __post_init__(self) -> None:
+        for key in ("lr", "lr_vision", "lr_text"):
+            value = getattr(self, key)
+            if value is not None and value <= 0:
+                raise UserError(f"optim.{key}={value} must be above 0")
+        if not 0 < self.layer_decay <= 1:
+            raise UserError(f"optim.layer_decay={self.layer_decay} must lie in 0..1 (0 excluded; 1 is off)")
+        if self.weight_decay < 0 or self.clip < 0:
+            raise UserError(f"optim.weight_decay={self.weight_decay}, optim.clip={self.clip}: expected >= 0")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"optim.betas={list(self.betas)} must be two numbers in 0..1 (1 excluded)")
+
+
+@dataclass(frozen=True)
+class ScheduleSpec:
+    """Linear warm-up, then ``cosine`` to ``min_lr_ratio``, ``inverse_sqrt``, or ``constant``."""
+
+    kind: Literal["cosine", "inverse_sqrt", "constant"] = "cosine"
+    warmup_steps: int = 200
+    min_lr_ratio: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.warmup_steps < 0:
+            raise UserError(f"schedule.warmup_steps={self.warmup_steps} must be at least 0")
+        if not 0 <= self.min_lr_ratio <= 1:
+            raise UserError(f"schedule.min_lr_ratio={self.min_lr_ratio} must lie in 0..1")
+
+    def factor(self, step: int, total_steps: int) -> float:
+        """Multiplier of the learning rate at ``step`` (0-based) of ``total_steps``."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        if self.kind == "constant":
+            return 1.0
+        if self.kind == "inverse_sqrt":
+            start = max(self.warmup_steps, 1)
+            return max(math.sqrt(start / max(step, start)), self.min_lr_ratio)
+        share = min((step - self.warmup_steps) / max(total_steps - self.warmup_steps, 1), 1.0)
+        return self.min_lr_ratio + (1 - self.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def param_groups(model: nn.Module, spec: OptimSpec) -> list[dict[str, object]]:
+    """One group per (learning rate, decay or not) over the parameters that train, with a ``name``."""
+    depth = 1 + max((int(m[1]) for name, _ in model.named_parameters() if (m := BLOCK.match(name))), default=-1)
+    groups: dict[tuple[str, float, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        part = part_of(name)
+        tower = part if part in ("vision", "text") else "rest"
+        lr = {"vision": spec.lr_vision, "text": spec.lr_text, "rest": None}[tower] or spec.lr
+        if tower == "vision":
+            lr *= spec.layer_decay ** _blocks_above(name, depth)
+        decays = parameter.ndim > 1
+        groups.setdefault((tower, lr, decays), []).append(parameter)
+    return [
+        {
+            "name": f"{tower}/{'decay' if decays else 'no_decay'}/{lr:.3g}",
+            "params": parameters,
+            "lr": lr,
+            "weight_decay": spec.weight_decay if decays else 0.0,
+        }
+        for (tower, lr, decays), parameters in groups.items()
+    ]
+
+
+def _blocks_above(name: str, depth: int) -> int:
+    """How many ViT blocks lie between this parameter and the neck (layer decay counts them)."""
+    if name.startswith(EMBEDDINGS) or name.startswith("vision_encoder.backbone.layer_norm."):
+        return depth
+    match = BLOCK.match(name)
+    return depth - 1 - int(match[1]) if match else 0
+
+
+def build_optimizer(
+    model: nn.Module, spec: OptimSpec, schedule: ScheduleSpec, total_steps: int
+) -> tuple[torch.optim.AdamW, LambdaLR]:
+    """AdamW over ``param_groups`` and its per-step schedule."""
+    optimizer = torch.optim.AdamW(param_groups(model, spec), lr=spec.lr, betas=spec.betas, fused=True)
+    return optimizer, LambdaLR(optimizer, lambda step: schedule.factor(step, total_steps))

@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import contextlib
+import io
+
+import numpy as np
+import pytest
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from sam3slim.data.batch import GroundTruth
+from sam3slim.evaluation import mean_ap
+from sam3slim.evaluation.mean_ap import KEYS, ConceptMeanAP
+from sam3slim.evaluation.postprocess import Detections
+from tests.evaluation.conftest import make_truth, rectangle_rle
+
+SIZE = (120, 160)
+Box = tuple[int, int, int, int]
+
+
+def found_like(truth: GroundTruth, image_id: int = 0, score: float = 0.9) -> Detections:
+    """Exactly the ground truth that is not a crowd."""
+    keep = [i for i, crowd in enumerate(truth.iscrowd.tolist()) if not crowd]
+    rles = None if truth.rles is None else [truth.rles[i] for i in keep]
+    return Detections(image_id, truth.boxes[keep], torch.full((len(keep),), score), truth.labels[keep], rles)
+
+
+def detect(
+    boxes: list[Box], labels: list[int], scores: list[float], size: tuple[int, int] = (40, 60)
+) -> Detections:
+    rles = [rectangle_rle(box, *size) for box in boxes]
+    values = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    return Detections(0, values, torch.tensor(scores), torch.tensor(labels, dtype=torch.int64), rles)
+
+
+def random_set(seed: int, images: int = 12) -> tuple[list[Detections], list[GroundTruth]]:
+    """Rectangles of all COCO sizes, some detected with jitter, some missed, some invented, some crowds."""
+    rng = np.random.default_rng(seed)
+
+    def box() -> Box:
+        w, h = rng.integers(5, 110), rng.integers(5, 100)
+        x, y = rng.integers(0, SIZE[1] - w), rng.integers(0, SIZE[0] - h)
+        return int(x), int(y), int(x + w), int(y + h)
+
+    def jitter(b: Box) -> Box:
+        x1, y1, x2, y2 = (int(v + rng.integers(-3, 4)) for v in b)
+        x1, y1 = max(x1, 0), max(y1, 0)
+        return x1, y1, min(max(x2, x1 + 2), SIZE[1]), min(max(y2, y1 + 2), SIZE[0])
+
+    detections, truths = [], []
+    for image in range(images):
+        boxes = [box() for _ in range(rng.integers(0, 7))]
+        labels = [int(rng.integers(1, 5)) for _ in boxes]
+        truths.append(make_truth(boxes, labels, size=SIZE, crowd=[int(rng.random() < 0.15) for _ in boxes]))
+        found = [(jitter(b), label) for b, label in zip(boxes, labels, strict=True) if rng.random() < 0.8]
+        found += [(box(), int(rng.integers(1, 7))) for _ in range(rng.integers(0, 4))]
+        item = detect(
+            [b for b, _ in found], [label for _, label in found], rng.random(len(found)).tolist(), SIZE
+        )
+        item.image_id = image
+        detections.append(item)
+    return detections, truths
+
+
+def plain_coco(detections: list[Detections], truths: list[GroundTruth], kind: str) -> COCOeval:
+    annotations = []
+    for image, truth in enumerate(truths):
+        for i, box in enumerate(truth.boxes.tolist()):
+            annotations.append({
+                "id": len(annotations) + 1, "image_id": image, "category_id": int(truth.labels[i]),
+                "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]], "segmentation": truth.rles[i],
+                "area": float(truth.area[i]), "iscrowd": int(truth.iscrowd[i]),
+            })  # fmt: skip
+    results = [
+        {"image_id": image, "category_id": int(d.labels[i]), "score": float(d.scores[i])}
+        | (
+            {"segmentation": d.rles[i]}
+            if kind == "segm"
+            else {"bbox": [b[0], b[1], b[2] - b[0], b[3] - b[1]]}
+        )
+        for image, d in enumerate(detections)
+        for i, b in enumerate(d.boxes.tolist())
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth_set = COCO()
+        truth_set.dataset = {
+            "info": {}, "annotations": annotations, "categories": [{"id": i} for i in range(1, 8)],
+            "images": [{"id": i, "height": SIZE[0], "width": SIZE[1]} for i in range(len(truths))],
+        }  # fmt: skip
+        truth_set.createIndex()
+        evaluation = COCOeval(truth_set, truth_set.loadRes(results), kind)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return evaluation
+
+
+@pytest.mark.parametrize("path", ["rles", "dense"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_compute__equals_plain_pycocotools(seed: int, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mean_ap, "_states_hold_rles", lambda: path == "rles")
+    detections, truths = random_set(seed)
+    metric = ConceptMeanAP(per_category=True)
+    for start in range(0, len(truths), 5):
+        metric.update(detections[start : start + 5], truths[start : start + 5])
+    result = metric.compute()
+    assert list(result) == ["bbox", "segm"]
+    for kind, values in result.items():
+        golden = plain_coco(detections, truths, kind)
+        stats = golden.stats[[0, 1, 2, 3, 4, 5, 8]]
+        assert 0.02 < stats[0] < 0.98  # the data are neither trivial nor hopeless
+        for key, expected in zip(KEYS, stats, strict=True):
+            wanted = None if expected == -1 else pytest.approx(expected, abs=1e-6)
+            assert values[key] == wanted, (kind, key)
+        for k, category in enumerate(golden.params.catIds):
+            precision = golden.eval["precision"][:, :, k, 0, -1]
+            expected = precision[precision > -1].mean() if (precision > -1).any() else None
+            found = values["per_category"].get(str(category))
+            assert found is None if expected is None else found == pytest.approx(expected, abs=1e-6)
+
+
+def test_states_hold_rles__installed_torchmetrics_takes_the_fast_path() -> None:
+    assert mean_ap._states_hold_rles()
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_compute__perfect_detections_give_one(kind: str) -> None:
+    _, truths = random_set(3)
+    metric = ConceptMeanAP()
+    metric.update([found_like(truth, i) for i, truth in enumerate(truths)], truths)
+    assert metric.compute()[kind]["map"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_compute__detections_in_a_crowd_are_ignored(kind: str) -> None:
+    boxes: list[Box] = [(2, 2, 20, 20), (30, 2, 58, 38)]
+    wrong = detect([*boxes[:1], (32, 4, 50, 30), (33, 8, 52, 36)], [1, 1, 1], [0.5, 0.9, 0.8])
+    for crowd, expected in (([0, 1], 1.0), ([0, 0], None)):
+        metric = ConceptMeanAP()
+        metric.update([wrong], [make_truth(boxes, [1, 1], crowd=crowd)])
+        value = metric.compute()[kind]["map"]
+        assert value == pytest.approx(1.0) if expected else value < 0.7
+
+
+def test_compute__annotated_area_decides_the_size_group() -> None:
+    truth = make_truth([(2, 2, 20, 20)], [1])
+    truth.area[:] = 50.0**2  # says "medium", its pixels say "small"
+    metric = ConceptMeanAP()
+    metric.update([found_like(truth)], [truth])
+    result = metric.compute()["segm"]
+    assert result["map_medium"] == pytest.approx(1.0)
+    assert result["map_small"] is None
+
+
+def test_compute__boxes_only_has_no_segm() -> None:
+    truth = make_truth([(2, 2, 20, 20)], [1], masks=False)
+    metric = ConceptMeanAP(with_masks=False, per_category=True)
+    metric.update([found_like(truth)], [truth])
+    result = metric.compute()
+    assert list(result) == ["bbox"]
+    assert result["bbox"]["map"] == pytest.approx(1.0)
+    assert result["bbox"]["map_large"] is None
+    assert result["bbox"]["per_category"] == {"1": pytest.approx(1.0)}
+
+
+def test_compute__nothing_detected_is_zero_and_nothing_annotated_is_none() -> None:
+    metric = ConceptMeanAP()
+    metric.update([detect([], [], [])], [make_truth([(2, 2, 20, 20)], [1])])
+    assert metric.compute()["segm"]["map"] == 0.0
+    metric.reset()
+    metric.update([detect([(2, 2, 20, 20)], [1], [0.5])], [make_truth([], [])])
+    assert metric.compute()["segm"]["map"] is None
+
+
+def test_update__missing_masks_are_refused() -> None:
+    truth = make_truth([(2, 2, 20, 20)], [1], masks=False)
+    with pytest.raises(ValueError, match="with_masks=False"):
+        ConceptMeanAP().update([found_like(truth)], [truth])
+
+
+def test_update__lengths_must_agree() -> None:
+    with pytest.raises(ValueError, match="0 images of ground truth"):
+        ConceptMeanAP().update([detect([], [], [])], [])

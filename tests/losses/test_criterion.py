@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from sam3slim.errors import UserError
+from sam3slim.losses import Criterion, LossWeights
+from sam3slim.losses.matcher import HungarianMatcher, OneToManyMatcher
+
+from .conftest import Golden, MakeCase, Outputs
+
+GOLDEN_NAMES = {
+    "loss_ce": "loss_cls",
+    "presence_loss": "loss_presence",
+    "loss_bbox": "loss_bbox",
+    "loss_giou": "loss_giou",
+    "loss_mask": "loss_mask",
+    "loss_dice": "loss_dice",
+    "ce_f1": "ce_f1",
+    "presence_dec_acc": "presence_dec_acc",
+}
+
+
+@pytest.mark.parametrize("name", sorted(GOLDEN_NAMES))
+def test_criterion__golden_one_to_one(golden: Golden, name: str) -> None:
+    found = Criterion()(golden.outputs, golden.targets)
+    assert found[GOLDEN_NAMES[name]].item() == pytest.approx(golden.values[f"o2o.{name}"], abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["loss_ce", "loss_bbox", "loss_giou", "loss_mask", "loss_dice"])
+def test_criterion__golden_one_to_many(golden: Golden, name: str) -> None:
+    found = Criterion()(golden.outputs, golden.targets)
+    assert found[f"o2m_{GOLDEN_NAMES[name]}"].item() == pytest.approx(golden.values[f"o2m.{name}"], abs=1e-5)
+
+
+def test_criterion__golden_one_to_many_f1(golden: Golden) -> None:
+    criterion = Criterion(matcher=OneToManyMatcher())  # type: ignore[arg-type]
+    found = criterion(golden.outputs, golden.targets)
+    assert found["ce_f1"].item() == pytest.approx(golden.values["o2m.ce_f1"], abs=1e-5)
+
+
+def test_criterion__golden_branches_have_no_presence_in_o2m(golden: Golden) -> None:
+    assert golden.values["o2m.presence_loss"] == 0.0 == golden.values["o2m.presence_dec_acc"]
+    assert "o2m_loss_presence" not in Criterion()(golden.outputs, golden.targets)
+
+
+def test_criterion__total_of_one_layer_is_the_weighted_sum_of_components(make_case: MakeCase) -> None:
+    outputs, targets = make_case([2, 0, 1], layers=1)
+    found = Criterion()(outputs, targets)
+    weights = {"cls": 20, "presence": 20, "bbox": 5, "giou": 2, "mask": 200, "dice": 10}
+    weights |= {"semantic_focal": 20, "semantic_dice": 30}
+    wanted = sum(value * found[f"loss_{name}"].item() for name, value in weights.items())
+    branch = ("cls", "bbox", "giou", "mask", "dice")
+    wanted += 2 * sum(weights[name] * found[f"o2m_loss_{name}"].item() for name in branch)
+    assert found["loss"].item() == pytest.approx(wanted, rel=1e-5)
+    assert len(found) == 1 + 8 + 5 + 2
+
+
+@pytest.mark.parametrize("on_aux", [True, False])
+def test_criterion__layers_add_up(make_case: MakeCase, on_aux: bool) -> None:
+    outputs, targets = make_case([2, 0, 3], layers=3)
+    criterion = Criterion(o2m_matcher_on_aux=on_aux)
+    aux = Criterion(o2m_matcher=None if on_aux else HungarianMatcher())  # type: ignore[arg-type]
+    total = criterion(outputs, targets)["loss"].item()
+    parts = 0.0
+    per_layer = ("layer_logits", "layer_boxes", "layer_presence", "o2m_logits", "o2m_boxes")
+    for layer in range(3):
+        last = layer == 2
+        single = replace(outputs, **{name: getattr(outputs, name)[layer : layer + 1] for name in per_layer})
+        if not last:
+            single = replace(single, pred_masks=None, semantic_seg=None, o2m_masks=None)
+        parts += (criterion if last else aux)(single, targets)["loss"].item()
+    assert total == pytest.approx(parts, rel=1e-5)
+
+
+def test_criterion__permuting_queries_changes_nothing(make_case: MakeCase) -> None:
+    outputs, targets = make_case([2, 1, 0])
+    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    assert outputs.pred_masks is not None
+    assert outputs.o2m_masks is not None
+    assert outputs.o2m_logits is not None
+    assert outputs.o2m_boxes is not None
+    moved = replace(
+        outputs,
+        layer_logits=outputs.layer_logits[:, :, order],
+        layer_boxes=outputs.layer_boxes[:, :, order],
+        pred_masks=outputs.pred_masks[:, order],
+        o2m_logits=outputs.o2m_logits[:, :, order],
+        o2m_boxes=outputs.o2m_boxes[:, :, order],
+        o2m_masks=outputs.o2m_masks[:, order],
+    )
+    before, after = Criterion()(outputs, targets), Criterion()(moved, targets)
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        assert after[name].item() == pytest.approx(value.item(), rel=1e-5), name
+
+
+@pytest.mark.parametrize("counts", [[0, 0], [0, 2], [9, 1]], ids=["none", "one-prompt", "too-many"])
+@pytest.mark.parametrize("broken", ["", "flat-prediction", "flat-target", "both", "saturated"])
+def test_criterion__gradients_reach_every_output_and_are_finite(
+    make_case: MakeCase, counts: list[int], broken: str
+) -> None:
+    outputs, targets = make_case(counts, queries=4)
+    assert outputs.o2m_boxes is not None
+    with torch.no_grad():
+        if broken in ("flat-prediction", "both"):
+            outputs.layer_boxes[..., 2] = 0
+            outputs.o2m_boxes[..., 2:] = 0
+        if broken in ("flat-target", "both"):
+            targets.boxes[..., 2:] = 0
+        if broken == "both":
+            outputs.layer_boxes[..., :2] = targets.boxes[:1, :2] if len(targets.boxes) else 0.5
+        if broken == "saturated":
+            outputs.layer_logits[..., ::2], outputs.layer_logits[..., 1::2] = 200, -200
+    found = Criterion()(outputs, targets)
+    found["loss"].backward()
+    assert all(torch.isfinite(value) for value in found.values())
+    for name, leaf in outputs.leaves().items():
+        assert leaf.grad is not None, name
+        assert torch.isfinite(leaf.grad).all(), name
+
+
+def test_criterion__no_target_leaves_only_presence(make_case: MakeCase) -> None:
+    outputs, targets = make_case([0, 0])
+    found = Criterion()(outputs, targets)
+    silent = {name for name, value in found.items() if "loss" in name and value.item() == 0}
+    assert silent == {name for name in found if "loss" in name} - {"loss", "loss_presence"}
+
+
+def test_criterion__without_masks_their_losses_are_absent(make_case: MakeCase) -> None:
+    outputs, targets = make_case([2, 1])
+    found = Criterion()(outputs, replace(targets, masks=None))
+    assert {name for name in found if any(word in name for word in ("mask", "dice", "semantic"))} == set()
+    assert found["loss"].item() < Criterion()(outputs, targets)["loss"].item()
+
+
+def test_criterion__branch_off_has_no_o2m_keys(make_case: MakeCase) -> None:
+    outputs, targets = make_case([2, 1], many=False)
+    assert not [name for name in Criterion()(outputs, targets) if name.startswith("o2m")]
+
+
+def test_criterion__num_boxes_divides_box_and_mask_losses(make_case: MakeCase) -> None:
+    outputs, targets = make_case([2, 1])
+    own, given = Criterion()(outputs, targets), Criterion()(outputs, targets, num_boxes=torch.tensor(6.0))
+    for name in ("loss_bbox", "loss_giou", "loss_mask", "loss_dice", "o2m_loss_bbox"):
+        assert given[name].item() == pytest.approx(own[name].item() / 2), name
+    assert given["loss_cls"].item() == own["loss_cls"].item()
+
+
+def test_criterion__half_precision_outputs_give_a_float32_loss_under_autocast(make_case: MakeCase) -> None:
+    outputs, targets = make_case([2, 1])
+    low = Outputs(**{name: leaf.bfloat16() for name, leaf in outputs.leaves().items()})
+    high = Outputs(**{name: leaf.float() for name, leaf in low.leaves().items()})
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = Criterion()(low, targets)
+    assert {value.dtype for value in found.values()} == {torch.float32}
+    assert found["loss"].item() == pytest.approx(Criterion()(high, targets)["loss"].item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+def test_loss_weights__refuses_a_bad_weight(value: float) -> None:
+    with pytest.raises(UserError, match="loss weight giou="):
+        LossWeights(giou=value)

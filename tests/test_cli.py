@@ -1,0 +1,77 @@
+"""The console script: sizes without weights, bad input in one line, help without heavy imports."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from sam3slim.cli import main, megabytes, size_table
+from sam3slim.config import compose_model
+
+
+def test_inspect__table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "model=nano", "model.vit.depth=2"]) == 0
+    out = capsys.readouterr().out
+    table = size_table(compose_model(["model=nano", "model.vit.depth=2"]))
+    assert f"nano: {table['params']['total']:,} parameters" in out
+    for part, count in table["params"]["by_part"].items():
+        assert part in out
+        assert f"{count:,}" in out
+    assert megabytes(table["bytes"]["int8"]["total"]) in out
+    assert "128 wide, 2 deep, 4 heads" in out
+
+
+def test_inspect__json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "--json", "model=slim"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["model"]["vit"]["embed_dim"] == 768
+    assert shown["params"]["total"] == sum(shown["params"]["by_part"].values()) == 556_056_822
+    assert shown["bytes"]["fp32"]["total"] == 4 * 556_056_822
+    assert shown["bytes"]["fp16"]["total"] == 2 * 556_056_822
+    assert shown["bytes"]["fp32"]["by_part"]["vision"] == 4 * shown["params"]["by_part"]["vision"]
+    assert 0.25 < shown["bytes"]["int8"]["total"] / shown["bytes"]["fp32"]["total"] < 0.258
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model=slimm"], "error: unknown option model=slimm; did you mean model=slim?"),
+        (["model.vit.depht=3"], "error: unknown key model.vit.depht; did you mean model.vit.depth?"),
+        (["model=full", "model.text.width=100"], "error: model.text.width=100 is not divisible by"),
+        (["what"], "error: cannot read 'what'; write KEY=VALUE or GROUP=OPTION"),
+    ],
+)
+def test_inspect__bad_input(
+    capsys: pytest.CaptureFixture[str], overrides: list[str], message: str
+) -> None:
+    assert main(["inspect", *overrides]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(message)
+    assert captured.err.count("\n") == 1
+
+
+def test_main__interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sam3slim.config.compose_model", interrupt)
+    assert main(["inspect"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_help__imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from sam3slim.cli import make_parser; make_parser().format_help(); "
+        "print([m for m in ('torch', 'transformers', 'lightning', 'hydra', 'rich') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("count", "text"), [(1_234_567, "1.23 MB"), (999_999_999, "1000.00 MB"), (2_224_000_000, "2.22 GB")])
+def test_megabytes(count: int, text: str) -> None:
+    assert megabytes(count) == text

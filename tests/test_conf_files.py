@@ -1,0 +1,168 @@
+"""Every shipped YAML file composes and passes the strict checks of the code that reads it."""
+
+from __future__ import annotations
+
+import inspect
+import shlex
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sam3slim.config import build, compose_model, compose_plain, conf_dir, validate_model
+from sam3slim.strict import spec_from_dict
+
+CONF = conf_dir()
+PRIMARY = ("train", "evaluate", "compress")
+# Settings that have no default, because only the user knows them.
+NEEDED = {
+    "init=checkpoint": ["init.checkpoint=x"],
+    "init=pruned": ["init.checkpoint=x"],
+    "data=coco": ["data.root=x"],
+    "experiment=slim": ["init.checkpoint=x", "data.root=x"],
+}
+
+
+def choices() -> dict[str, list[str]]:
+    """Group → its options, as found on disk."""
+    groups = defaultdict(list)
+    for path in sorted(CONF.rglob("*.yaml")):
+        if path.parent != CONF:
+            groups[path.parent.relative_to(CONF).as_posix()].append(path.stem)
+    return groups
+
+
+def overrides_of(group: str, option: str) -> tuple[str, list[str]]:
+    """Primary configuration and overrides that bring the option in."""
+    if group == "compress":
+        return "compress", ["checkpoint=x", f"compress=[{option}]"]
+    return "train", [f"{group}={option}", *NEEDED.get(f"{group}={option}", [])]
+
+
+OPTIONS = [(group, option) for group, options in choices().items() for option in options]
+
+
+def test_files__all_are_reached() -> None:
+    found = {path.relative_to(CONF).as_posix() for path in CONF.rglob("*") if path.is_file()}
+    expected = {f"{group}/{option}.yaml" for group, option in OPTIONS}
+    assert found == expected | {f"{name}.yaml" for name in (*PRIMARY, "base")}
+
+
+@pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda p: p.relative_to(CONF).as_posix())
+def test_files__short_enough_to_read(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 40
+
+
+@pytest.mark.parametrize("name", PRIMARY)
+def test_primary__composes(name: str) -> None:
+    plain = compose_plain(name, ["checkpoint=x"] if name != "train" else [])
+    assert {"name", "seed", "output_dir", "data"} <= set(plain)
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_option__composes_and_is_valid(group: str, option: str) -> None:
+    name, overrides = overrides_of(group, option)
+    plain = compose_plain(name, overrides)
+    if name == "train":
+        check_train(plain)
+    node: Any = plain
+    if group != "experiment":
+        for key in group.split("/"):
+            node = node[key]
+        assert isinstance(node, dict)
+
+
+def check_train(plain: dict[str, Any]) -> None:
+    """What training reads, through the dataclasses that read it."""
+    from sam3slim.data.sampling import PromptSpec
+    from sam3slim.data.shapes import ShapesSpec
+    from sam3slim.data.transforms import AugmentSpec
+    from sam3slim.losses.criterion import LossWeights
+
+    validate_model(plain)
+    weights = dict(plain["loss"])
+    assert isinstance(weights.pop("one_to_many"), bool)
+    spec_from_dict(LossWeights, weights, "loss")
+    data = plain["data"]
+    spec_from_dict(AugmentSpec, data["augment"], "data.augment")
+    if data["kind"] == "shapes":
+        spec_from_dict(ShapesSpec, data["shapes"], "data.shapes")
+    prompt_keys = ("protocol", "negatives", "hard_negatives", "max_prompts", "min_area")
+    spec_from_dict(PromptSpec, {key: data[key] for key in prompt_keys}, "data")
+
+
+@pytest.mark.parametrize("group", ["init", "distill", "loss", "optim", "schedule", "data", "trainer", *(
+    f"model/{part}" for part in ("vit", "text", "geometry", "encoder", "decoder"))])  # fmt: skip
+def test_group__options_have_the_same_keys(group: str) -> None:
+    """Otherwise an override that one option accepts would be an unknown key under another."""
+    keys = {}
+    for option in choices()[group]:
+        node: Any = compose_plain(*overrides_of(group, option))
+        for key in group.split("/"):
+            node = node[key]
+        keys[option] = tuple(sorted(node))
+    assert len(set(keys.values())) == 1, keys
+
+
+def test_logger__options() -> None:
+    names = {option: sorted(compose_plain("train", [f"logger={option}"])["logger"]) for option in choices()["logger"]}
+    assert names == {
+        "csv": ["csv"], "tensorboard": ["tensorboard"], "csv_tensorboard": ["csv", "tensorboard"], "none": []
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("option", choices()["trainer"])
+def test_trainer__knows_every_key(option: str) -> None:
+    from lightning import Trainer
+
+    trainer = compose_plain("train", [f"trainer={option}"])["trainer"]
+    assert trainer.pop("_target_") == "lightning.Trainer"
+    assert set(trainer) <= set(inspect.signature(Trainer).parameters)
+
+
+def test_trainer__built_with_callbacks_and_loggers(tmp_path: Path) -> None:
+    plain = compose_plain("train", ["trainer.max_steps=3", "logger=csv_tensorboard"], tmp_path)
+    callbacks, loggers = build(plain["callbacks"]), build(plain["logger"])
+    trainer = build(plain["trainer"], callbacks=[*callbacks.values()], logger=[*loggers.values()])
+    assert trainer.max_steps == 3
+    assert trainer.loggers == [loggers["csv"], loggers["tensorboard"]]
+    assert trainer.checkpoint_callback is callbacks["checkpoint"]
+    assert {Path(logger.log_dir) for logger in trainer.loggers} == {tmp_path / "csv", tmp_path / "tensorboard"}
+
+
+@pytest.mark.parametrize("option", choices()["experiment"])
+def test_experiment__opens_with_a_command_that_composes(option: str) -> None:
+    lines = (CONF / "experiment" / f"{option}.yaml").read_text().splitlines()
+    assert lines[0] == "# @package _global_"
+    header = {words[1]: words[2] for words in (line.split(maxsplit=2) for line in lines[2:6]) if len(words) == 3}
+    assert list(header) == ["command", "hardware", "time", "expect"]
+    python, script, *overrides = shlex.split(header["command"])
+    assert (python, script, overrides[0]) == ("python", "train.py", f"experiment={option}")
+    assert compose_plain("train", overrides)["name"] == option
+
+
+@pytest.mark.parametrize(
+    ("model", "total", "by_part"),
+    [
+        ("full", 840_376_374, {"vision": 454.0, "text": 353.7, "geometry": 8.1, "encoder": 9.5, "decoder": 11.6}),
+        ("slim", 556_056_822, {"vision": 176.6, "text": 353.7, "geometry": 8.1, "encoder": 6.3, "decoder": 7.9}),
+    ],
+)
+def test_model__parameters_of_the_real_sizes(model: str, total: int, by_part: dict[str, float]) -> None:
+    from sam3slim.models.count import count_params
+
+    counts = count_params(compose_model([f"model={model}"]))
+    assert sum(counts.values()) == total
+    assert {part: round(counts[part] / 1e6, 1) for part in by_part} == by_part
+
+
+def test_model__nano_slim_cuts_nano_as_slim_cuts_full() -> None:
+    full, slim, nano, nano_slim = (compose_model([f"model={n}"]) for n in ("full", "slim", "nano", "nano_slim"))
+    assert nano_slim.vit.embed_dim / nano.vit.embed_dim == slim.vit.embed_dim / full.vit.embed_dim == 0.75
+    assert nano_slim.vit.depth / nano.vit.depth == slim.vit.depth / full.vit.depth == 0.75
+    for small, large in ((slim, full), (nano_slim, nano)):
+        assert small.vit.head_dim == large.vit.head_dim  # RoPE
+        assert small.encoder.num_layers * 3 == large.encoder.num_layers * 2
+        assert small.decoder.num_layers * 3 == large.decoder.num_layers * 2
+        assert small.decoder.num_queries == large.decoder.num_queries

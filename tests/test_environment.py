@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from sam3slim.environment import describe_device, git_state, library_versions
+
+
+def git(folder: Path, *arguments: str) -> None:
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
+    subprocess.run(["git", "-C", str(folder), *identity, *arguments], check=True, capture_output=True)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "a.py").write_text("1")
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "add", ".")
+    return tmp_path
+
+
+def test_git_state__clean_then_dirty(checkout: Path) -> None:
+    git(checkout, "commit", "-qm", "one")
+    state = git_state(checkout / "code")
+    assert len(state["sha"]) == 40
+    assert state["dirty"] is False
+    (checkout / "code" / "a.py").write_text("2")
+    assert git_state(checkout / "code") == {"sha": state["sha"], "dirty": True}
+
+
+def test_git_state__no_commit_yet(checkout: Path) -> None:
+    assert git_state(checkout / "code") is None
+
+
+def test_git_state__installed_below_another_repository(checkout: Path) -> None:
+    git(checkout, "commit", "-qm", "one")
+    package = checkout / "venv" / "site-packages"
+    package.mkdir(parents=True)
+    (package / "b.py").write_text("1")
+    assert git_state(package) is None
+
+
+def test_git_state__no_git_program(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    git(checkout, "commit", "-qm", "one")
+    monkeypatch.setenv("PATH", "")
+    assert git_state(checkout / "code") is None
+
+
+def test_library_versions__installed_and_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sam3slim.environment.LIBRARIES", ("numpy", "no-such-library-at-all"))
+    versions = library_versions()
+    assert versions["numpy"][0].isdigit()
+    assert versions["no-such-library-at-all"] is None
+
+
+def test_describe_device__cpu_names_threads() -> None:
+    assert describe_device("cpu").endswith(f", {torch.get_num_threads()} threads")
