@@ -4,14 +4,23 @@ from pathlib import Path
 from typing import Any
 
 from sam3slim.config import entry_point
+from sam3slim.strict import spec_from_dict
+
+
+# Imported inside, so that mistyped options and impossible models are answered before torch is loaded.
+def check(config: dict[str, Any]) -> None:
+    """Refuse unknown keys and wrong values before an output folder is made."""
+    from sam3slim.runs import TrainSpec
+
+    spec_from_dict(TrainSpec, config, "")
 
 
 def run(config: dict[str, Any], output_dir: Path, choices: dict[str, str], command: str) -> Any:
-    """One job; imported here so that bad input is answered before torch is loaded."""
+    """One job."""
     from sam3slim.runs import train
 
     return train(config, output_dir, choices, command)
 
 
 if __name__ == "__main__":
-    entry_point("train", run)
+    entry_point("train", run, check)

@@ -136,10 +136,10 @@ def entry_point(config_name: str, run_fn: RunFn, check: Check | None = None) -> 
     Args:
         config_name: primary configuration, ``train`` for ``conf/train.yaml``.
         run_fn: called with the plain configuration, the output folder, {group: option} and the command.
-        check: raises UserError for settings that cannot be; called before ``run_fn``, possibly twice.
-            None checks the model group, where there is one.
+        check: raises UserError for settings that cannot be; called before ``run_fn``, possibly twice, after
+            the model group, where there is one, has been checked.
     """
-    job = _Job(run_fn, check or _check_model)
+    job = _Job(run_fn, check)
     full_error = os.environ.get(FULL_ERROR)
     # Hydra then raises where it would print a traceback and exit.
     os.environ[FULL_ERROR] = "1"
@@ -154,7 +154,9 @@ def entry_point(config_name: str, run_fn: RunFn, check: Check | None = None) -> 
     except JobFailed:
         sys.exit(EXIT_BAD_INPUT)
     except Exception as error:
-        if full_error == "1" or not (isinstance(error, UserError) or (not job.started and isinstance(error, BAD_INPUT))):
+        if full_error == "1" or not (
+            isinstance(error, UserError) or (not job.started and isinstance(error, BAD_INPUT))
+        ):
             raise
         overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
         _exit(f"error: {_explain(error, config_name, overrides)}", EXIT_BAD_INPUT)
@@ -165,10 +167,17 @@ def entry_point(config_name: str, run_fn: RunFn, check: Check | None = None) -> 
 class _Job:
     """The function Hydra calls, with what it learns on the way."""
 
-    def __init__(self, run_fn: RunFn, check: Check) -> None:
-        self.run_fn, self.check = run_fn, check
+    def __init__(self, run_fn: RunFn, extra_check: Check | None) -> None:
+        self.run_fn, self.extra_check = run_fn, extra_check
         self.started = False
         self.failure: Exception | None = None
+
+    def check(self, plain: dict[str, Any]) -> None:
+        """Raises UserError for settings that cannot be; the cheap check first."""
+        if "model" in plain:
+            validate_model(plain)
+        if self.extra_check is not None:
+            self.extra_check(plain)
 
     def task(self) -> Callable[[DictConfig], Any]:
         """A plain function, because Hydra asks for its module and code."""
@@ -179,7 +188,10 @@ class _Job:
                 return self(cfg)
             except UserError as error:
                 if sweep:
-                    print(f"error: job {HydraConfig.get().job.num}: {messages.one_line(str(error))}", file=sys.stderr)
+                    print(
+                        f"error: job {HydraConfig.get().job.num}: {messages.one_line(str(error))}",
+                        file=sys.stderr,
+                    )
                     raise JobFailed(str(error)) from None
                 # Hydra announces an exception with a line of its own; keep it until Hydra is done.
                 self.failure = error
@@ -201,11 +213,6 @@ class _Job:
         }
         command = shlex.join(["python", Path(sys.argv[0]).name, *overrides])
         return self.run_fn(plain, Path(context.runtime.output_dir), choices, command)
-
-
-def _check_model(plain: dict[str, Any]) -> None:
-    if "model" in plain:
-        validate_model(plain)
 
 
 def _exit(line: str, status: int) -> None:

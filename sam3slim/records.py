@@ -192,9 +192,7 @@ def read_record(path: str | Path) -> RunRecord:
     if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
         raise UserError(f"{file} is not a run record: it has no integer schema")
     if schema > SCHEMA:
-        raise UserError(
-            f"{file} has schema {schema}, this version reads up to {SCHEMA}; update sam3slim or run again"
-        )
+        raise UserError(f"{file} has schema {schema}, this version reads up to {SCHEMA}; update sam3slim or run again")
     known = {f.name for f in fields(RunRecord)}
     unknown, missing = sorted(values.keys() - known), sorted({"kind", "command", "status"} - values.keys())
     if unknown or missing:

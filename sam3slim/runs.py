@@ -17,7 +17,7 @@ from sam3slim.data.module import ConceptData
 from sam3slim.data.spec import DataSpec
 from sam3slim.distill import DistillSpec, FrozenTeacher
 from sam3slim.errors import UserError
-from sam3slim.evaluation import EvalResult, measure_latency, peak_memory_bytes, reset_peak_memory
+from sam3slim.evaluation import EvalResult, first_images, measure_latency, peak_memory_bytes, reset_peak_memory
 from sam3slim.evaluation import evaluate as evaluate_model
 from sam3slim.files import ensure_writable_dir
 from sam3slim.losses import Criterion, LossWeights
@@ -160,7 +160,7 @@ def evaluate(config: dict[str, Any], output_dir: Path, choices: dict[str, str], 
         record.artifact = {"path": str(path), "bytes": size, "format": report.kind, "precision": report.precision}
         data = spec.data.build(model.spec, spec.seed)
         data.prepare_data()
-        _measure(model.to(device), data, spec, record)
+        _measure(_to(model, device), data, spec, record)
         print_metrics(record)
     return record
 
@@ -194,7 +194,7 @@ def compress(config: dict[str, Any], output_dir: Path, choices: dict[str, str], 
             record.artifact = artifact_facts(info, method.name)
             reloaded, _ = load(info.path, expect=model.spec)
             record.model = model_facts(model)
-            _measure(reloaded.to(device), data, spec, record)
+            _measure(_to(reloaded, device), data, spec, record)
             print_metrics(record)
         records.append(record)
     return records
@@ -275,23 +275,23 @@ def _device(spec: EvaluateSpec) -> torch.device:
     return device
 
 
+def _to(model: Sam3, device: torch.device) -> Sam3:
+    """``model`` on ``device`` (transformers' typing of ``to`` loses the class)."""
+    moved: Sam3 = model.to(device)  # type: ignore[arg-type]
+    return moved
+
+
 def _measure(model: Sam3, data: ConceptData, spec: EvaluateSpec, record: RunRecord) -> None:
     """Fill ``record`` with mAP and, if asked for, latency of one image with all its prompts."""
-    reset_peak_memory()
+    device = next(model.parameters()).device
+    reset_peak_memory(device)
     loader = data.loader(spec.data.split)
     result = evaluate_model(model, loader, limit=spec.limit)
     _add_result(record, result, spec.data)
     if spec.latency:
-        batch = next(iter(loader))
-        device = next(model.parameters()).device
-        prompts = batch.image_index == 0
-        record.latency_ms = measure_latency(
-            model,
-            batch.pixel_values[:1].to(device),
-            batch.input_ids[prompts].to(device),
-            batch.attention_mask[prompts].to(device),
-        )
-    record.peak_memory_bytes = peak_memory_bytes()
+        one = first_images(next(iter(loader)), 1)
+        record.latency_ms = measure_latency(model, one.pixel_values, one.input_ids, one.attention_mask)
+    record.peak_memory_bytes = peak_memory_bytes(device)
 
 
 def _add_result(record: RunRecord, result: EvalResult, data: DataSpec) -> None:

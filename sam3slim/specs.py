@@ -82,13 +82,12 @@ class VitSpec:
             if size % self.patch_size:
                 low = size // self.patch_size * self.patch_size
                 near = f"{low} or {low + self.patch_size}" if low else f"{self.patch_size}"
-                raise SpecError(
-                    f"{p}.{key}={size} is not a multiple of {p}.patch_size={self.patch_size}; use {near}"
-                )
+                raise SpecError(f"{p}.{key}={size} is not a multiple of {p}.patch_size={self.patch_size}; use {near}")
         if self.grid_size < 2:
             # The neck halves the map once.
             raise SpecError(
-                f"{p}.image_size={self.image_size} gives one patch of {self.patch_size}; use {2 * self.patch_size} or more"
+                f"{p}.image_size={self.image_size} gives one patch of {self.patch_size}; "
+                f"use {2 * self.patch_size} or more"
             )
         blocks = self.global_attention_blocks
         if blocks is not None:

@@ -13,15 +13,15 @@ from sam3slim.config import compose_model
 
 
 def test_inspect__table(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["inspect", "model=nano", "model.vit.depth=2"]) == 0
+    assert main(["inspect", "model=slim", "model.vit.depth=2"]) == 0
     out = capsys.readouterr().out
-    table = size_table(compose_model(["model=nano", "model.vit.depth=2"]))
-    assert f"nano: {table['params']['total']:,} parameters" in out
+    table = size_table(compose_model(["model=slim", "model.vit.depth=2"]))
+    assert f"slim: {table['params']['total']:,} parameters" in out
     for part, count in table["params"]["by_part"].items():
         assert part in out
         assert f"{count:,}" in out
     assert megabytes(table["bytes"]["int8"]["total"]) in out
-    assert "128 wide, 2 deep, 4 heads" in out
+    assert "768 wide, 2 deep, 12 heads" in out
 
 
 def test_inspect__json(capsys: pytest.CaptureFixture[str]) -> None:
@@ -44,9 +44,7 @@ def test_inspect__json(capsys: pytest.CaptureFixture[str]) -> None:
         (["what"], "error: cannot read 'what'; write KEY=VALUE or GROUP=OPTION"),
     ],
 )
-def test_inspect__bad_input(
-    capsys: pytest.CaptureFixture[str], overrides: list[str], message: str
-) -> None:
+def test_inspect__bad_input(capsys: pytest.CaptureFixture[str], overrides: list[str], message: str) -> None:
     assert main(["inspect", *overrides]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -72,6 +70,8 @@ def test_help__imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize(("count", "text"), [(1_234_567, "1.23 MB"), (999_999_999, "1000.00 MB"), (2_224_000_000, "2.22 GB")])
+@pytest.mark.parametrize(
+    ("count", "text"), [(1_234_567, "1.23 MB"), (999_999_999, "1000.00 MB"), (2_224_000_000, "2.22 GB")]
+)
 def test_megabytes(count: int, text: str) -> None:
     assert megabytes(count) == text

@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 import shlex
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sam3slim.config import build, compose_model, compose_plain, conf_dir, validate_model
+from sam3slim.config import build, compose_model, compose_plain, conf_dir
 from sam3slim.strict import spec_from_dict
 
 CONF = conf_dir()
@@ -19,6 +20,7 @@ PRIMARY = ("train", "evaluate", "compress")
 NEEDED = {
     "init=checkpoint": ["init.checkpoint=x"],
     "init=pruned": ["init.checkpoint=x"],
+    "distill=features": ["distill.teacher=x"],
     "data=coco": ["data.root=x"],
     "experiment=slim": ["init.checkpoint=x", "data.root=x"],
 }
@@ -40,6 +42,12 @@ def overrides_of(group: str, option: str) -> tuple[str, list[str]]:
     return "train", [f"{group}={option}", *NEEDED.get(f"{group}={option}", [])]
 
 
+@cache
+def compose(name: str, *overrides: str) -> dict[str, Any]:
+    """Composed once per session; nobody changes it."""
+    return compose_plain(name, overrides)
+
+
 OPTIONS = [(group, option) for group, options in choices().items() for option in options]
 
 
@@ -56,40 +64,26 @@ def test_files__short_enough_to_read(path: Path) -> None:
 
 @pytest.mark.parametrize("name", PRIMARY)
 def test_primary__composes(name: str) -> None:
-    plain = compose_plain(name, ["checkpoint=x"] if name != "train" else [])
-    assert {"name", "seed", "output_dir", "data"} <= set(plain)
+    check(name, compose(name, *(["checkpoint=x"] if name != "train" else [])))
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_option__composes_and_is_valid(group: str, option: str) -> None:
     name, overrides = overrides_of(group, option)
-    plain = compose_plain(name, overrides)
-    if name == "train":
-        check_train(plain)
-    node: Any = plain
+    node: Any = compose(name, *overrides)
+    check(name, node)
     if group != "experiment":
         for key in group.split("/"):
             node = node[key]
         assert isinstance(node, dict)
 
 
-def check_train(plain: dict[str, Any]) -> None:
-    """What training reads, through the dataclasses that read it."""
-    from sam3slim.data.sampling import PromptSpec
-    from sam3slim.data.shapes import ShapesSpec
-    from sam3slim.data.transforms import AugmentSpec
-    from sam3slim.losses.criterion import LossWeights
+def check(name: str, plain: dict[str, Any]) -> None:
+    """Through the dataclass of the command that reads it."""
+    from sam3slim import runs
 
-    validate_model(plain)
-    weights = dict(plain["loss"])
-    assert isinstance(weights.pop("one_to_many"), bool)
-    spec_from_dict(LossWeights, weights, "loss")
-    data = plain["data"]
-    spec_from_dict(AugmentSpec, data["augment"], "data.augment")
-    if data["kind"] == "shapes":
-        spec_from_dict(ShapesSpec, data["shapes"], "data.shapes")
-    prompt_keys = ("protocol", "negatives", "hard_negatives", "max_prompts", "min_area")
-    spec_from_dict(PromptSpec, {key: data[key] for key in prompt_keys}, "data")
+    specs = {"train": runs.TrainSpec, "evaluate": runs.EvaluateSpec, "compress": runs.CompressSpec}
+    spec_from_dict(specs[name], plain, "")
 
 
 @pytest.mark.parametrize("group", ["init", "distill", "loss", "optim", "schedule", "data", "trainer", *(
@@ -98,7 +92,8 @@ def test_group__options_have_the_same_keys(group: str) -> None:
     """Otherwise an override that one option accepts would be an unknown key under another."""
     keys = {}
     for option in choices()[group]:
-        node: Any = compose_plain(*overrides_of(group, option))
+        name, overrides = overrides_of(group, option)
+        node: Any = compose(name, *overrides)
         for key in group.split("/"):
             node = node[key]
         keys[option] = tuple(sorted(node))
@@ -106,7 +101,7 @@ def test_group__options_have_the_same_keys(group: str) -> None:
 
 
 def test_logger__options() -> None:
-    names = {option: sorted(compose_plain("train", [f"logger={option}"])["logger"]) for option in choices()["logger"]}
+    names = {option: sorted(compose("train", f"logger={option}")["logger"]) for option in choices()["logger"]}
     assert names == {
         "csv": ["csv"], "tensorboard": ["tensorboard"], "csv_tensorboard": ["csv", "tensorboard"], "none": []
     }  # fmt: skip
@@ -116,9 +111,9 @@ def test_logger__options() -> None:
 def test_trainer__knows_every_key(option: str) -> None:
     from lightning import Trainer
 
-    trainer = compose_plain("train", [f"trainer={option}"])["trainer"]
-    assert trainer.pop("_target_") == "lightning.Trainer"
-    assert set(trainer) <= set(inspect.signature(Trainer).parameters)
+    trainer = compose("train", f"trainer={option}")["trainer"]
+    assert trainer["_target_"] == "lightning.Trainer"
+    assert set(trainer) - {"_target_"} <= set(inspect.signature(Trainer).parameters)
 
 
 def test_trainer__built_with_callbacks_and_loggers(tmp_path: Path) -> None:
@@ -128,7 +123,10 @@ def test_trainer__built_with_callbacks_and_loggers(tmp_path: Path) -> None:
     assert trainer.max_steps == 3
     assert trainer.loggers == [loggers["csv"], loggers["tensorboard"]]
     assert trainer.checkpoint_callback is callbacks["checkpoint"]
-    assert {Path(logger.log_dir) for logger in trainer.loggers} == {tmp_path / "csv", tmp_path / "tensorboard"}
+    assert {Path(logger.log_dir) for logger in trainer.loggers} == {
+        tmp_path / "csv",
+        tmp_path / "tensorboard",
+    }
 
 
 @pytest.mark.parametrize("option", choices()["experiment"])
@@ -139,14 +137,22 @@ def test_experiment__opens_with_a_command_that_composes(option: str) -> None:
     assert list(header) == ["command", "hardware", "time", "expect"]
     python, script, *overrides = shlex.split(header["command"])
     assert (python, script, overrides[0]) == ("python", "train.py", f"experiment={option}")
-    assert compose_plain("train", overrides)["name"] == option
+    assert compose("train", *overrides)["name"] == option
 
 
 @pytest.mark.parametrize(
     ("model", "total", "by_part"),
     [
-        ("full", 840_376_374, {"vision": 454.0, "text": 353.7, "geometry": 8.1, "encoder": 9.5, "decoder": 11.6}),
-        ("slim", 556_056_822, {"vision": 176.6, "text": 353.7, "geometry": 8.1, "encoder": 6.3, "decoder": 7.9}),
+        (
+            "full",
+            840_376_374,
+            {"vision": 454.0, "text": 353.7, "geometry": 8.1, "encoder": 9.5, "decoder": 11.6},
+        ),
+        (
+            "slim",
+            556_056_822,
+            {"vision": 176.6, "text": 353.7, "geometry": 8.1, "encoder": 6.3, "decoder": 7.9},
+        ),
     ],
 )
 def test_model__parameters_of_the_real_sizes(model: str, total: int, by_part: dict[str, float]) -> None:

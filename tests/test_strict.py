@@ -39,9 +39,7 @@ def test_spec_from_dict__every_kind_of_value() -> None:
         rate=1, kind="constant", betas=[0, 0.5], names=["a"], parts=["b"], limit=3, files={"val": "f"},
         flag=True, inner={"size": 2}, maybe={"size": 4},
     )  # fmt: skip
-    assert made == Outer(
-        "x", 1.0, "constant", (0.0, 0.5), ("a",), ["b"], 3, {"val": "f"}, True, Inner(2), Inner(4)
-    )
+    assert made == Outer("x", 1.0, "constant", (0.0, 0.5), ("a",), ["b"], 3, {"val": "f"}, True, Inner(2), Inner(4))
     assert isinstance(made.rate, float)
 
 

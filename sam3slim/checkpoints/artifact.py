@@ -65,24 +65,14 @@ def write_artifact(
     """
     path = Path(folder).expanduser()
     _check_target(path)
-    state = model.state_dict()
-    if tensors is None:
-        if precision != "fp32":
-            raise ValueError(f"precision {precision!r} needs the converted tensors")
-        tensors = state
-    if tensors.keys() != state.keys():
-        raise ValueError(f"keys differ from the model's: {sorted(tensors.keys() ^ state.keys())[:3]}")
+    tensors = _tensors_to_store(model, tensors, precision)
     with atomic_path(path) as temporary:
         temporary.mkdir()
         weights = _write_weights(tensors, temporary / WEIGHTS_FILE)
         _write_config(model, tensors, temporary)
         save_processor(model.spec, temporary)
         facts = {
-            "schema": SCHEMA,
-            "spec": model.spec.to_dict(),
-            "precision": precision,
-            "params": sum(t.numel() for t in tensors.values()),
-            "dtypes": dtype_shares(tensors),
+            **_facts(model, tensors, precision),
             **weights,
             "parent": parent,
             "metrics": dict(metrics or {}),
@@ -95,6 +85,28 @@ def write_artifact(
         (temporary / "README.md").write_text(readme, encoding="utf-8")
     total = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     return ArtifactInfo(path, weights["bytes"], weights["sha256"], total)
+
+
+def _facts(model: Sam3, tensors: Mapping[str, Tensor], precision: str) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "spec": model.spec.to_dict(),
+        "precision": precision,
+        "params": sum(t.numel() for t in tensors.values()),
+        "dtypes": dtype_shares(tensors),
+    }
+
+
+def _tensors_to_store(model: Sam3, tensors: Mapping[str, Tensor] | None, precision: str) -> Mapping[str, Tensor]:
+    """``tensors``, or the model's own; checked to be all of the model's keys and no others."""
+    state = model.state_dict()
+    if tensors is None:
+        if precision != "fp32":
+            raise ValueError(f"precision {precision!r} needs the converted tensors")
+        return state
+    if tensors.keys() != state.keys():
+        raise ValueError(f"keys differ from the model's: {sorted(tensors.keys() ^ state.keys())[:3]}")
+    return tensors
 
 
 def dtype_shares(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, int]]:
@@ -114,9 +126,7 @@ def dtype_shares(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, int]]:
 def _check_target(path: Path) -> None:
     """A folder is replaced as a whole, so it must be ours to replace."""
     if path.is_dir() and any(path.iterdir()) and not (path / ARTIFACT_FILE).is_file():
-        raise UserError(
-            f"output folder {path} holds files that are not an artifact; choose a new or empty folder"
-        )
+        raise UserError(f"output folder {path} holds files that are not an artifact; choose a new or empty folder")
     if path.exists() and not path.is_dir():
         raise UserError(f"output folder {path} is a file; choose a folder")
 

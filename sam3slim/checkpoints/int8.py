@@ -47,9 +47,7 @@ def quantization_config(tensors: Mapping[str, Tensor]) -> Any:
     from transformers import TorchAoConfig
 
     floats = sorted({k.rsplit(".", 1)[0] for k in tensors} - quantised)
-    return TorchAoConfig(
-        Int8WeightOnlyConfig(), modules_to_not_convert=floats, include_input_output_embeddings=True
-    )
+    return TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=floats, include_input_output_embeddings=True)
 
 
 def unflatten(flat: Mapping[str, Tensor], source: object, *, dequantize: bool) -> dict[str, Tensor]:

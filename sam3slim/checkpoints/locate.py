@@ -35,7 +35,9 @@ def locate(source: str | Path) -> Located:
     """
     path = Path(source).expanduser()
     if not path.exists():
-        raise CheckpointError(f"checkpoint {path} does not exist; give an artifact folder, a run folder or a .ckpt file")
+        raise CheckpointError(
+            f"checkpoint {path} does not exist; give an artifact folder, a run folder or a .ckpt file"
+        )
     return _locate_folder(path) if path.is_dir() else _locate_file(path)
 
 

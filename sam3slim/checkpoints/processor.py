@@ -13,8 +13,6 @@ from sam3slim.specs import ModelSpec
 def save_processor(spec: ModelSpec, folder: Path) -> None:
     """Write image processor (size, mask size) and tokenizer of ``spec`` into ``folder``."""
     size, mask = spec.vit.image_size, 4 * spec.vit.grid_size
-    images = Sam3ImageProcessor(
-        size={"height": size, "width": size}, mask_size={"height": mask, "width": mask}
-    )
+    images = Sam3ImageProcessor(size={"height": size, "width": size}, mask_size={"height": mask, "width": mask})
     tokenizer = clip_tokenizer(spec.text.vocab_size, spec.text.context_length)
     Sam3Processor(image_processor=images, tokenizer=tokenizer, target_size=size).save_pretrained(folder)

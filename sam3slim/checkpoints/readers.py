@@ -46,15 +46,14 @@ def read_artifact(folder: Path) -> RawCheckpoint:
     schema = facts.get("schema")
     if not isinstance(schema, int) or schema > SCHEMA:
         raise CheckpointError(
-            f"{folder / ARTIFACT_FILE}: schema {schema!r} is unknown (this version reads up to {SCHEMA}); update sam3slim"
+            f"{folder / ARTIFACT_FILE}: schema {schema!r} is unknown (this version reads up to {SCHEMA}); "
+            f"update sam3slim"
         )
     for key in ("spec", "precision"):
         if key not in facts:
             raise CheckpointError(f"{folder / ARTIFACT_FILE} lacks {key!r}; write the artifact again")
     tensors = _read_safetensors(folder / WEIGHTS_FILE)
-    return RawCheckpoint(
-        folder, "artifact", str(facts["precision"]), ModelSpec.from_dict(facts["spec"]), tensors
-    )
+    return RawCheckpoint(folder, "artifact", str(facts["precision"]), ModelSpec.from_dict(facts["spec"]), tensors)
 
 
 def read_transformers(folder: Path) -> RawCheckpoint:
@@ -62,7 +61,8 @@ def read_transformers(folder: Path) -> RawCheckpoint:
     values = read_json(folder / "config.json")
     if values.get("model_type") != "sam3":
         raise CheckpointError(
-            f"{folder / 'config.json'}: model_type is {values.get('model_type')!r}, expected 'sam3' (transformers.Sam3Model)"
+            f"{folder / 'config.json'}: model_type is {values.get('model_type')!r}, "
+            f"expected 'sam3' (transformers.Sam3Model)"
         )
     spec = spec_from_config(Sam3Config.from_dict(values), name=folder.resolve().name)
     if (folder / INDEX_FILE).is_file():
@@ -80,12 +80,15 @@ def read_torch(path: Path) -> RawCheckpoint:
     content = _torch_load(path)
     if not isinstance(content, dict) or "state_dict" not in content:
         keys = ", ".join(map(str, list(content)[:4])) if isinstance(content, dict) else type(content).__name__
-        raise CheckpointError(f"checkpoint {path} has no 'state_dict' (it holds {keys}); expected one written by train.py")
+        raise CheckpointError(
+            f"checkpoint {path} has no 'state_dict' (it holds {keys}); expected one written by train.py"
+        )
     hyper = content.get("hyper_parameters")
     values = hyper.get("model") if isinstance(hyper, dict) else None
     if not isinstance(values, dict):
         raise CheckpointError(
-            f"checkpoint {path} does not state its architecture (hyper_parameters.model); expected one written by train.py"
+            f"checkpoint {path} does not state its architecture (hyper_parameters.model); "
+            f"expected one written by train.py"
         )
     state = content["state_dict"]
     tensors = {k.removeprefix(LIGHTNING_PREFIX): v for k, v in state.items() if isinstance(v, Tensor)}
@@ -117,10 +120,13 @@ def _torch_load(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"checkpoint {path} holds pickled code, which is never run ({_one_line(error)}); save only tensors and plain values"
+            f"checkpoint {path} holds pickled code, which is never run ({_one_line(error)}); "
+            f"save only tensors and plain values"
         ) from error
     except (RuntimeError, EOFError, ValueError, OSError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"checkpoint {path} is truncated or damaged ({_one_line(error)}); copy it again") from error
+        raise CheckpointError(
+            f"checkpoint {path} is truncated or damaged ({_one_line(error)}); copy it again"
+        ) from error
 
 
 def _one_line(error: Exception) -> str:

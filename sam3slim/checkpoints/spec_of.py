@@ -38,8 +38,10 @@ def spec_from_config(config: Sam3Config, name: str = "transformers") -> ModelSpe
         CheckpointError: the config sets something a ModelSpec cannot say (the field is named).
         SpecError: sizes that do not fit together.
     """
-    vit, text = config.vision_config.backbone_config, config.text_config
-    encoder, decoder = config.detr_encoder_config, config.detr_decoder_config
+    # transformers types its sub-configs as "dict, config or None"; after construction they are configs.
+    parts: Any = config
+    vit, text = parts.vision_config.backbone_config, parts.text_config
+    encoder, decoder, geometry = parts.detr_encoder_config, parts.detr_decoder_config, parts.geometry_encoder_config
     spec = ModelSpec(
         name=name,
         vit=VitSpec(
@@ -63,7 +65,7 @@ def spec_from_config(config: Sam3Config, name: str = "transformers") -> ModelSpe
             vocab_size=text.vocab_size,
             projection_dim=text.projection_dim,
         ),
-        geometry=GeometrySpec(config.geometry_encoder_config.num_layers, config.geometry_encoder_config.roi_size),
+        geometry=GeometrySpec(geometry.num_layers, geometry.roi_size),
         encoder=EncoderSpec(encoder.num_layers),
         decoder=DecoderSpec(decoder.num_layers, decoder.num_queries),
         d_model=encoder.hidden_size,
@@ -81,7 +83,7 @@ def _ratio(inner: int, width: int) -> float:
     return ratio if int(width * ratio) == inner else (inner + 0.5) / width
 
 
-def _check_fixed(given: Sam3Config, known: Sam3Config) -> None:
+def _check_fixed(given: Any, known: Any) -> None:
     for group, keys in FIXED.items():
         ours, theirs = known, given
         for step in group.split("."):

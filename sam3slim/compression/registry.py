@@ -62,7 +62,9 @@ class CompressedTensors:
         parts = [f"{name} {100 * row['params'] / total:.1f} %" for name, row in shares.items()]
         lines = [f"{self.precision}: {self.bytes / 1e6:.2f} MB; parameters in " + ", ".join(parts)]
         if self.overflowed:
-            lines.append(f"{len(self.overflowed)} tensors overflow FP16 and stay FP32: {', '.join(self.overflowed[:3])}")
+            lines.append(
+                f"{len(self.overflowed)} tensors overflow FP16 and stay FP32: {', '.join(self.overflowed[:3])}"
+            )
         if self.underflowed:
             worst = max(self.underflowed, key=lambda key: self.underflowed[key])
             lines.append(f"{sum(self.underflowed.values()):,} values became zero (most in {worst})")
@@ -71,9 +73,7 @@ class CompressedTensors:
     def write(self, model: Sam3, folder: str | Path, **facts: Any) -> ArtifactInfo:
         """``write_artifact`` with these tensors; ``facts`` are its other keywords."""
         extra = {**self.facts(), **(facts.pop("extra", None) or {})}
-        return write_artifact(
-            model, folder, precision=self.precision, tensors=self.tensors, extra=extra, **facts
-        )
+        return write_artifact(model, folder, precision=self.precision, tensors=self.tensors, extra=extra, **facts)
 
 
 MethodT = TypeVar("MethodT")

@@ -14,6 +14,7 @@ from typing import Any
 
 from pycocotools import mask as mask_utils
 
+from sam3slim.data.rle import Segmentation, is_whole_rle, to_rle
 from sam3slim.errors import UserError
 
 Box = tuple[float, float, float, float]
@@ -73,7 +74,7 @@ class Annotation:
 
     category_id: int
     box: Box
-    segmentation: list[list[float]] | dict[str, Any] | None
+    segmentation: Segmentation | None
     area: float
     iscrowd: bool
 
@@ -132,16 +133,6 @@ def load_index(path: Path) -> CocoIndex:
     report.crowd_regions = sum(annotation.iscrowd for annotation in kept)
     report.images_without_annotations = sum(not record.annotations for record in records.values())
     return CocoIndex(path, list(records.values()), categories, has_masks, report)
-
-
-def to_rle(segmentation: list[list[float]] | dict[str, Any], height: int, width: int) -> dict[str, Any]:
-    """Compressed pycocotools RLE ({"size": [h, w], "counts": bytes}) of polygons or any RLE."""
-    if isinstance(segmentation, list):
-        return dict(mask_utils.merge(mask_utils.frPyObjects(segmentation, height, width)))
-    if isinstance(segmentation["counts"], list):
-        return dict(mask_utils.frPyObjects(segmentation, height, width))
-    counts = segmentation["counts"]
-    return {"size": [height, width], "counts": counts.encode("ascii") if isinstance(counts, str) else counts}
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -232,9 +223,9 @@ def _clean_box(bbox: Any, height: int, width: int, report: DataReport) -> Box | 
 
 def _clean_segmentation(
     segmentation: Any, height: int, width: int, report: DataReport
-) -> list[list[float]] | dict[str, Any] | None:
+) -> Segmentation | None:
     if isinstance(segmentation, dict):
-        return segmentation if _is_rle(segmentation, height, width) else None
+        return segmentation if is_whole_rle(segmentation, height, width) else None
     if not isinstance(segmentation, list):
         return None
     kept = [polygon for polygon in segmentation if _has_area(polygon, height, width)]
@@ -253,17 +244,6 @@ def _has_area(polygon: Any, height: int, width: int) -> bool:
         return False
     corners = zip(xs, ys, [*xs[1:], xs[0]], [*ys[1:], ys[0]], strict=True)
     return abs(sum(x0 * y1 - x1 * y0 for x0, y0, x1, y1 in corners)) > 1e-6
-
-
-def _is_rle(segmentation: dict[str, Any], height: int, width: int) -> bool:
-    counts = segmentation.get("counts")
-    if segmentation.get("size") != [height, width] or not counts:
-        return False
-    if isinstance(counts, list):
-        return all(_is_number(count) and count >= 0 for count in counts) and sum(counts) == height * width
-    if not isinstance(counts, str) or not counts.isascii():
-        return False
-    return bool(0 < mask_utils.area(to_rle(segmentation, height, width)) <= height * width)
 
 
 def _is_number(value: Any) -> bool:

@@ -17,27 +17,28 @@ from sam3slim.errors import UserError
 class EpochSampler(DistributedSampler[Sample]):
     """Order of the images, dealt out to the ranks: shuffled by (seed, epoch), or as in the file.
 
-    Lightning calls ``set_epoch`` and leaves a ``DistributedSampler`` in place. Without shuffling no image
-    is repeated to even out the ranks, because evaluation would count it twice.
+    A ``DistributedSampler``, so that Lightning leaves it in place. Without shuffling no image is repeated to
+    even out the ranks, because evaluation would count it twice.
     """
 
     def __init__(
         self, dataset: CocoConcepts, *, shuffle: bool, seed: int, world_size: int = 1, rank: int = 0
     ) -> None:
         super().__init__(dataset, num_replicas=world_size, rank=rank, shuffle=shuffle, seed=seed)
-        # Images that the next iteration leaves out, because a resumed epoch has had them.
-        self.skip = 0
+        self._skip = 0
 
-    def set_epoch(self, epoch: int) -> None:
-        """Start another order, other negatives and other augmentations."""
-        super().set_epoch(epoch)
+    def begin(self, epoch: int, skip: int) -> None:
+        """Set order, negatives and augmentations of ``epoch``, and leave out its first ``skip`` images."""
         assert isinstance(self.dataset, CocoConcepts)
+        self.epoch, self._skip = epoch, skip
         self.dataset.set_epoch(epoch)
 
+    def set_epoch(self, epoch: int) -> None:
+        """Nothing: Lightning's count differs between a resumed and an unbroken run, the loader's does not."""
+
     def __iter__(self) -> Iterator[int]:  # type: ignore[override]  # torch types it by sample, not index
-        skip, self.skip = self.skip, 0
         order: list[Any] = list(super().__iter__()) if self.shuffle else list(self._mine())
-        return iter(order[skip:])
+        return iter(order[self._skip :])
 
     def __len__(self) -> int:
         return super().__len__() if self.shuffle else len(self._mine())
@@ -48,7 +49,10 @@ class EpochSampler(DistributedSampler[Sample]):
 
 
 class ConceptLoader(DataLoader[Sample]):
-    """Batches of a ``CocoConcepts``; ``state_dict`` makes a resumed epoch go on with its next batch."""
+    """Batches of a ``CocoConcepts``; every iteration is the next epoch.
+
+    ``state_dict`` (which Lightning puts into its checkpoints) makes a resumed epoch go on with its next batch.
+    """
 
     def __init__(
         self,
@@ -62,7 +66,8 @@ class ConceptLoader(DataLoader[Sample]):
         world_size: int = 1,
         rank: int = 0,
     ) -> None:
-        self._done, self._resume_at = 0, 0
+        # (epoch, batches handed out) of this iteration and of the next one.
+        self._now, self._next = (0, 0), (0, 0)
         sampler = EpochSampler(dataset, shuffle=training, seed=seed, world_size=world_size, rank=rank)
         super().__init__(
             dataset,
@@ -80,12 +85,13 @@ class ConceptLoader(DataLoader[Sample]):
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         assert isinstance(self.sampler, EpochSampler)
         assert self.batch_size is not None
-        start, self._resume_at = self._resume_at, 0
-        self.sampler.skip = start * self.batch_size
+        epoch, done = self._now = self._next
+        self._next = (epoch + 1, 0)
+        self.sampler.begin(epoch, skip=done * self.batch_size)
         try:
-            for count, batch in enumerate(super().__iter__(), start=start + 1):
+            for count, batch in enumerate(super().__iter__(), start=done + 1):
                 # Lightning asks for the state after the step on this batch.
-                self._done = count
+                self._now = (epoch, count)
                 yield batch
         except UserError as error:
             # A worker's exception arrives with its traceback as text; the last line is the message.
@@ -93,12 +99,14 @@ class ConceptLoader(DataLoader[Sample]):
             raise UserError(line.removeprefix("sam3slim.errors.UserError: ")) from error
 
     def state_dict(self) -> dict[str, Any]:
-        """Epoch and batches handed out in it."""
-        assert isinstance(self.sampler, EpochSampler)
-        return {"epoch": self.sampler.epoch, "batches": self._done}
+        """Epoch and number of its batches that have been handed out."""
+        epoch, batches = self._now
+        return (
+            {"epoch": epoch, "batches": batches}
+            if batches < len(self)
+            else {"epoch": epoch + 1, "batches": 0}
+        )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Start the next iteration behind the batches already handed out."""
-        assert isinstance(self.sampler, EpochSampler)
-        self.sampler.set_epoch(int(state["epoch"]))
-        self._resume_at = int(state["batches"]) % max(len(self), 1)
+        """Let the next iteration go on where ``state_dict`` was taken."""
+        self._now = self._next = (int(state["epoch"]), int(state["batches"]))

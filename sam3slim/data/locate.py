@@ -39,7 +39,7 @@ def find_annotations(root: Path, split: str, given: str | Path | None = None) ->
     found = sorted(root.glob("*.json")) + sorted(root.glob("annotations/*.json"))
     for words in SPLIT_WORDS.values():
         found += [path for word in words for path in sorted(root.glob(f"{word}*/*.json"))]
-    found = [path for path in found if not path.name.startswith(NOT_INSTANCES)]
+    found = [path for path in dict.fromkeys(found) if not path.name.startswith(NOT_INSTANCES)]
     if not found:
         raise UserError(
             f"data.root={root} holds no COCO JSON file (looked for *.json, annotations/*.json, "

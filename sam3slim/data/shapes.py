@@ -47,7 +47,7 @@ class ShapesSpec:
     """
 
     image_size: int = 96
-    train_images: int = 4000
+    train_images: int = 5000
     val_images: int = 200
     test_images: int = 300
     seed: int = 0

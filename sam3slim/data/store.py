@@ -11,10 +11,10 @@ from pycocotools import mask as mask_utils
 from torch import Tensor
 from torchvision import tv_tensors
 
-from sam3slim.data.annotations import ImageRecord, to_rle
+from sam3slim.data.annotations import ImageRecord
 from sam3slim.data.images import read_image
+from sam3slim.data.rle import to_rle
 from sam3slim.data.transforms import squash
-from sam3slim.errors import UserError
 
 
 class ImageStore:
@@ -60,20 +60,11 @@ class ImageStore:
         return rles
 
     def masks(self, record: ImageRecord, positions: list[int]) -> tv_tensors.Mask:
-        """uint8 [N, S, S]: the annotations at ``positions`` of the record.
-
-        Raises:
-            UserError: an RLE that does not fill the image.
-        """
+        """uint8 [N, S, S]: the annotations at ``positions`` of the record."""
         side = self.image_size
         if not positions:
             return tv_tensors.Mask(torch.zeros(0, side, side, dtype=torch.uint8))
         rles = self.rles(record)
-        try:
-            decoded = mask_utils.decode([rles[position] for position in positions])
-        except ValueError as error:
-            raise UserError(
-                f"the annotations of image {record.file_name} hold a broken RLE mask ({error})"
-            ) from error
+        decoded = mask_utils.decode([rles[position] for position in positions])
         masks = tv_tensors.Mask(torch.from_numpy(np.ascontiguousarray(decoded.transpose(2, 0, 1))))
         return masks if masks.shape[-2:] == (side, side) else self._squash(masks)

@@ -125,9 +125,7 @@ def evaluate(
             images, prompts = images + len(found), prompts + len(batch.input_ids)
             advance(len(found))
     if metric is None:
-        raise UserError(
-            f"nothing to evaluate: the data gives no image (limit={limit}); check data.root and data.split"
-        )
+        raise UserError(f"nothing to evaluate: the data gives no image (limit={limit}); check data.root and data.split")
     return EvalResult(
         metrics=metric.compute(),
         images=images,

@@ -98,9 +98,7 @@ def predict_batch(
                 attention_mask=batch.attention_mask[part].to(device),
                 image_index=image_index,
                 input_boxes=None if input_boxes is None else input_boxes[part].to(device),
-                input_boxes_labels=None
-                if input_boxes_labels is None
-                else input_boxes_labels[part].to(device),
+                input_boxes_labels=None if input_boxes_labels is None else input_boxes_labels[part].to(device),
                 with_masks=with_masks,
             )
             scores, presence = prompt_scores(output)

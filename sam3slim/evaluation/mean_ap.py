@@ -54,9 +54,7 @@ class ConceptMeanAP(MeanAveragePrecision):
             ValueError: different lengths, or masks wanted and missing.
         """
         if len(detections) != len(ground_truths):
-            raise ValueError(
-                f"{len(detections)} images detected, {len(ground_truths)} images of ground truth"
-            )
+            raise ValueError(f"{len(detections)} images detected, {len(ground_truths)} images of ground truth")
         for found, truth in zip(detections, ground_truths, strict=True):
             if self.with_masks and (found.rles is None or truth.rles is None):
                 raise ValueError(
@@ -159,8 +157,7 @@ def _states_hold_rles() -> bool:
             and probe.groundtruth_mask == masks
             and [box.tolist() for box in (*probe.detection_box, *probe.groundtruth_box)] == [xywh, xywh]
             and [len(probe.detection_scores), len(probe.detection_labels)] == [1, 1]
-            and [len(probe.groundtruth_crowds), len(probe.groundtruth_area), len(probe.groundtruth_labels)]
-            == [1, 1, 1]
+            and [len(probe.groundtruth_crowds), len(probe.groundtruth_area), len(probe.groundtruth_labels)] == [1, 1, 1]
         )
     except AttributeError:
         return False

@@ -97,9 +97,7 @@ def prompt_scores(output: Sam3Output) -> tuple[Tensor, Tensor]:
     return scores, presence.squeeze(-1)
 
 
-def select_candidates(
-    output: Sam3Output, scores: Tensor, prompts: Tensor, labels: Tensor, top_k: int
-) -> Candidates:
+def select_candidates(output: Sam3Output, scores: Tensor, prompts: Tensor, labels: Tensor, top_k: int) -> Candidates:
     """The ``top_k`` best queries over the rows ``prompts`` [p] of ``output`` (all of one image).
 
     Args:

@@ -1,7 +1,7 @@
 """SAM 3's modules (from transformers), a forward fit for training, and counts."""
 
 from sam3slim.models.build import build_model, to_sam3_config
-from sam3slim.models.count import bytes_by_part, count_params, part_of, params_by_part
+from sam3slim.models.count import bytes_by_part, count_params, params_by_part, part_of
 from sam3slim.models.init import init_for_training
 from sam3slim.models.outputs import Sam3Output
 from sam3slim.models.sam3 import Sam3

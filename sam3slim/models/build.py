@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers import CLIPTextConfig, Sam3Config
 from transformers.models.sam3.configuration_sam3 import (
@@ -20,7 +22,7 @@ from sam3slim.specs import ModelSpec
 def to_sam3_config(spec: ModelSpec) -> Sam3Config:
     """The ``transformers.Sam3Config`` of ``spec``; ``ModelSpec()`` gives SAM 3 as released."""
     vit, text = spec.vit, spec.text
-    transformer = {
+    transformer: dict[str, Any] = {
         "hidden_size": spec.d_model,
         "num_attention_heads": spec.num_heads,
         "intermediate_size": spec.ffn_dim,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers.masking_utils import create_bidirectional_mask
-from transformers.models.sam3.modeling_sam3 import Sam3DetrDecoder, Sam3DetrDecoderLayer, inverse_sigmoid
+from transformers.models.sam3.modeling_sam3 import Sam3DetrDecoder, inverse_sigmoid
 
 
 def decode(
@@ -64,13 +66,13 @@ def decode(
 
 
 def _layer(
-    layer: Sam3DetrDecoderLayer,
+    layer: Any,
     hidden: Tensor,
     query_pos: Tensor,
     prompt: Tensor,
     memory: Tensor,
     memory_pos: Tensor,
-    text_mask: Tensor | None,
+    text_mask: Any,
     bias: Tensor,
     one_to_many: bool,
 ) -> Tensor:

@@ -3,10 +3,11 @@
 ``transformers`` initialises SAM 3 for loading weights: every weight N(0, 0.02), so all object queries
 are the same centred box and gradients vanish in a narrow model. What is set here instead, and why:
 
-* Xavier-uniform linear and convolution weights (Glorot & Bengio, 2010): signals keep their scale.
+* Fan-in scaled linear and convolution weights (LeCun et al., 1998): signals keep their scale, and image
+  content is not drowned by position in the patch embedding.
 * Queries N(0, 1) with reference boxes on a grid: queries differ from the first step.
-* A box-local relative position bias: the bias over image tokens falls off outside the query's own box,
-  at a different rate in every head, so that cross-attention looks into the box from the first step.
+* A box-local relative position bias: the bias over image tokens falls off outside the query's own box, and
+  every head looks at another side of it, so that cross-attention sees from the first step where the box is off.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from transformers.models.sam3.modeling_sam3 import Sam3DecoderMLP, Sam3DetrDecod
 
 from sam3slim.models.sam3 import Sam3
 
-LOCAL_BIAS_RANGE = (-8.0, -2.0)  # slope of the fall-off: the most local and the least local head
+OUTSIDE_SLOPE = -6.0  # of the attention bias outside the box, per unit of log-scaled distance
+INSIDE_SLOPE = -4.0  # of the heads that look at one side of the box
 REFERENCE_BOX_SIZES = (0.25, 0.45)  # of the image, alternating over the grid
 
 
@@ -29,7 +31,7 @@ def init_for_training(model: Sam3, seed: int = 0) -> Sam3:
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
-            _xavier(module.weight, generator)
+            _fan_in(module, generator)
             if module.bias is not None:
                 module.bias.zero_()
         elif isinstance(module, nn.Embedding):
@@ -40,9 +42,12 @@ def init_for_training(model: Sam3, seed: int = 0) -> Sam3:
     return model
 
 
-def _xavier(weight: Tensor, generator: torch.Generator) -> None:
-    receptive = weight[0, 0].numel() if weight.ndim > 2 else 1
-    bound = math.sqrt(6 / ((weight.shape[0] + weight.shape[1]) * receptive))
+def _fan_in(module: nn.Linear | nn.Conv2d | nn.ConvTranspose2d, generator: torch.Generator) -> None:
+    """Uniform weights of variance 1 / (inputs that reach one output)."""
+    weight = module.weight
+    # Kernel and stride of the neck's transposed convolutions are equal: an output pixel sees one tap a channel.
+    inputs = weight.shape[0] if isinstance(module, nn.ConvTranspose2d) else weight[0].numel()
+    bound = math.sqrt(3 / inputs)
     weight.uniform_(-bound, bound, generator=generator)
 
 
@@ -67,21 +72,28 @@ def _init_decoder(decoder: Sam3DetrDecoder, generator: torch.Generator) -> None:
     boxes = grid_boxes(decoder.query_embed.num_embeddings)
     decoder.reference_points.weight.copy_(torch.logit(boxes))
     # The box head starts at "no change": layer by layer it learns corrections.
+    assert decoder.box_head.layer3 is not None
     decoder.box_head.layer3.weight.mul_(0.1)
-    for mlp in (decoder.box_rpb_embed_x, decoder.box_rpb_embed_y):
-        _box_local(mlp)
+    _box_local(decoder.box_rpb_embed_x, toward_first=0, toward_last=1)
+    _box_local(decoder.box_rpb_embed_y, toward_first=2, toward_last=3)
 
 
-def _box_local(mlp: Sam3DecoderMLP) -> None:
-    """Hidden units 0 and 1 measure how far a token lies before the first and past the second box edge."""
+def _box_local(mlp: Sam3DecoderMLP, *, toward_first: int, toward_last: int) -> None:
+    """The bias of one axis: every head falls off outside the box, one head in four also from each edge inwards.
+
+    Hidden units 0..3 measure how far a token lies before and past the first edge, before and past the last.
+    Heads ``toward_first`` and ``toward_last`` (modulo 4) look at that side of the box, as the heads of
+    Deformable DETR (arXiv:2010.04159) start in different directions: comparing sides tells where the box is off.
+    """
     first, last = mlp.layer1, mlp.layer2
     first.weight.mul_(0.1)
     last.weight.mul_(0.1)
-    first.weight[0] = torch.tensor([-1.0, 0.0])
-    first.weight[1] = torch.tensor([0.0, 1.0])
-    slopes = torch.linspace(*LOCAL_BIAS_RANGE, last.weight.shape[0])
-    last.weight[:, 0] = slopes
-    last.weight[:, 1] = slopes
+    first.weight[:4] = torch.tensor([[-1.0, 0.0], [1.0, 0.0], [0.0, -1.0], [0.0, 1.0]])
+    last.weight[:, :4] = 0
+    last.weight[:, 0] = OUTSIDE_SLOPE
+    last.weight[:, 3] = OUTSIDE_SLOPE
+    last.weight[toward_first::4, 1] = INSIDE_SLOPE
+    last.weight[toward_last::4, 2] = INSIDE_SLOPE
 
 
 def grid_boxes(count: int) -> Tensor:

@@ -8,6 +8,8 @@ implementation does, and can run the one-to-many training branch.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import Sam3Config, Sam3Model
@@ -124,7 +126,7 @@ class Sam3(Sam3Model):
         if (input_ids is None) == (text_embeds is None):
             raise ValueError("give exactly one of input_ids and text_embeds")
         if text_embeds is not None:
-            text = text_embeds if isinstance(text_embeds, Tensor) else text_embeds.pooler_output
+            text: Any = text_embeds if isinstance(text_embeds, Tensor) else text_embeds.pooler_output
         else:
             assert input_ids is not None
             mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask

@@ -23,7 +23,7 @@ COLORS = (
     (213, 94, 0),
     (204, 121, 167),
 )
-MASK_OPACITY = 0.45
+MASK_OPACITY, EDGE_OPACITY = 0.3, 0.9
 FONT_SIZE = 12
 GAP, HEADER = 8, 26
 PAPER, INK = (255, 255, 255), (30, 30, 30)
@@ -66,7 +66,8 @@ def draw_instances(
         for i in reversed(keep):  # the best on top
             mask = mask_utils.decode(instances.rles[i]).astype(bool)
             color = np.array(colors[int(instances.labels[i])], dtype=np.float32)
-            pixels[mask] = (1 - MASK_OPACITY) * pixels[mask] + MASK_OPACITY * color
+            weight = (mask * MASK_OPACITY + _edge(mask) * (EDGE_OPACITY - MASK_OPACITY))[..., None]
+            pixels = (1 - weight) * pixels + weight * color
     canvas, scale = _fit(Image.fromarray(pixels.round().astype(np.uint8)), cell)
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(FONT_SIZE)
     boxes = {i: tuple(scale * value for value in instances.boxes[i].tolist()) for i in keep}
@@ -105,9 +106,7 @@ def picture_grid(
     """
     wrong = [title for title, column in columns.items() if len(column) != len(images)]
     if not images or not columns or wrong:
-        raise ValueError(
-            f"{len(images)} images and {len(columns)} columns, of wrong length: {', '.join(wrong)}"
-        )
+        raise ValueError(f"{len(images)} images and {len(columns)} columns, of wrong length: {', '.join(wrong)}")
     drawn = [
         [
             draw_instances(image, column[row], names, categories=categories, min_score=min_score, cell=cell)
@@ -144,6 +143,14 @@ def _shown(instances: Instances, categories: Collection[int] | None, min_score: 
         and (crowds is None or not int(crowds[i]))
     ]
     return keep if scores is None else sorted(keep, key=lambda i: -float(scores[i]))
+
+
+def _edge(mask: np.ndarray) -> np.ndarray:
+    """Pixels of ``mask`` [h, w] bool with a neighbour outside it."""
+    around = np.pad(mask, 1, mode="edge")
+    inside = around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:]
+    edge: np.ndarray = mask & ~inside
+    return edge
 
 
 def _fit(image: Image.Image, cell: int) -> tuple[Image.Image, float]:

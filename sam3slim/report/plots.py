@@ -23,8 +23,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 INK, GREY = "#222222", "#8a8a8a"
 # Places to try for a label, in points from its marker: (x, y, horizontal alignment).
 OFFSETS = (
-    (9, 6, "left"), (9, -13, "left"), (-9, 6, "right"), (-9, -13, "right"),
-    (0, 13, "center"), (0, -20, "center"), (9, 20, "left"), (-9, 20, "right"), (9, -27, "left"),
+    (0, 10, "center"), (0, -18, "center"), (9, 8, "left"), (-9, 8, "right"), (9, -15, "left"),
+    (-9, -15, "right"), (0, 22, "center"), (0, -30, "center"), (9, 20, "left"), (-9, 20, "right"),
 )  # fmt: skip
 
 
@@ -59,9 +59,7 @@ def map_vs_size(
         axes.plot(xs, ys, color=GREY, linewidth=1, alpha=0.6, zorder=1)
         for x, y, row in zip(xs, ys, members, strict=True):
             color = colors[str(row["precision"])]
-            axes.scatter(
-                [x], [y], s=80, marker=marker, color=color, edgecolors="white", linewidths=1, zorder=3
-            )
+            axes.scatter([x], [y], s=80, marker=marker, color=color, edgecolors="white", linewidths=1, zorder=3)
     _style(axes, points, metric, title)
     _legend(axes, families, colors)
     labels = [(row["bytes"] / 1e6, 100 * row[metric], f"{row['name']} {row['precision']}") for row in points]
@@ -88,7 +86,7 @@ def _style(axes: Axes, points: Sequence[Mapping[str, Any]], metric: str, title: 
     axes.set_title(title or f"{what} against size", color=INK, loc="left", fontweight="bold")
     axes.grid(color="#e3e3e3", linewidth=0.8, which="major")
     axes.set_axisbelow(True)
-    axes.tick_params(colors=INK, length=0)
+    axes.tick_params(which="both", colors=INK, length=0)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(GREY)

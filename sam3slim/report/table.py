@@ -17,9 +17,7 @@ DEMO_COLUMNS = (
 )  # fmt: skip
 
 
-def table_row(
-    record: RunRecord, baseline: RunRecord, *, retrained: bool, name: str | None = None
-) -> dict[str, Any]:
+def table_row(record: RunRecord, baseline: RunRecord, *, retrained: bool, name: str | None = None) -> dict[str, Any]:
     """One row of the demo's table from records.
 
     mAP in 0..1; ``segm_drop`` in points against ``baseline`` (positive: worse); ``ratio`` is how many

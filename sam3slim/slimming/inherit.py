@@ -91,9 +91,9 @@ def _layers(source: ModelSpec, target: ModelSpec) -> dict[str, tuple[int, ...]]:
             kept = align(["layer"] * have, ["layer"] * want)
         if kept is None:
             raise UserError(
-                f"model.vit.global_attention_blocks={list(target.vit.global_blocks)} of {want} blocks cannot be taken in "
-                f"order from the full model's {list(source.vit.global_blocks)} of {have} (windowed blocks stay windowed, "
-                f"global ones global); change model.vit.num_global_blocks or model.vit.depth"
+                f"model.vit.global_attention_blocks={list(target.vit.global_blocks)} of {want} blocks cannot be "
+                f"taken in order from the full model's {list(source.vit.global_blocks)} of {have} (windowed blocks "
+                f"stay windowed, global ones global); change model.vit.num_global_blocks or model.vit.depth"
             )
         layers[stack] = kept
     return layers

@@ -66,6 +66,9 @@ class GracefulStop(Callback):
 class RandomState(Callback):
     """Keeps PyTorch's random state in checkpoints, so that dropout continues as if never interrupted."""
 
+    def __init__(self) -> None:
+        self._pending: dict[str, Any] = {}
+
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {"cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
@@ -73,13 +76,12 @@ class RandomState(Callback):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._pending = state_dict
+        self._pending = dict(state_dict)
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        pending = getattr(self, "_pending", None)
-        if pending is None:
+        pending, self._pending = self._pending, {}
+        if not pending:
             return
         torch.set_rng_state(pending["cpu"].cpu())
         if torch.cuda.is_available() and len(pending.get("cuda", [])) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all([state.cpu() for state in pending["cuda"]])
-        self._pending = None

@@ -7,7 +7,6 @@ from typing import Any
 import lightning
 import torch
 from torch import Tensor
-from torch.distributed import ReduceOp
 
 from sam3slim.data.batch import Batch
 from sam3slim.distill import FrozenTeacher
@@ -17,8 +16,14 @@ from sam3slim.losses import Criterion
 from sam3slim.models import Sam3
 from sam3slim.training.optim import OptimSpec, ScheduleSpec, build_optimizer
 
-# Parameters no output depends on: CLIP's own projection, and the coarsest feature map, which SAM 3 drops.
-UNUSED = ("text_encoder.text_projection.", "vision_encoder.neck.fpn_layers.3.")
+# Parameters no output depends on: CLIP's own projection, the coarsest feature map, which SAM 3 drops, and a
+# third stage of the pixel decoder, which has only two maps to add.
+UNUSED = (
+    "text_encoder.text_projection.",
+    "vision_encoder.neck.fpn_layers.3.",
+    "mask_decoder.pixel_decoder.conv_layers.2.",
+    "mask_decoder.pixel_decoder.norms.2.",
+)
 
 
 class ConceptSegmentation(lightning.LightningModule):
@@ -80,7 +85,7 @@ class ConceptSegmentation(lightning.LightningModule):
             losses |= {name: value.detach() for name, value in distilled.items()}
         self._check_finite(loss, losses)
         # Logged only when it will be written: sixteen log calls a step are not free on a small model.
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+        if (self.global_step + 1) % self._log_interval() == 0:
             size = len(batch.pixel_values)
             self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size)
             self.log_dict({f"train/{name}": value for name, value in losses.items()}, batch_size=size)
@@ -91,8 +96,12 @@ class ConceptSegmentation(lightning.LightningModule):
         if self.trainer.world_size == 1:
             return None
         count = torch.tensor(float(len(batch.targets.boxes)), device=self.device)
-        reduced: Tensor = self.trainer.strategy.reduce(count, reduce_op=ReduceOp.AVG if count.is_cuda else "mean")
+        reduced: Tensor = self.trainer.strategy.reduce(count, reduce_op="mean")
         return reduced
+
+    def _log_interval(self) -> int:
+        interval: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return max(interval, 1)
 
     def _check_finite(self, loss: Tensor, parts: dict[str, Tensor]) -> None:
         if torch.isfinite(loss):

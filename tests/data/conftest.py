@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sam3slim.data.shapes import ShapesSpec, make_shapes
+from sam3slim.data.shapes import make_shapes
 
-CocoWriter = Callable[..., Path]
-TINY = ShapesSpec(image_size=48, train_images=12, val_images=4, test_images=3)
+from .samples import TINY, CocoWriter
 
 
 @pytest.fixture(scope="session")
 def shapes_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A shapes set of a dozen pictures."""
     return make_shapes(tmp_path_factory.mktemp("data") / "shapes", TINY, progress=False)
-
-
-def square(left: float, top: float, side: float = 10) -> dict[str, Any]:
-    """Box and polygon of an axis-aligned square."""
-    right, low = left + side, top + side
-    return {"bbox": [left, top, side, side], "segmentation": [[left, top, right, top, right, low, left, low]]}
 
 
 @pytest.fixture
@@ -37,7 +29,9 @@ def write_coco(tmp_path: Path) -> CocoWriter:
     """
 
     def write(
-        *per_image: list[dict[str, Any]], names: tuple[str, ...] = ("red circle", "blue circle", "cup"), **changes: Any
+        *per_image: list[dict[str, Any]],
+        names: tuple[str, ...] = ("red circle", "blue circle", "cup"),
+        **changes: Any,
     ) -> Path:
         root = tmp_path / "set"
         (root / "images").mkdir(parents=True, exist_ok=True)

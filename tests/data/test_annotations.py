@@ -6,13 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from pycocotools import mask as mask_utils
 
-from sam3slim.data.annotations import load_index, to_rle
+from sam3slim.data.annotations import load_index
 from sam3slim.errors import UserError
-from tests.data.conftest import CocoWriter, square
+
+from .samples import CocoWriter, square
 
 
 def annotations_of(root: Path) -> Path:
@@ -25,20 +24,6 @@ def test_load_index__phrases_are_clean_names(write_coco: CocoWriter) -> None:
         "traffic light",
         "big cup",
     ]
-
-
-def test_to_rle__polygon_and_both_rle_forms_agree() -> None:
-    mask = np.zeros((30, 40), dtype=np.uint8)
-    mask[5:15, 8:18] = 1
-    compressed = mask_utils.encode(np.asfortranarray(mask))
-    runs = np.diff(np.flatnonzero(np.diff(np.concatenate([[-1], mask.flatten("F"), [-1]]).astype(int))))
-    forms: list[Any] = [
-        square(8, 5)["segmentation"],
-        {"size": [30, 40], "counts": runs.tolist()},
-        {"size": [30, 40], "counts": compressed["counts"].decode()},
-    ]
-    for form in forms:
-        assert np.array_equal(mask_utils.decode(to_rle(form, 30, 40)), mask)
 
 
 def test_load_index__box_partly_outside_is_clipped_and_counted(write_coco: CocoWriter) -> None:
@@ -103,9 +88,18 @@ def test_load_index__boxes_only_set(write_coco: CocoWriter) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"annotations": [square(1, 1) | {"id": 7, "image_id": 99, "category_id": 1}]}, "annotation 7 .*image 99"),
-        ({"annotations": [square(1, 1) | {"id": 7, "image_id": [1], "category_id": 1}]}, "annotation 7 .*image"),
-        ({"annotations": [square(1, 1) | {"id": 7, "image_id": 1, "category_id": 9}]}, "annotation 7 .*category 9"),
+        (
+            {"annotations": [square(1, 1) | {"id": 7, "image_id": 99, "category_id": 1}]},
+            "annotation 7 .*image 99",
+        ),
+        (
+            {"annotations": [square(1, 1) | {"id": 7, "image_id": [1], "category_id": 1}]},
+            "annotation 7 .*image",
+        ),
+        (
+            {"annotations": [square(1, 1) | {"id": 7, "image_id": 1, "category_id": 9}]},
+            "annotation 7 .*category 9",
+        ),
         ({"annotations": ["x"]}, "not a JSON object"),
         ({"annotations": None}, "not a COCO annotation file: no list annotations"),
         ({"categories": [{"id": 1}]}, "has no name"),

@@ -35,7 +35,10 @@ def test_find_annotations__layouts(tmp_path: Path, names: tuple[str, ...], expec
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (("instances_val2014.json", "instances_val2017.json"), r"several files fit.*2014\.json, instances_val2017"),
+        (
+            ("instances_val2014.json", "instances_val2017.json"),
+            r"several files fit.*2014\.json, instances_val2017",
+        ),
         (("instances_train.json", "instances_test.json"), r"no file fits the val split.*data\.annotations"),
         (("a.json", "b.json"), r"no file fits.*a\.json, b\.json"),
         (("readme.txt",), "holds no COCO JSON file"),

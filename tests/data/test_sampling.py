@@ -41,7 +41,9 @@ def test_sampler__unclear_categories_are_never_asked_in_training() -> None:
 
 
 def test_sampler__same_phrase_as_a_present_one_is_no_negative() -> None:
-    sampler = PromptSampler([Category(1, "cup"), Category(2, "cup"), Category(3, "mug")], PromptSpec(negatives=5))
+    sampler = PromptSampler(
+        [Category(1, "cup"), Category(2, "cup"), Category(3, "mug")], PromptSpec(negatives=5)
+    )
     assert sampler({1}, set(), np.random.default_rng(0)) == [1, 3]
 
 
@@ -49,7 +51,9 @@ def test_sampler__hard_negatives_share_a_word() -> None:
     spec = PromptSpec(negatives=2, hard_negatives=1.0)
     assert all(set(ask(spec, {0}, seed=seed)[1:]) == {1, 2} for seed in range(10))
     counts = Counter(
-        negative for seed in range(200) for negative in ask(PromptSpec(negatives=1, hard_negatives=0), {0}, seed=seed)[1:]
+        negative
+        for seed in range(200)
+        for negative in ask(PromptSpec(negatives=1, hard_negatives=0), {0}, seed=seed)[1:]
     )
     assert set(counts) == {1, 2, 3, 4, 5}
 

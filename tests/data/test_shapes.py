@@ -17,7 +17,8 @@ from pycocotools import mask as mask_utils
 from sam3slim.data.shapes import ShapesSpec, make_shapes, phrases_of, scene
 from sam3slim.data.shapes_draw import ShapeObject, draw_scene
 from sam3slim.errors import UserError
-from tests.data.conftest import TINY
+
+from .samples import TINY
 
 SMALLER = replace(TINY, train_images=3, val_images=2, test_images=2)
 

@@ -12,7 +12,8 @@ from sam3slim.evaluation.evaluate import Calibration, evaluate, first_images
 from sam3slim.evaluation.mean_ap import KEYS
 from sam3slim.evaluation.postprocess import Detections, PromptScores
 from sam3slim.models import Sam3
-from tests.evaluation.conftest import make_truth
+
+from .conftest import make_truth
 
 MakeBatch = Callable[..., Batch]
 
@@ -22,9 +23,7 @@ def oracle(model: object, batch: Batch, **_: object) -> list[Detections]:
     found = []
     for info in batch.images:
         truth = info.ground_truth
-        found.append(
-            Detections(info.image_id, truth.boxes, torch.ones(len(truth.labels)), truth.labels, truth.rles)
-        )
+        found.append(Detections(info.image_id, truth.boxes, torch.ones(len(truth.labels)), truth.labels, truth.rles))
     return found
 
 
@@ -39,9 +38,7 @@ def test_evaluate__counts_and_keys(model: Sam3, make_batch: MakeBatch) -> None:
     assert result.seconds > 0
 
 
-def test_evaluate__perfect_model_gets_one(
-    model: Sam3, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_evaluate__perfect_model_gets_one(model: Sam3, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(import_module("sam3slim.evaluation.evaluate"), "predict_batch", oracle)
     result = evaluate(model, [make_batch([[1], [1]])], progress=False, per_category=True)
     assert result.metrics["bbox"]["map"] == pytest.approx(1.0)
@@ -90,9 +87,7 @@ def test_first_images__keeps_prompts_and_targets_of_those(make_batch: MakeBatch)
 
 
 def test_calibration__present_and_absent_apart_and_crowds_absent() -> None:
-    scores = PromptScores(
-        torch.tensor([1, 2, 3]), torch.tensor([0.8, 0.2, 0.4]), torch.tensor([0.6, 0.1, 0.3])
-    )
+    scores = PromptScores(torch.tensor([1, 2, 3]), torch.tensor([0.8, 0.2, 0.4]), torch.tensor([0.6, 0.1, 0.3]))
     found = Detections(0, torch.zeros(0, 4), torch.zeros(0), torch.zeros(0).long(), [], scores)
     calibration = Calibration()
     calibration.update([found], [make_truth([(1, 1, 5, 5), (1, 1, 9, 9)], [1, 3], crowd=[0, 1])])

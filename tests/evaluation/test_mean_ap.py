@@ -13,7 +13,8 @@ from sam3slim.data.batch import GroundTruth
 from sam3slim.evaluation import mean_ap
 from sam3slim.evaluation.mean_ap import KEYS, ConceptMeanAP
 from sam3slim.evaluation.postprocess import Detections
-from tests.evaluation.conftest import make_truth, rectangle_rle
+
+from .conftest import make_truth, rectangle_rle
 
 SIZE = (120, 160)
 Box = tuple[int, int, int, int]
@@ -26,9 +27,7 @@ def found_like(truth: GroundTruth, image_id: int = 0, score: float = 0.9) -> Det
     return Detections(image_id, truth.boxes[keep], torch.full((len(keep),), score), truth.labels[keep], rles)
 
 
-def detect(
-    boxes: list[Box], labels: list[int], scores: list[float], size: tuple[int, int] = (40, 60)
-) -> Detections:
+def detect(boxes: list[Box], labels: list[int], scores: list[float], size: tuple[int, int] = (40, 60)) -> Detections:
     rles = [rectangle_rle(box, *size) for box in boxes]
     values = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
     return Detections(0, values, torch.tensor(scores), torch.tensor(labels, dtype=torch.int64), rles)
@@ -55,9 +54,7 @@ def random_set(seed: int, images: int = 12) -> tuple[list[Detections], list[Grou
         truths.append(make_truth(boxes, labels, size=SIZE, crowd=[int(rng.random() < 0.15) for _ in boxes]))
         found = [(jitter(b), label) for b, label in zip(boxes, labels, strict=True) if rng.random() < 0.8]
         found += [(box(), int(rng.integers(1, 7))) for _ in range(rng.integers(0, 4))]
-        item = detect(
-            [b for b, _ in found], [label for _, label in found], rng.random(len(found)).tolist(), SIZE
-        )
+        item = detect([b for b, _ in found], [label for _, label in found], rng.random(len(found)).tolist(), SIZE)
         item.image_id = image
         detections.append(item)
     return detections, truths
@@ -74,11 +71,7 @@ def plain_coco(detections: list[Detections], truths: list[GroundTruth], kind: st
             })  # fmt: skip
     results = [
         {"image_id": image, "category_id": int(d.labels[i]), "score": float(d.scores[i])}
-        | (
-            {"segmentation": d.rles[i]}
-            if kind == "segm"
-            else {"bbox": [b[0], b[1], b[2] - b[0], b[3] - b[1]]}
-        )
+        | ({"segmentation": d.rles[i]} if kind == "segm" else {"bbox": [b[0], b[1], b[2] - b[0], b[3] - b[1]]})
         for image, d in enumerate(detections)
         for i, b in enumerate(d.boxes.tolist())
     ]

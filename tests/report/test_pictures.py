@@ -64,9 +64,7 @@ def test_draw_instances__a_category_keeps_its_colour(black: Image.Image) -> None
 
 
 def test_draw_instances__boxes_only_and_large_pictures_shrink() -> None:
-    drawn = pixels(
-        draw_instances(Image.new("L", (960, 480)), found([1], [0.9], masks=False), NAMES, cell=320)
-    )
+    drawn = pixels(draw_instances(Image.new("L", (960, 480)), found([1], [0.9], masks=False), NAMES, cell=320))
     assert drawn.shape == (160, 320, 3)
     assert drawn.any()
 

@@ -13,7 +13,8 @@ ROWS = [
     {"name": name, "precision": precision, "bytes": size, "segm_map": value, "bbox_map": value}
     for name, precision, size, value in [
         ("nano", "fp32", 8.8e6, 0.62), ("nano", "fp16", 4.4e6, 0.62), ("nano", "int8", 2.4e6, 0.617),
-        ("nano_slim", "fp32", 4.9e6, 0.58), ("nano_slim", "fp16", 2.45e6, 0.58), ("nano_slim", "int8", 1.3e6, 0.576),
+        ("nano_slim", "fp32", 4.9e6, 0.58), ("nano_slim", "fp16", 2.45e6, 0.58),
+        ("nano_slim", "int8", 1.3e6, 0.576),
     ]
 ]  # fmt: skip
 

@@ -1,0 +1,143 @@
+"""``make demo``: the whole story on two CPU cores.
+
+Draw the shapes set, measure ``nano``, cut ``nano_slim`` out of it and retrain it, compress both, measure
+every result as it was written, and put the cost of each step into one table, one plot and one picture.
+Started again, it keeps what is finished and goes on with the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from sam3slim import runs
+from sam3slim.checkpoints import load
+from sam3slim.config import compose_plain
+from sam3slim.data.spec import DataSpec
+from sam3slim.errors import UserError
+from sam3slim.evaluation import ground_truths, predict_batch
+from sam3slim.records import RunRecord, config_hash, read_record
+from sam3slim.report import map_vs_size, picture_grid, table_row, to_markdown, write_table
+from sam3slim.strict import spec_from_dict
+
+REFERENCE = Path("assets/nano")
+METHODS = ("weights_only", "fp16", "int8_weight")
+PICTURES = 6  # val images in the comparison
+Run = Callable[[dict[str, Any], Path, dict[str, str], str], Any]
+
+
+def demo(out: Path, overrides: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Run all stages into ``out`` and return the rows of the table.
+
+    Args:
+        out: gets ``table.csv``, ``table.md``, ``map_vs_size.png``, ``predictions.png`` and a folder per stage.
+        overrides: Hydra overrides for every stage, e.g. ``data.shapes.test_images=50`` for a quick look.
+
+    Raises:
+        UserError: no reference model, or ``out`` is not writable.
+    """
+    if not (REFERENCE / "sam3slim.json").is_file():
+        raise UserError(f"no reference model at {REFERENCE}; run from the repository, or `make reference` (hours)")
+    checkpoint = [f"checkpoint={REFERENCE}", "latency=false"]
+    full = _stage("evaluate", runs.evaluate, out / "nano", [*checkpoint, *overrides])
+    slim = _stage("train", runs.train, out / "nano_slim", ["experiment=nano_slim", "resume=auto", *overrides])
+    rows = [table_row(full, full, retrained=False)]
+    rows += _compressed(str(REFERENCE), out / "nano_compressed", full, False, overrides)
+    rows.append(table_row(_training_checkpoint(slim, out / "nano_slim"), full, retrained=True))
+    rows += _compressed(str(out / "nano_slim/artifact"), out / "nano_slim_compressed", full, True, overrides)
+
+    csv_path, _ = write_table(rows, out)
+    plot = map_vs_size(rows, out / "map_vs_size.png", title="What each step costs: nano on the shapes test split")
+    picture = _pictures(out, overrides)
+    print("\n" + to_markdown(rows))
+    print(f"written: {csv_path}, {csv_path.with_suffix('.md')}, {plot}, {picture}")
+    return rows
+
+
+def _stage(name: str, run: Run, folder: Path, overrides: Sequence[str]) -> RunRecord:
+    """Run one command into ``folder``, unless its record says that just this has been done."""
+    config = compose_plain(name, list(overrides), folder)
+    record = _finished(folder, config)
+    if record is None:
+        print(f"\n== {folder.name}: python {name}.py {' '.join(overrides)}", flush=True)
+        run(config, folder, {}, f"python {name}.py {' '.join(overrides)}")
+        record = read_record(folder)
+    return record
+
+
+def _finished(folder: Path, config: dict[str, Any]) -> RunRecord | None:
+    if not (folder / "record.json").is_file():
+        return None
+    record = read_record(folder)
+    return record if record.status == "finished" and record.config_hash == config_hash(config) else None
+
+
+def _compressed(
+    checkpoint: str, folder: Path, full: RunRecord, retrained: bool, overrides: Sequence[str]
+) -> list[dict[str, Any]]:
+    """One row per method; a method is measured again only when its settings changed."""
+    rows = []
+    for method in METHODS:
+        given = [f"checkpoint={checkpoint}", f"compress=[{method}]", "latency=false", *overrides]
+        config = compose_plain("compress", given, folder)
+        record = _finished(folder / method, config)
+        if record is None:
+            print(f"\n== {folder.name}: python compress.py {' '.join(given)}", flush=True)
+            runs.compress(config, folder, {}, f"python compress.py {' '.join(given)}")
+            record = read_record(folder / method)
+        rows.append(table_row(record, full, retrained=retrained))
+    return rows
+
+
+def _training_checkpoint(record: RunRecord, folder: Path) -> RunRecord:
+    """The record with the file that training leaves (weights, optimiser state, counters) as its artifact."""
+    path = folder / "checkpoints/best.ckpt"
+    facts = {"path": str(path), "bytes": path.stat().st_size, "format": "lightning", "precision": "training checkpoint"}
+    record.artifact = facts
+    return record
+
+
+def _pictures(out: Path, overrides: Sequence[str]) -> Path:
+    """Val images: ground truth beside full, slim and INT8 predictions of the most specific phrases."""
+    config = compose_plain("evaluate", [f"checkpoint={REFERENCE}", *overrides], out)
+    sources = {
+        "nano": REFERENCE,
+        "nano_slim": out / "nano_slim/artifact",
+        "nano_slim INT8": out / "nano_slim_compressed/int8_weight/artifact",
+    }
+    models = {title: load(path)[0] for title, path in sources.items()}
+    data = spec_from_dict(DataSpec, config["data"], "data").build(models["nano"].spec)
+    data.prepare_data()
+    dataset = data.dataset("val")
+    batch = data.collate([dataset[index] for index in range(PICTURES)])
+    columns: dict[str, Any] = {"ground truth": ground_truths(batch)}
+    for title, model in models.items():
+        columns[title] = predict_batch(model, batch)
+    names = {int(category): phrase for category, phrase in zip(batch.category_ids, batch.phrases, strict=True)}
+    images = [Image.open(dataset.folder / info.file_name).convert("RGB") for info in batch.images]
+    # "red circle": every object has exactly one phrase of two words.
+    specific = {category for category, phrase in names.items() if len(phrase.split()) == 2}
+    return picture_grid(images, columns, names, out / "predictions.png", categories=specific)
+
+
+def main() -> None:
+    """Command line: ``python -m sam3slim.demo [--out DIR] [OVERRIDES…]``."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("outputs/demo"))
+    parser.add_argument("overrides", nargs="*", help="Hydra overrides for every stage")
+    arguments = parser.parse_args()
+    try:
+        demo(arguments.out, arguments.overrides)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on from here")
+
+
+if __name__ == "__main__":
+    main()
