@@ -26,7 +26,7 @@ from sam3slim.records import RunRecord, plain, recording
 from sam3slim.slimming import inherit
 from sam3slim.specs import ModelSpec
 from sam3slim.strict import spec_from_dict
-from sam3slim.training import ConceptSegmentation, GracefulStop, OptimSpec, RandomState, ScheduleSpec
+from sam3slim.training import ConceptSegmentation, GracefulStop, OptimSpec, RandomState, ScheduleSpec, TrainingClock
 
 
 @dataclass(frozen=True)
@@ -119,13 +119,12 @@ def train(config: dict[str, Any], output_dir: Path, choices: dict[str, str], com
         trainer = build_trainer(spec, output_dir)
         trainer.fit(module, data, ckpt_path=_resume_path(spec.resume, output_dir), weights_only=True)
         if trainer.is_global_zero:
-            _finish_training(spec, output_dir, data, record, command)
+            clock = next(callback for callback in trainer.callbacks if isinstance(callback, TrainingClock))
+            _finish_training(spec, output_dir, data, record, clock.seconds)
     return record
 
 
-def _finish_training(
-    spec: TrainSpec, output_dir: Path, data: ConceptData, record: RunRecord, command: str
-) -> None:
+def _finish_training(spec: TrainSpec, output_dir: Path, data: ConceptData, record: RunRecord, seconds: float) -> None:
     """Measure the best checkpoint and write it as an artifact that names its metrics."""
     model, _ = load(output_dir, expect=spec.model)
     metrics: dict[str, Any] = {}
@@ -133,7 +132,8 @@ def _finish_training(
         result = evaluate_model(model, data.loader(spec.data.split))
         _add_result(record, result, spec.data)
         metrics = {"split": spec.data.split, **result.metrics}
-    extra = {"command": command, "seed": spec.seed, "git": record.git, "data": record.data}
+    facts = {"command": record.command, "seed": spec.seed, "git": record.git, "device": record.device}
+    extra = {**facts, "data": record.data, "training_seconds": round(seconds), "versions": record.versions}
     info = write_artifact(
         model, output_dir / "artifact", parent=spec.init.checkpoint, metrics=plain(metrics), extra=plain(extra)
     )
@@ -227,7 +227,7 @@ def initial_model(spec: ModelSpec, init: InitSpec, seed: int) -> Sam3:
 def build_trainer(spec: TrainSpec, output_dir: Path) -> lightning.Trainer:
     """Lightning's trainer with the configured callbacks and loggers, and those every run needs."""
     callbacks = list((cfg.build(spec.callbacks) if spec.callbacks else {}).values())
-    callbacks += [RandomState(), GracefulStop(output_dir / "checkpoints")]
+    callbacks += [RandomState(), TrainingClock(), GracefulStop(output_dir / "checkpoints")]
     loggers = list((cfg.build(spec.logger) if spec.logger else {}).values())
     trainer: lightning.Trainer = cfg.build(
         spec.trainer,

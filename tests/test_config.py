@@ -70,7 +70,7 @@ BAD_INPUT = [
     ("train", ["model/vit=zzz"], "unknown option model/vit=zzz; available: d16, d24, full"),
     ("train", ["data=cocoa"], "unknown option data=cocoa; did you mean data=coco? available: coco, shapes"),
     ("train", ["experiment=foo"], "unknown option experiment=foo; "),
-    ("compress", ["checkpoint=x", "compress=[fp16,int8]"], "unknown option compress=int8; available: fp16, int8_weight, weights_only"),
+    ("compress", ["checkpoint=x", "compress=[fp16,int8]"], "unknown option compress=int8; available: fp16"),
     ("compress", ["checkpoint=x", "compress=fp17"], "unknown option compress=fp17; did you mean compress=fp16?"),
     ("train", ["optim.lrr=3"], "unknown key optim.lrr; did you mean optim.lr?"),
     ("train", ["optim.qqq=3"], "unknown key optim.qqq; known keys: optim.betas, optim.clip"),
@@ -189,7 +189,8 @@ def test_entry_point__default_folder_and_environment(run: Any, tmp_path: Path) -
     [
         ("model=nanno", "error: unknown option model=nanno; did you mean model=nano?"),
         ("optim.lrr=1", "error: unknown key optim.lrr; did you mean optim.lr?"),
-        ("model.vit.embed_dim=500 model.vit.num_heads=4", "error: model.vit.embed_dim=500 gives heads of size 125, and RoPE needs a multiple of 4; use "
+        ("model.vit.embed_dim=500 model.vit.num_heads=4",
+         "error: model.vit.embed_dim=500 gives heads of size 125, and RoPE needs a multiple of 4; use "
          "model.vit.embed_dim=496 or 512"),
         ("model.encoder=l4", "error: model.encoder must be a group of keys, got 'l4'; to choose an option write "
          "model/encoder=l4"),

@@ -50,9 +50,7 @@ class DataReport:
         line += f", {self.crowd_regions} crowd regions"
         line += f", {self.images_without_annotations} images without annotations"
         if self.problems:
-            line += "; " + ", ".join(
-                f"{name.replace('_', ' ')}: {count}" for name, count in self.problems.items()
-            )
+            line += "; " + ", ".join(f"{name.replace('_', ' ')}: {count}" for name, count in self.problems.items())
         return line
 
 
@@ -121,9 +119,7 @@ def load_index(path: Path) -> CocoIndex:
         image_id, category_id = item.get("image_id"), item.get("category_id")
         record = records.get(image_id) if isinstance(image_id, int) else None
         if record is None:
-            raise UserError(
-                f"{where} belongs to image {image_id}, which is not in the file's images; remove or fix it"
-            )
+            raise UserError(f"{where} belongs to image {image_id}, which is not in the file's images; remove or fix it")
         if not isinstance(category_id, int) or category_id not in known:
             raise UserError(f"{where} has category {category_id}, which is not in the file's categories")
         if (annotation := _clean(item, record, has_masks, report)) is not None:
@@ -156,9 +152,7 @@ def _image_records(path: Path, items: list[Any]) -> dict[Any, ImageRecord]:
     records: dict[Any, ImageRecord] = {}
     for item in items:
         try:
-            record = ImageRecord(
-                int(item["id"]), str(item["file_name"]), int(item["height"]), int(item["width"])
-            )
+            record = ImageRecord(int(item["id"]), str(item["file_name"]), int(item["height"]), int(item["width"]))
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{path.name}: image {str(item)[:80]} needs whole numbers id, height, width and a file_name"
@@ -186,9 +180,7 @@ def _categories(path: Path, items: list[Any]) -> list[Category]:
     return list(categories.values())
 
 
-def _clean(
-    item: dict[str, Any], record: ImageRecord, has_masks: bool, report: DataReport
-) -> Annotation | None:
+def _clean(item: dict[str, Any], record: ImageRecord, has_masks: bool, report: DataReport) -> Annotation | None:
     height, width = record.height, record.width
     segmentation = _clean_segmentation(item.get("segmentation"), height, width, report) if has_masks else None
     if has_masks and segmentation is None:
@@ -221,9 +213,7 @@ def _clean_box(bbox: Any, height: int, width: int, report: DataReport) -> Box | 
     return box
 
 
-def _clean_segmentation(
-    segmentation: Any, height: int, width: int, report: DataReport
-) -> Segmentation | None:
+def _clean_segmentation(segmentation: Any, height: int, width: int, report: DataReport) -> Segmentation | None:
     if isinstance(segmentation, dict):
         return segmentation if is_whole_rle(segmentation, height, width) else None
     if not isinstance(segmentation, list):

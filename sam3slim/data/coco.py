@@ -78,9 +78,7 @@ class CocoConcepts(Dataset[Sample]):
         index = load_index(path)
         self.annotation_file, self.categories, self.report = path, index.categories, index.report
         self.has_masks = index.has_masks
-        self.folder = find_images(
-            self.root, split, path, [record.file_name for record in index.records], images
-        )
+        self.folder = find_images(self.root, split, path, [record.file_name for record in index.records], images)
         self.records = self._without_missing(index.records)[:limit]
         self._sampler = PromptSampler(self.categories, self.prompts)
         self._store = ImageStore(self.folder, image_size, keep=cache == "ram")
@@ -91,9 +89,7 @@ class CocoConcepts(Dataset[Sample]):
         if not self.prompts.training and on_unreadable == "skip":
             self.verify()
         self._keep_usable()
-        log.log(
-            logging.WARNING if self.report.problems else logging.INFO, "%s: %s", path, self.report.summary()
-        )
+        log.log(logging.WARNING if self.report.problems else logging.INFO, "%s: %s", path, self.report.summary())
 
     def __len__(self) -> int:
         return len(self.records)
@@ -242,8 +238,7 @@ class CocoConcepts(Dataset[Sample]):
             self.records = [
                 record
                 for record, use in zip(self.records, usable, strict=True)
-                if use
-                or (asks_absent and len({item.category_id for item in record.annotations}) < everything)
+                if use or (asks_absent and len({item.category_id for item in record.annotations}) < everything)
             ]
         if not self.has_masks:
             log.info("%s has boxes only: no mask targets, the mask loss is off", self.annotation_file)

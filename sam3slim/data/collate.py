@@ -42,9 +42,7 @@ class Collate:
             input_ids=input_ids,
             attention_mask=attention_mask,
             image_index=torch.repeat_interleave(torch.arange(len(samples)), counts),
-            category_ids=torch.tensor(
-                [i for sample in samples for i in sample.category_ids], dtype=torch.int64
-            ),
+            category_ids=torch.tensor([i for sample in samples for i in sample.category_ids], dtype=torch.int64),
             targets=targets,
             phrases=phrases,
             images=[sample.info for sample in samples],

@@ -21,9 +21,7 @@ class EpochSampler(DistributedSampler[Sample]):
     even out the ranks, because evaluation would count it twice.
     """
 
-    def __init__(
-        self, dataset: CocoConcepts, *, shuffle: bool, seed: int, world_size: int = 1, rank: int = 0
-    ) -> None:
+    def __init__(self, dataset: CocoConcepts, *, shuffle: bool, seed: int, world_size: int = 1, rank: int = 0) -> None:
         super().__init__(dataset, num_replicas=world_size, rank=rank, shuffle=shuffle, seed=seed)
         self._skip = 0
 
@@ -51,7 +49,7 @@ class EpochSampler(DistributedSampler[Sample]):
 class ConceptLoader(DataLoader[Sample]):
     """Batches of a ``CocoConcepts``; every iteration is the next epoch.
 
-    ``state_dict`` (which Lightning puts into its checkpoints) makes a resumed epoch go on with its next batch.
+    ``state_dict``, which Lightning puts into its checkpoints, makes a resumed epoch go on where it was.
     """
 
     def __init__(
@@ -101,11 +99,7 @@ class ConceptLoader(DataLoader[Sample]):
     def state_dict(self) -> dict[str, Any]:
         """Epoch and number of its batches that have been handed out."""
         epoch, batches = self._now
-        return (
-            {"epoch": epoch, "batches": batches}
-            if batches < len(self)
-            else {"epoch": epoch + 1, "batches": 0}
-        )
+        return {"epoch": epoch, "batches": batches} if batches < len(self) else {"epoch": epoch + 1, "batches": 0}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Let the next iteration go on where ``state_dict`` was taken."""

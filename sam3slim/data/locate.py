@@ -33,9 +33,7 @@ def find_annotations(root: Path, split: str, given: str | Path | None = None) ->
             raise UserError(f"data.annotations={given}: no such file ({path})")
         return path
     if split not in SPLIT_WORDS:
-        raise UserError(
-            f"data.split={split}: expected one of {', '.join(SPLIT_WORDS)}, or give data.annotations"
-        )
+        raise UserError(f"data.split={split}: expected one of {', '.join(SPLIT_WORDS)}, or give data.annotations")
     found = sorted(root.glob("*.json")) + sorted(root.glob("annotations/*.json"))
     for words in SPLIT_WORDS.values():
         found += [path for word in words for path in sorted(root.glob(f"{word}*/*.json"))]
@@ -53,9 +51,7 @@ def find_annotations(root: Path, split: str, given: str | Path | None = None) ->
         return found[0]
     names = ", ".join(str(path.relative_to(root)) for path in (fitting or found))
     what = "several files fit" if fitting else "no file fits"
-    raise UserError(
-        f"data.root={root}: {what} the {split} split ({names}); choose one with data.annotations=FILE"
-    )
+    raise UserError(f"data.root={root}: {what} the {split} split ({names}); choose one with data.annotations=FILE")
 
 
 def find_images(
@@ -94,9 +90,7 @@ def missing_files(folder: Path, file_names: Sequence[str]) -> list[str]:
     for name in file_names:
         path = folder / name
         if path.parent not in listed:
-            listed[path.parent] = (
-                {item.name for item in path.parent.iterdir()} if path.parent.is_dir() else set()
-            )
+            listed[path.parent] = {item.name for item in path.parent.iterdir()} if path.parent.is_dir() else set()
         if path.name not in listed[path.parent]:
             missing.append(name)
     return missing

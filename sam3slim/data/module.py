@@ -63,9 +63,7 @@ class ConceptData(lightning.LightningDataModule):
     ) -> None:
         super().__init__()
         if batch_size < 1 or num_workers < 0:
-            raise UserError(
-                f"data.batch_size={batch_size}, data.num_workers={num_workers}: expected >= 1 and >= 0"
-            )
+            raise UserError(f"data.batch_size={batch_size}, data.num_workers={num_workers}: expected >= 1 and >= 0")
         self.root, self.shapes, self.overwrite, self.seed = Path(root), shapes, overwrite, seed
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.num_workers = num_workers

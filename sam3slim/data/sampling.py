@@ -68,9 +68,7 @@ class PromptSampler:
             for trait in _traits(category):
                 self._sharing.setdefault(trait, []).append(category.id)
 
-    def __call__(
-        self, present: Collection[int], unclear: Collection[int], rng: np.random.Generator
-    ) -> list[int]:
+    def __call__(self, present: Collection[int], unclear: Collection[int], rng: np.random.Generator) -> list[int]:
         """Category ids to prompt.
 
         Args:
@@ -98,11 +96,7 @@ class PromptSampler:
             return []
         # By phrase, because two categories may carry the same one.
         taken = {self.categories[category].phrase for category in (*present, *unclear)}
-        absent = {
-            category.phrase: category.id
-            for category in self.categories.values()
-            if category.phrase not in taken
-        }
+        absent = {category.phrase: category.id for category in self.categories.values() if category.phrase not in taken}
         pool = list(absent.values())
         near: set[int] = set()
         if self.spec.hard_negatives:

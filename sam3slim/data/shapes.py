@@ -103,8 +103,7 @@ class ShapesSpec:
         for color, shape in pairs[: self.sized_pairs]:
             names += [(f"{size} {color} {shape}", shape) for size in ("small", "large")]
         return [
-            {"id": index, "name": name, "supercategory": shape}
-            for index, (name, shape) in enumerate(names, start=1)
+            {"id": index, "name": name, "supercategory": shape} for index, (name, shape) in enumerate(names, start=1)
         ]
 
 
@@ -236,8 +235,7 @@ def _already_there(folder: Path, spec: ShapesSpec, overwrite: bool) -> bool:
     changed = [f"{key} {before.get(key)} -> {now[key]}" for key in now if before.get(key) != now[key]]
     what = ", ".join(changed) or "generator version"
     raise UserError(
-        f"data.root={folder} holds another shapes set ({what}); "
-        "choose another data.root or set data.overwrite=true"
+        f"data.root={folder} holds another shapes set ({what}); choose another data.root or set data.overwrite=true"
     )
 
 

@@ -42,9 +42,7 @@ class DataSpec:
 
     def __post_init__(self) -> None:
         if (self.kind == "shapes") != (self.shapes is not None):
-            raise UserError(
-                f"data.kind={self.kind} {'needs' if self.kind == 'shapes' else 'excludes'} data.shapes"
-            )
+            raise UserError(f"data.kind={self.kind} {'needs' if self.kind == 'shapes' else 'excludes'} data.shapes")
         if self.split not in SPLITS:
             raise UserError(f"data.split={self.split} must be one of {', '.join(SPLITS)}")
         for key in ("batch_size", "eval_batch_size"):

@@ -90,9 +90,7 @@ def _all_merges() -> tuple[tuple[str, str], ...]:
     folders = list(spec.submodule_search_locations or []) if spec else []
     paths = [path for folder in folders if (path := Path(folder) / "bpe_simple_vocab_16e6.txt.gz").is_file()]
     if not paths:
-        raise UserError(
-            "CLIP's merge file bpe_simple_vocab_16e6.txt.gz is missing: pip install open_clip_torch"
-        )
+        raise UserError("CLIP's merge file bpe_simple_vocab_16e6.txt.gz is missing: pip install open_clip_torch")
     lines = gzip.decompress(paths[0].read_bytes()).decode("utf-8").split("\n")
     # The first line is a header, and CLIP uses only the first 48,894 of the file's merges.
     pairs = [line.split() for line in lines[1 : FULL_VOCAB_SIZE - MIN_VOCAB_SIZE + 1]]

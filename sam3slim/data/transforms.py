@@ -75,9 +75,7 @@ def transform(image_size: int, spec: AugmentSpec | None, flip: bool = True) -> T
 
 def normalise(image: Tensor) -> Tensor:
     """uint8 [3, S, S] → float32 in -1..1 (mean 0.5, std 0.5)."""
-    return v2.functional.normalize(
-        v2.functional.to_dtype(image, torch.float32, scale=True), [0.5] * 3, [0.5] * 3
-    )
+    return v2.functional.normalize(v2.functional.to_dtype(image, torch.float32, scale=True), [0.5] * 3, [0.5] * 3)
 
 
 def _tighten(fields: Fields) -> Fields:

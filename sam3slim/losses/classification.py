@@ -9,9 +9,7 @@ from torch import Tensor
 from sam3slim.losses.matcher import Match
 
 
-def match_quality(
-    logits: Tensor, match: Match, iou: Tensor, alpha: float = 0.25, minimum: float = 0.01
-) -> Tensor:
+def match_quality(logits: Tensor, match: Match, iou: Tensor, alpha: float = 0.25, minimum: float = 0.01) -> Tensor:
     """Soft class target of every query: max(p^alpha IoU^(1-alpha), minimum) where matched, else 0.
 
     The IoU-aware target of Align-DETR (Cai et al. 2023), without gradient. A query that serves several

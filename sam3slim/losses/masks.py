@@ -10,9 +10,7 @@ from sam3slim.data.batch import Targets
 from sam3slim.losses.matcher import Match
 
 
-def focal_and_dice(
-    logits: Tensor, masks: Tensor, alpha: float = 0.25, gamma: float = 2.0
-) -> tuple[Tensor, Tensor]:
+def focal_and_dice(logits: Tensor, masks: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> tuple[Tensor, Tensor]:
     """Focal loss (Lin et al. 2017, eq. 5; mean over pixels) and dice loss (Milletari et al. 2016, plus 1).
 
     Args:

@@ -68,9 +68,7 @@ def to_sam3_config(spec: ModelSpec) -> Sam3Config:
         detr_decoder_config=Sam3DETRDecoderConfig(
             num_layers=spec.decoder.num_layers, num_queries=spec.decoder.num_queries, **transformer
         ),
-        mask_decoder_config=Sam3MaskDecoderConfig(
-            hidden_size=spec.d_model, num_attention_heads=spec.num_heads
-        ),
+        mask_decoder_config=Sam3MaskDecoderConfig(hidden_size=spec.d_model, num_attention_heads=spec.num_heads),
     )
 
 

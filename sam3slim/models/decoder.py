@@ -95,9 +95,7 @@ def _layer(
     attended = F.pad(layer.self_attn_dropout(attended), (0, 0, 0, hidden.shape[1] - first))
     hidden = layer.self_attn_layer_norm(hidden + attended)
 
-    attended, _ = layer.text_cross_attn(
-        query=hidden + query_pos, key=prompt, value=prompt, attention_mask=text_mask
-    )
+    attended, _ = layer.text_cross_attn(query=hidden + query_pos, key=prompt, value=prompt, attention_mask=text_mask)
     hidden = layer.text_cross_attn_layer_norm(hidden + layer.text_cross_attn_dropout(attended))
 
     attended, _ = layer.vision_cross_attn(

@@ -22,6 +22,8 @@ from sam3slim.models.sam3 import Sam3
 
 OUTSIDE_SLOPE = -6.0  # of the attention bias outside the box, per unit of log-scaled distance
 INSIDE_SLOPE = -4.0  # of the heads that look at one side of the box
+EMBEDDING_STD = 0.02  # CLIP's: a norm follows, and small embeddings change quickly
+MASK_SCALE = 0.2  # untrained mask logits stay near 0, or their loss drowns every other one at first
 REFERENCE_BOX_SIZES = (0.25, 0.45)  # of the image, alternating over the grid
 
 
@@ -35,10 +37,11 @@ def init_for_training(model: Sam3, seed: int = 0) -> Sam3:
             if module.bias is not None:
                 module.bias.zero_()
         elif isinstance(module, nn.Embedding):
-            module.weight.normal_(0, 0.1, generator=generator)
+            module.weight.normal_(0, EMBEDDING_STD, generator=generator)
         elif isinstance(module, Sam3ViTEmbeddings):
             _sine_positions(module.position_embeddings)
     _init_decoder(model.detr_decoder, generator)
+    model.mask_decoder.instance_projection.weight.mul_(MASK_SCALE)
     return model
 
 

@@ -80,9 +80,7 @@ class Sam3(Sam3Model):
 
         text, text_mask = self.encode_text(input_ids, attention_mask, text_embeds)
         image_index = self._image_index(image_index, len(text), len(fpn[0]))
-        geometry, geometry_mask = self._encode_geometry(
-            fpn, fpn_pos, input_boxes, input_boxes_labels, image_index
-        )
+        geometry, geometry_mask = self._encode_geometry(fpn, fpn_pos, input_boxes, input_boxes_labels, image_index)
         prompt = torch.cat([text, geometry], dim=1)
         prompt_mask = torch.cat([text_mask, geometry_mask], dim=1)
 

@@ -88,8 +88,8 @@ def _describe_family(name: str, members: list[Kept]) -> str:
         text += f" in each of {len(members)}"
     shares = [100 * kept.share for kept in members if kept.share is not None]
     if shares:
-        low, high = min(shares), max(shares)
-        span = f"{low:.1f}" if high - low < 0.05 else f"{low:.1f}–{high:.1f}"
+        low, high = f"{min(shares):.1f}", f"{max(shares):.1f}"
+        span = low if low == high else f"{low}–{high}"
         text += f", {span} % of importance"
     else:
         text += f": {', '.join(map(str, first.indices))}" if len(first.indices) <= 40 else ""

@@ -1,6 +1,6 @@
 """Lightning training: module, optimiser groups, callbacks."""
 
-from sam3slim.training.callbacks import GracefulStop, RandomState
+from sam3slim.training.callbacks import GracefulStop, RandomState, TrainingClock
 from sam3slim.training.module import ConceptSegmentation
 from sam3slim.training.optim import OptimSpec, ScheduleSpec, build_optimizer, param_groups
 
@@ -10,6 +10,7 @@ __all__ = [
     "OptimSpec",
     "RandomState",
     "ScheduleSpec",
+    "TrainingClock",
     "build_optimizer",
     "param_groups",
 ]

@@ -64,6 +64,10 @@ class ConceptSegmentation(lightning.LightningModule):
                 parameter.requires_grad_(False)
         self.save_hyperparameters({"model": model.spec.to_dict(), "config": config or {}})
 
+    def on_fit_start(self) -> None:
+        # Loaded and inherited models come in eval mode, and Lightning leaves modes as it finds them.
+        self.model.train()
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch.
 

@@ -35,7 +35,8 @@ def write_coco(tmp_path: Path) -> CocoWriter:
     ) -> Path:
         root = tmp_path / "set"
         (root / "images").mkdir(parents=True, exist_ok=True)
-        images, annotations = [], []
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
         for number, items in enumerate(per_image, start=1):
             file_name = f"{number}.png"
             images.append({"id": number, "file_name": file_name, "height": 30, "width": 40})

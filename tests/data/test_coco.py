@@ -232,9 +232,7 @@ def test_broken_image__fail_names_it(write_coco: CocoWriter, prompts: PromptSpec
         data.verify()
 
 
-def test_broken_image__skip_takes_another_in_training(
-    write_coco: CocoWriter, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_broken_image__skip_takes_another_in_training(write_coco: CocoWriter, caplog: pytest.LogCaptureFixture) -> None:
     root = write_coco([square(0, 0)], [square(0, 0)])
     (root / "images/2.png").write_text("broken")
     data = open_set(root, on_unreadable="skip")
@@ -269,9 +267,7 @@ def test_no_usable_target__stops(write_coco: CocoWriter, items: list[dict[str, A
 
 
 def test_repairs__are_one_summary_line(write_coco: CocoWriter, caplog: pytest.LogCaptureFixture) -> None:
-    root = write_coco(
-        [square(0, 0), square(50, 5) | {"segmentation": crowd(0, 0)["segmentation"]}, square(35, 5)]
-    )
+    root = write_coco([square(0, 0), square(50, 5) | {"segmentation": crowd(0, 0)["segmentation"]}, square(35, 5)])
     open_set(root)
     lines = [record.message for record in caplog.records if record.levelno == logging.WARNING]
     assert len(lines) == 1

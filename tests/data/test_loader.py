@@ -190,9 +190,7 @@ def fit(root: Path, folder: Path, steps: int, resume: Path | None = None, save_e
 
 
 @pytest.mark.parametrize("stop", [2, 3, 4])
-def test_lightning__resumed_run_sees_what_an_unbroken_one_sees(
-    shapes_root: Path, tmp_path: Path, stop: int
-) -> None:
+def test_lightning__resumed_run_sees_what_an_unbroken_one_sees(shapes_root: Path, tmp_path: Path, stop: int) -> None:
     whole = fit(shapes_root, tmp_path, 7, save_every=stop)
     assert len({str(step) for step in whole.seen}) == 7
     resumed = fit(shapes_root, tmp_path, 7, tmp_path / f"step={stop}.ckpt")

@@ -41,9 +41,7 @@ def test_sampler__unclear_categories_are_never_asked_in_training() -> None:
 
 
 def test_sampler__same_phrase_as_a_present_one_is_no_negative() -> None:
-    sampler = PromptSampler(
-        [Category(1, "cup"), Category(2, "cup"), Category(3, "mug")], PromptSpec(negatives=5)
-    )
+    sampler = PromptSampler([Category(1, "cup"), Category(2, "cup"), Category(3, "mug")], PromptSpec(negatives=5))
     assert sampler({1}, set(), np.random.default_rng(0)) == [1, 3]
 
 
@@ -82,9 +80,7 @@ def test_sampler__image_without_objects_gets_a_negative() -> None:
     assert len(ask(PromptSpec(negatives=3), set())) == 3
 
 
-@pytest.mark.parametrize(
-    "bad", [{"protocol": "some"}, {"hard_negatives": 1.5}, {"negatives": -1}, {"max_prompts": 0}]
-)
+@pytest.mark.parametrize("bad", [{"protocol": "some"}, {"hard_negatives": 1.5}, {"negatives": -1}, {"max_prompts": 0}])
 def test_spec__bad_value_names_its_key(bad: dict[str, object]) -> None:
     key = "prompts" if "protocol" in bad else next(iter(bad))
     with pytest.raises(UserError, match=rf"data\.{key}="):

@@ -68,9 +68,7 @@ def test_transform__scale_jitter_keeps_masks_on_pixels_and_boxes_tight(scale: tu
 
 def test_transform__dropped_object_takes_its_label() -> None:
     for seed in range(40):
-        out = apply(
-            fields_with((0, 0, 4, 4), (14, 14, 30, 30)), AugmentSpec(flip=0.0, scale=(2.0, 2.0)), seed
-        )
+        out = apply(fields_with((0, 0, 4, 4), (14, 14, 30, 30)), AugmentSpec(flip=0.0, scale=(2.0, 2.0)), seed)
         if out["labels"].tolist() == [1]:
             assert len(out["masks"]) == 1
             return
@@ -95,9 +93,7 @@ def test_normalise__range() -> None:
     assert normalise(torch.tensor([[[0, 255]]] * 3, dtype=torch.uint8))[0, 0].tolist() == [-1, 1]
 
 
-@pytest.mark.parametrize(
-    "bad", [{"flip": 1.5}, {"photometric": -1}, {"scale": (2.0, 1.0)}, {"scale": (1.0,)}]
-)
+@pytest.mark.parametrize("bad", [{"flip": 1.5}, {"photometric": -1}, {"scale": (2.0, 1.0)}, {"scale": (1.0,)}])
 def test_spec__bad_value_names_its_key(bad: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=rf"data\.augment\.{next(iter(bad))}="):
         AugmentSpec(**bad)

@@ -20,9 +20,7 @@ def one_match(*rows: tuple[int, int, int, int]) -> Match:
 
 
 def test_match_quality__formula_and_floor() -> None:
-    quality = match_quality(
-        torch.zeros(1, 1, 3), one_match((0, 0, 0, 0), (0, 0, 2, 1)), torch.tensor([0.5, 0.0])
-    )
+    quality = match_quality(torch.zeros(1, 1, 3), one_match((0, 0, 0, 0), (0, 0, 2, 1)), torch.tensor([0.5, 0.0]))
     torch.testing.assert_close(quality, torch.tensor([[[0.5, 0.0, 0.01]]]))
 
 

@@ -18,9 +18,7 @@ def triples(match: Match) -> set[tuple[int, int, int]]:
 
 
 @pytest.mark.parametrize(("kind", "matcher"), [("o2o", HungarianMatcher()), ("o2m", OneToManyMatcher())])
-def test_matchers__golden_assignment(
-    golden: Golden, kind: str, matcher: HungarianMatcher | OneToManyMatcher
-) -> None:
+def test_matchers__golden_assignment(golden: Golden, kind: str, matcher: HungarianMatcher | OneToManyMatcher) -> None:
     match = matcher(golden.outputs.layer_logits, golden.outputs.layer_boxes, golden.targets)
     names = ("batch_index", "query_index", "target_index")
     wanted = list(zip(*(golden.tensors[f"{kind}.{name}"].tolist() for name in names), strict=True))
@@ -88,9 +86,7 @@ def test_one_to_many__topk_beyond_the_queries(make_case: MakeCase) -> None:
 
 
 @pytest.mark.parametrize("matcher", [HungarianMatcher(), OneToManyMatcher()])
-def test_matchers__no_target_at_all(
-    make_case: MakeCase, matcher: HungarianMatcher | OneToManyMatcher
-) -> None:
+def test_matchers__no_target_at_all(make_case: MakeCase, matcher: HungarianMatcher | OneToManyMatcher) -> None:
     outputs, targets = make_case([0, 0])
     match = matcher(outputs.layer_logits, outputs.layer_boxes, targets)
     assert len(match) == 0

@@ -1,0 +1,104 @@
+"""``make reference``: train nano from scratch (hours) and put the result, with its card, into assets/nano."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from sam3slim import runs
+from sam3slim.checkpoints import load, write_artifact
+from sam3slim.config import compose_plain
+from sam3slim.errors import UserError
+from sam3slim.records import RunRecord, read_record
+
+EXPERIMENT = "experiment=nano_reference"
+
+CARD = """\
+# nano: the full model of sam3slim's nano family
+
+A SAM 3 of {params:,} parameters, trained from scratch on drawn shapes. It exists to measure on: what slimming
+and compression cost is counted against it. It knows circles, squares and triangles in four colours and two
+sizes, and nothing else.
+
+| | |
+|---|---|
+| box mAP, mask mAP | {bbox:.2f}, {segm:.2f} (shapes, {split} split, {images} images, all {phrases} phrases asked of each) |
+| trained by | `{command}` |
+| at commit | {sha}{dirty} |
+| seed, time | {seed}, {minutes:.0f} minutes on {device} |
+| weights | FP32, {bytes:,} bytes, sha256 of model.safetensors in sam3slim.json |
+| versions | {versions} |
+
+The training pictures are generated (`data=shapes`), so the weights carry no third-party licence; they are
+published under this repository's. The architecture is SAM 3's, as in `transformers`.
+
+```python
+import sam3slim.checkpoints
+
+model, report = sam3slim.checkpoints.load("assets/nano")
+```
+"""
+
+
+def publish(run: Path, target: Path) -> Path:
+    """Write the best model of the finished run to ``target`` with a card of its facts.
+
+    Raises:
+        UserError: the run has not finished or was not evaluated.
+    """
+    record = read_record(run)
+    if record.status != "finished" or not record.metrics or not record.model or not record.data:
+        raise UserError(f"{run} is {record.status} ({record.error}); finish it first: python train.py {EXPERIMENT}")
+    model, _ = load(run / "artifact")
+    facts = json.loads((run / "artifact" / "sam3slim.json").read_text(encoding="utf-8"))
+    info = write_artifact(model, target, metrics=facts["metrics"], extra=facts["extra"], card=_card(record, facts))
+    print(f"{info.path}: {info.total_bytes:,} bytes, sha256 {info.sha256}")
+    return info.path
+
+
+def _card(record: RunRecord, facts: dict[str, Any]) -> str:
+    metrics, data, extra = record.metrics or {}, record.data or {}, facts["extra"]
+    git = extra.get("git") or {"sha": "unknown", "dirty": False}
+    return CARD.format(
+        params=(record.model or {})["params"],
+        bbox=100 * metrics["bbox"]["map"],
+        segm=100 * metrics["segm"]["map"],
+        split=data["split"],
+        images=data["images"],
+        phrases=data["prompts"] // data["images"],
+        command=record.command,
+        sha=git["sha"],
+        dirty=" with uncommitted changes" if git["dirty"] else "",
+        seed=extra["seed"],
+        minutes=extra["training_seconds"] / 60,
+        device=record.device,
+        bytes=facts["bytes"],
+        versions=", ".join(f"{name} {value}" for name, value in record.versions.items() if value),
+    )
+
+
+def main() -> None:
+    """Command line: ``python -m sam3slim.reference [--run DIR] [--publish-only] [OVERRIDES…]``."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", type=Path, default=Path("outputs/nano_reference"))
+    parser.add_argument("--target", type=Path, default=Path("assets/nano"))
+    parser.add_argument("--publish-only", action="store_true", help="the run is there; only write the artifact")
+    parser.add_argument("overrides", nargs="*", help="Hydra overrides")
+    arguments = parser.parse_args()
+    try:
+        if not arguments.publish_only:
+            overrides = [EXPERIMENT, "resume=auto", *arguments.overrides]
+            config = compose_plain("train", overrides, arguments.run)
+            runs.train(config, arguments.run, {}, f"python train.py {' '.join(overrides)}")
+        publish(arguments.run, arguments.target)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on from the last checkpoint")
+
+
+if __name__ == "__main__":
+    main()

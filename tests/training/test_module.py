@@ -1,0 +1,161 @@
+"""Training steps, checkpoints, stopping and going on."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from sam3slim.data.batch import Batch
+from sam3slim.distill import DistillSpec, FrozenTeacher
+from sam3slim.errors import UserError
+from sam3slim.losses import Criterion
+from sam3slim.training import ConceptSegmentation, GracefulStop, OptimSpec, RandomState, ScheduleSpec
+from tests.tiny import tiny_batch, tiny_model
+
+
+class Batches(torch.utils.data.Dataset[Batch]):
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Batch:
+        return tiny_batch(index)
+
+
+class ResumableLoader(DataLoader[Batch]):
+    """Goes on inside an epoch, as ``ConceptLoader`` does."""
+
+    done = 0
+
+    def __iter__(self) -> Any:
+        start, self.done = self.done, 0
+        for index in range(start, len(self)):
+            self.done = index + 1
+            yield tiny_batch(index)
+        self.done = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"done": self.done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.done = state["done"] % len(self)
+
+
+class StopAt(lightning.Callback):
+    """Sends this process the signal that Ctrl-C sends, while step ``step`` runs."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_before_optimizer_step(self, trainer: Any, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def module(teacher: FrozenTeacher | None = None, dropout: float = 0.0) -> ConceptSegmentation:
+    model = tiny_model()
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Dropout):
+            layer.p = dropout
+    return ConceptSegmentation(
+        model, Criterion(), OptimSpec(lr=1e-3), ScheduleSpec(warmup_steps=2), teacher=teacher, config={"a": 1}
+    )
+
+
+def trainer(folder: Path, steps: int, *callbacks: lightning.Callback) -> lightning.Trainer:
+    return lightning.Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        gradient_clip_val=0.1,
+        callbacks=[RandomState(), GracefulStop(folder), *callbacks],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+    )
+
+
+def loader(count: int = 4) -> ResumableLoader:
+    return ResumableLoader(Batches(count), batch_size=None)
+
+
+def test_training_step__the_loss_falls(tmp_path: Path) -> None:
+    net, batch = module(), tiny_batch()
+
+    def loss() -> float:
+        out = net.model(batch.pixel_values, batch.input_ids, batch.attention_mask, image_index=batch.image_index)
+        return float(net.criterion(out, batch.targets)["loss"])
+
+    before = loss()
+    trainer(tmp_path, 30).fit(net, ResumableLoader(Batches(1), batch_size=None))
+    assert loss() < 0.8 * before
+
+
+def test_checkpoint__primitives_only_and_no_teacher(tmp_path: Path) -> None:
+    teacher = FrozenTeacher(tiny_model(7), DistillSpec("x", fpn=1.0, memory=1.0), tiny_model())
+    frozen = {key: value.clone() for key, value in teacher._model.state_dict().items()}
+    net = module(teacher)
+    fit = trainer(tmp_path, 2)
+    fit.fit(net, loader())
+    path = tmp_path / "x.ckpt"
+    fit.save_checkpoint(path)
+    content = torch.load(path, weights_only=True)
+    assert set(content["state_dict"]) == {f"model.{key}" for key in net.model.state_dict()}
+    assert content["hyper_parameters"]["model"] == net.model.spec.to_dict()
+    trained = {id(p) for group in fit.optimizers[0].param_groups for p in group["params"]}
+    assert trained <= {id(p) for p in net.model.parameters()}
+    assert trained.isdisjoint(id(p) for p in teacher._model.parameters())
+    assert all(torch.equal(value, teacher._model.state_dict()[key]) for key, value in frozen.items())
+    assert not any("teacher" in key for key in content["state_dict"])
+
+
+@pytest.mark.parametrize("step", [2, 5])
+def test_graceful_stop__resumed_run_equals_an_undisturbed_one(tmp_path: Path, step: int) -> None:
+    torch.manual_seed(0)
+    straight = module(dropout=0.2)
+    trainer(tmp_path, 8).fit(straight, loader())
+
+    torch.manual_seed(0)
+    stopped = module(dropout=0.2)
+    with pytest.raises((SystemExit, KeyboardInterrupt)):
+        trainer(tmp_path, 8, StopAt(step)).fit(stopped, loader())
+    # Lightning ignores further Ctrl-C after one; give the test run its handler back.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    content = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert content["global_step"] == step + 1
+
+    torch.manual_seed(99)
+    resumed = module(dropout=0.2)
+    trainer(tmp_path, 8).fit(resumed, loader(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    for (name, one), other in zip(
+        straight.model.state_dict().items(), resumed.model.state_dict().values(), strict=True
+    ):
+        assert torch.equal(one, other), name
+
+
+def test_training_step__nan_stops_with_a_plain_reason(tmp_path: Path) -> None:
+    net = module()
+    with torch.no_grad():
+        net.model.mask_decoder.mask_embedder.layers[0].weight.fill_(float("nan"))
+    with pytest.raises(UserError, match=r"not finite at step 0 .*loss_mask.*lower optim\.lr"):
+        trainer(tmp_path, 2).fit(net, loader())
+
+
+def test_unused_parameters__are_exactly_those_without_gradient() -> None:
+    net, batch = module(), tiny_batch()
+    out = net.model(
+        batch.pixel_values, batch.input_ids, batch.attention_mask, image_index=batch.image_index, one_to_many=True
+    )
+    net.criterion(out, batch.targets)["loss"].backward()
+    for name, parameter in net.model.named_parameters():
+        assert (parameter.grad is None) == (not parameter.requires_grad), name
