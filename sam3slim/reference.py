@@ -25,7 +25,7 @@ sizes, and nothing else.
 
 | | |
 |---|---|
-| box mAP, mask mAP | {bbox:.2f}, {segm:.2f} (shapes, {split} split, {images} images, all {phrases} phrases asked of each) |
+| box mAP, mask mAP | {bbox:.2f}, {segm:.2f} (shapes {split}: {images} images, {phrases} phrases asked of each) |
 | trained by | `{command}` |
 | at commit | {sha}{dirty} |
 | seed, time | {seed}, {minutes:.0f} minutes on {device} |

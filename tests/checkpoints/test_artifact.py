@@ -14,8 +14,7 @@ from sam3slim.checkpoints import load, write_artifact
 from sam3slim.errors import UserError
 from sam3slim.models import Sam3
 from sam3slim.specs import ModelSpec
-
-from .conftest import assert_same_outputs
+from tests.small import assert_same_outputs
 
 
 def test_write_artifact__load_is_bit_equal(model: Sam3, tmp_path: Path) -> None:

@@ -17,8 +17,7 @@ from sam3slim.checkpoints import CheckpointError, load, spec_difference, spec_fr
 from sam3slim.errors import UserError
 from sam3slim.models import Sam3, to_sam3_config
 from sam3slim.specs import EncoderSpec, ModelSpec
-
-from .conftest import assert_same_outputs
+from tests.small import assert_same_outputs
 
 
 def lightning_checkpoint(model: Sam3, path: Path, **changes: Any) -> Path:

@@ -25,8 +25,7 @@ from sam3slim.compression import (
 from sam3slim.compression.int8_weight import quantised_names
 from sam3slim.errors import UserError
 from sam3slim.models import Sam3, part_of
-
-from .conftest import assert_same_outputs
+from tests.small import assert_same_outputs
 
 
 def reload(model: Sam3, compressed: CompressedTensors, folder: Path, **options: bool) -> Sam3:

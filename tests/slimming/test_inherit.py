@@ -14,8 +14,7 @@ from sam3slim.errors import UserError
 from sam3slim.models import Sam3, build_model, count_params, init_for_training
 from sam3slim.slimming import inherit
 from sam3slim.specs import DecoderSpec, EncoderSpec, GeometrySpec, ModelSpec
-
-from .conftest import assert_same_outputs, tiny_spec
+from tests.small import assert_same_outputs, tiny_spec
 
 VIT = "vision_encoder.backbone.layers"
 

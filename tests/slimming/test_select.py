@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from sam3slim.models import build_model
 from sam3slim.slimming.axes import axes_of, members, source_key
 from sam3slim.slimming.select import align, choose, spread
-
-from .conftest import tiny_spec
+from tests.small import tiny_spec
 
 
 def test_align__full_to_slim_keeps_kind_with_kind() -> None:

@@ -1,0 +1,144 @@
+"""train.py → evaluate.py → compress.py on real files, with a model of milliseconds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import Sam3Model
+
+from sam3slim import runs
+from sam3slim.checkpoints import load
+from sam3slim.config import compose_plain
+from sam3slim.errors import UserError
+from sam3slim.records import RunRecord, read_record
+from tests.tiny import OVERRIDES
+
+SLIMMER = ["model.vit.depth=1", "model.decoder.num_layers=1", "model.text.width=16", "model.text.num_heads=1"]
+QUICK = [
+    "trainer.enable_progress_bar=false", "trainer.max_steps=4", "trainer.val_check_interval=2",
+    "trainer.log_every_n_steps=1", "schedule.warmup_steps=1", "logger=csv",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+def data(root: Path) -> list[str]:
+    return [
+        f"data.root={root / 'shapes'}", "data.shapes.image_size=32", "data.shapes.train_images=8",
+        "data.shapes.val_images=3", "data.shapes.test_images=4", "data.batch_size=2",
+    ]  # fmt: skip
+
+
+def train(root: Path, folder: str, *overrides: str) -> tuple[RunRecord, Path]:
+    out = root / folder
+    config = compose_plain("train", [*OVERRIDES, *QUICK, *data(root), *overrides], out)
+    return runs.train(config, out, {"model": "nano"}, "python train.py"), out
+
+
+@pytest.fixture(scope="module")
+def trained(root: Path) -> tuple[RunRecord, Path]:
+    return train(root, "full")
+
+
+def evaluate(checkpoint: Path, root: Path, folder: str, *overrides: str) -> RunRecord:
+    given = [f"checkpoint={checkpoint}", *data(root), "latency=false", *overrides]
+    return runs.evaluate(compose_plain("evaluate", given, root / folder), root / folder, {}, "python evaluate.py")
+
+
+def segm(record: RunRecord) -> dict[str, Any]:
+    assert record.metrics is not None
+    values: dict[str, Any] = record.metrics["segm"]
+    return values
+
+
+def test_train__leaves_what_a_user_needs(trained: tuple[RunRecord, Path]) -> None:
+    record, out = trained
+    assert read_record(out).status == "finished"
+    assert (out / "csv/metrics.csv").stat().st_size > 0
+    for name in ("best", "last"):
+        content = torch.load(out / f"checkpoints/{name}.ckpt", weights_only=True)
+        assert {"state_dict", "optimizer_states", "hyper_parameters"} <= content.keys()
+    facts = json.loads((out / "artifact/sam3slim.json").read_text())
+    assert facts["metrics"]["segm"]["map"] == segm(record)["map"]
+    assert facts["extra"]["training_seconds"] >= 0
+    plain = Sam3Model.from_pretrained(out / "artifact")
+    assert sum(p.numel() for p in plain.parameters()) == (record.model or {})["params"]
+
+
+def test_evaluate__a_checkpoint_scores_what_it_was_saved_with(trained: tuple[RunRecord, Path], root: Path) -> None:
+    record, out = trained
+    from_file = evaluate(out / "checkpoints/best.ckpt", root, "eval_file")
+    from_run, from_artifact = evaluate(out, root, "eval_run"), evaluate(out / "artifact", root, "eval_artifact")
+    assert segm(from_file) == segm(from_run) == segm(from_artifact) == segm(record)
+    assert (from_file.artifact or {})["bytes"] > 2 * (from_artifact.artifact or {})["bytes"]
+    assert from_file.data == {**(from_file.data or {}), "images": 4, "prompts": 92, "protocol": "all"}
+
+
+def test_evaluate__splits_and_latency(trained: tuple[RunRecord, Path], root: Path) -> None:
+    record = evaluate(trained[1], root, "eval_val", "data.split=val", "latency=true", "limit=2")
+    assert (record.data or {})["images"] == 2
+    assert (record.latency_ms or {})["p50"] > 0
+
+
+def test_compress__one_measured_artifact_per_method(trained: tuple[RunRecord, Path], root: Path) -> None:
+    _, out = trained
+    given = [f"checkpoint={out}", *data(root), "latency=false", "compress=[weights_only,fp16,int8_weight]"]
+    config = compose_plain("compress", given, root / "compressed")
+    records = runs.compress(config, root / "compressed", {}, "python compress.py")
+    sizes = {(r.artifact or {})["precision"]: (r.artifact or {})["bytes"] for r in records}
+    assert sizes["weights_only"] > sizes["fp16"] > sizes["int8_weight"]
+    full, _ = load(out)
+    for record in records:
+        folder = root / "compressed" / (record.artifact or {})["precision"]
+        assert read_record(folder).metrics == record.metrics
+        reloaded, _ = load(folder / "artifact", expect=full.spec, dequantize=True)
+        for key, value in full.state_dict().items():
+            scale = value.abs().max().clamp(min=1e-6)
+            assert (reloaded.state_dict()[key] - value).abs().max() <= scale / 120, key
+
+
+def test_train__pruned_and_distilled(trained: tuple[RunRecord, Path], root: Path) -> None:
+    slimmer = [*SLIMMER, "init=pruned", f"init.checkpoint={trained[1]}", "distill=features"]
+    record, out = train(root, "slim", *slimmer)
+    assert (record.model or {})["params"] < (trained[0].model or {})["params"]
+    content = torch.load(out / "checkpoints/last.ckpt", weights_only=True)
+    assert len(content["state_dict"]) == len(load(out)[0].state_dict())
+    assert "distill_fpn" in (out / "csv/metrics.csv").read_text().splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["init=checkpoint", "init.checkpoint=nowhere"], "nowhere does not exist"),
+        (["init=checkpoint", "init.checkpoint={full}", "model.vit.depth=1"], "another architecture"),
+        (["init=pruned", "init.checkpoint={full}", "model.vit.depth=3"], "model.vit.depth"),
+        (["resume=nowhere.ckpt"], "resume=nowhere.ckpt is not a file"),
+        (["data.split=tset"], "data.split=tset"),
+        (["data=coco", "data.root=nowhere"], "nowhere"),
+    ],
+)
+def test_train__bad_input_is_one_line(
+    trained: tuple[RunRecord, Path], root: Path, overrides: list[str], message: str
+) -> None:
+    given = [text.format(full=trained[1]) for text in overrides]
+    base = [*OVERRIDES, *QUICK] if "data=coco" in given else [*OVERRIDES, *QUICK, *data(root)]
+    out = root / "bad"
+    with pytest.raises(UserError, match=message) as caught:
+        runs.train(compose_plain("train", [*base, *given], out), out, {}, "python train.py")
+    assert "\n" not in str(caught.value)
+    assert not (out / "checkpoints").exists()
+
+
+def test_train__resume_auto_goes_on(trained: tuple[RunRecord, Path], root: Path) -> None:
+    _, out = trained
+    record, _ = train(root, "full_longer", "trainer.max_steps=6", f"resume={out / 'checkpoints/last.ckpt'}")
+    content = torch.load(root / "full_longer/checkpoints/last.ckpt", weights_only=True)
+    assert content["global_step"] == 6
+    assert record.status == "finished"
