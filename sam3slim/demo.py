@@ -36,16 +36,19 @@ def demo(out: Path, overrides: Sequence[str] = ()) -> list[dict[str, Any]]:
 
     Args:
         out: gets ``table.csv``, ``table.md``, ``map_vs_size.png``, ``predictions.png`` and a folder per stage.
-        overrides: Hydra overrides for every stage, e.g. ``data.shapes.test_images=50`` for a quick look.
+        overrides: Hydra overrides; ``data.…`` goes to every stage (``data.shapes.test_images=50`` for a quick
+            look), everything else to the training (``trainer.max_steps=100``).
 
     Raises:
         UserError: no reference model, or ``out`` is not writable.
     """
     if not (REFERENCE / "sam3slim.json").is_file():
         raise UserError(f"no reference model at {REFERENCE}; run from the repository, or `make reference` (hours)")
+    training = ["experiment=nano_slim", f"init.checkpoint={REFERENCE}", "resume=auto", *overrides]
+    overrides = [text for text in overrides if text.startswith("data")]
     checkpoint = [f"checkpoint={REFERENCE}", "latency=false"]
     full = _stage("evaluate", runs.evaluate, out / "nano", [*checkpoint, *overrides])
-    slim = _stage("train", runs.train, out / "nano_slim", ["experiment=nano_slim", "resume=auto", *overrides])
+    slim = _stage("train", runs.train, out / "nano_slim", training)
     rows = [table_row(full, full, retrained=False)]
     rows += _compressed(str(REFERENCE), out / "nano_compressed", full, False, overrides)
     rows.append(table_row(_training_checkpoint(slim, out / "nano_slim"), full, retrained=True))

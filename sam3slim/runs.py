@@ -226,7 +226,10 @@ def initial_model(spec: ModelSpec, init: InitSpec, seed: int) -> Sam3:
 
 def build_trainer(spec: TrainSpec, output_dir: Path) -> lightning.Trainer:
     """Lightning's trainer with the configured callbacks and loggers, and those every run needs."""
-    callbacks = list((cfg.build(spec.callbacks) if spec.callbacks else {}).values())
+    configured = dict(spec.callbacks or {})
+    if not spec.trainer.get("enable_progress_bar", True):
+        configured.pop("progress", None)  # Lightning refuses a bar that is switched off
+    callbacks = list(cfg.build(configured).values())
     callbacks += [RandomState(), TrainingClock(), GracefulStop(output_dir / "checkpoints")]
     loggers = list((cfg.build(spec.logger) if spec.logger else {}).values())
     trainer: lightning.Trainer = cfg.build(
