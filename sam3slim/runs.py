@@ -26,7 +26,15 @@ from sam3slim.records import RunRecord, plain, recording
 from sam3slim.slimming import inherit
 from sam3slim.specs import ModelSpec
 from sam3slim.strict import spec_from_dict
-from sam3slim.training import ConceptSegmentation, GracefulStop, OptimSpec, RandomState, ScheduleSpec, TrainingClock
+from sam3slim.training import (
+    ConceptSegmentation,
+    FinalValidation,
+    GracefulStop,
+    OptimSpec,
+    RandomState,
+    ScheduleSpec,
+    TrainingClock,
+)
 
 
 @dataclass(frozen=True)
@@ -117,7 +125,13 @@ def train(config: dict[str, Any], output_dir: Path, choices: dict[str, str], com
             config=plain(config),
         )
         trainer = build_trainer(spec, output_dir)
-        trainer.fit(module, data, ckpt_path=_resume_path(spec.resume, output_dir), weights_only=True)
+        try:
+            trainer.fit(module, data, ckpt_path=_resume_path(spec.resume, output_dir), weights_only=True)
+        except SystemExit as error:  # Lightning's answer to Ctrl-C
+            last = output_dir / "checkpoints/last.ckpt"
+            if last.is_file():
+                print(f"stopped; {last} is saved: go on with resume=auto hydra.run.dir={output_dir}")
+            raise KeyboardInterrupt from error
         if trainer.is_global_zero:
             clock = next(callback for callback in trainer.callbacks if isinstance(callback, TrainingClock))
             _finish_training(spec, output_dir, data, record, clock.seconds)
@@ -182,10 +196,10 @@ def compress(config: dict[str, Any], output_dir: Path, choices: dict[str, str], 
     data = spec.data.build(model.spec, spec.seed)
     data.prepare_data()
     records = []
-    for method in methods:
+    for (entry, options), method in zip(spec.compress.items(), methods, strict=True):
         folder = output_dir / method.name
         with recording(
-            folder, kind="compress", command=command, config={**config, "compress": {method.name: None}},
+            folder, kind="compress", command=command, config={**config, "compress": {entry: options}},
             choices=choices, parent=spec.checkpoint,
         ) as record:  # fmt: skip
             tensors = compress_model(model, method)
@@ -230,7 +244,8 @@ def build_trainer(spec: TrainSpec, output_dir: Path) -> lightning.Trainer:
     if not spec.trainer.get("enable_progress_bar", True):
         configured.pop("progress", None)  # Lightning refuses a bar that is switched off
     callbacks = list(cfg.build(configured).values())
-    callbacks += [RandomState(), TrainingClock(), GracefulStop(output_dir / "checkpoints")]
+    callbacks += [RandomState(), TrainingClock(), FinalValidation(), GracefulStop(output_dir / "checkpoints")]
+    _keep_earlier_metrics(output_dir)
     loggers = list((cfg.build(spec.logger) if spec.logger else {}).values())
     trainer: lightning.Trainer = cfg.build(
         spec.trainer,
@@ -242,6 +257,13 @@ def build_trainer(spec: TrainSpec, output_dir: Path) -> lightning.Trainer:
         use_distributed_sampler=False,
     )
     return trainer
+
+
+def _keep_earlier_metrics(output_dir: Path) -> None:
+    """Lightning's CSV logger starts its file anew; what an interrupted run logged is set aside as metrics.N.csv."""
+    file = output_dir / "csv" / "metrics.csv"
+    if file.is_file() and file.stat().st_size:
+        file.rename(file.with_name(f"metrics.{len(list(file.parent.glob('metrics.*.csv')))}.csv"))
 
 
 def _resume_path(resume: str | None, output_dir: Path) -> str | None:

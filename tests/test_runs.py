@@ -100,8 +100,9 @@ def test_compress__one_measured_artifact_per_method(trained: tuple[RunRecord, Pa
         assert read_record(folder).metrics == record.metrics
         reloaded, _ = load(folder / "artifact", expect=full.spec, dequantize=True)
         for key, value in full.state_dict().items():
-            scale = value.abs().max().clamp(min=1e-6)
-            assert (reloaded.state_dict()[key] - value).abs().max() <= scale / 120, key
+            # Half an INT8 step of the largest value, or half of FP16's smallest number.
+            limit = max(float(value.abs().max()) / 250, 2.0**-25)
+            assert (reloaded.state_dict()[key] - value).abs().max() <= limit, key
 
 
 def test_train__pruned_and_distilled(trained: tuple[RunRecord, Path], root: Path) -> None:

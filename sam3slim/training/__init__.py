@@ -1,11 +1,12 @@
 """Lightning training: module, optimiser groups, callbacks."""
 
-from sam3slim.training.callbacks import GracefulStop, RandomState, TrainingClock
+from sam3slim.training.callbacks import FinalValidation, GracefulStop, RandomState, TrainingClock
 from sam3slim.training.module import ConceptSegmentation
 from sam3slim.training.optim import OptimSpec, ScheduleSpec, build_optimizer, param_groups
 
 __all__ = [
     "ConceptSegmentation",
+    "FinalValidation",
     "GracefulStop",
     "OptimSpec",
     "RandomState",

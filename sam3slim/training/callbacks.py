@@ -64,6 +64,26 @@ class GracefulStop(Callback):
             signal.signal(number, handler)
 
 
+class FinalValidation(Callback):
+    """Validates the last weights too, so that ``best.ckpt`` and ``last.ckpt`` know them.
+
+    Lightning validates every ``val_check_interval`` steps; what is trained after the last multiple would
+    never be measured, and never be saved.
+    """
+
+    def __init__(self) -> None:
+        self._validated = -1
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._validated = trainer.global_step
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if self._validated != trainer.global_step and trainer.enable_validation:
+            trainer.validating = True
+            trainer.fit_loop.epoch_loop.val_loop.run()
+            trainer.training = True
+
+
 class TrainingClock(Callback):
     """Seconds spent in ``fit`` so far, over all resumed parts of a run."""
 
