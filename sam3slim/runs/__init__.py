@@ -1,0 +1,18 @@
+"""The three commands: ``train``, ``evaluate``, ``compress``; each writes one record per result."""
+
+from sam3slim.runs.compress import compress
+from sam3slim.runs.evaluate import evaluate
+from sam3slim.runs.specs import CompressSpec, EvaluateSpec, InitSpec, LossSpec, TrainSpec
+from sam3slim.runs.train import train, training_seconds
+
+__all__ = [
+    "CompressSpec",
+    "EvaluateSpec",
+    "InitSpec",
+    "LossSpec",
+    "TrainSpec",
+    "compress",
+    "evaluate",
+    "train",
+    "training_seconds",
+]

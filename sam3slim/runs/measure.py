@@ -1,0 +1,86 @@
+"""Filling a record: what was measured, on what, of what."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from sam3slim.checkpoints import ArtifactInfo
+from sam3slim.data.module import ConceptData
+from sam3slim.data.spec import DataSpec
+from sam3slim.errors import UserError
+from sam3slim.evaluation import EvalResult, first_images, measure_latency, peak_memory_bytes, reset_peak_memory
+from sam3slim.evaluation import evaluate as evaluate_model
+from sam3slim.models import Sam3, params_by_part
+from sam3slim.records import RunRecord
+from sam3slim.runs.specs import EvaluateSpec
+
+
+def to_device(model: Sam3, device: torch.device) -> Sam3:
+    """``model`` on ``device`` (transformers' typing of ``to`` loses the class)."""
+    moved: Sam3 = model.to(device)  # type: ignore[arg-type]
+    return moved
+
+
+def measure(model: Sam3, data: ConceptData, spec: EvaluateSpec, record: RunRecord) -> None:
+    """Fill ``record`` with mAP and, if asked for, latency of one image with all its prompts."""
+    device = next(model.parameters()).device
+    reset_peak_memory(device)
+    loader = data.loader(spec.data.split)
+    result = evaluate_model(model, loader, limit=spec.limit)
+    add_result(record, result, spec.data)
+    if spec.latency:
+        one = first_images(next(iter(loader)), 1)
+        record.latency_ms = measure_latency(model, one.pixel_values, one.input_ids, one.attention_mask)
+    record.peak_memory_bytes = peak_memory_bytes(device)
+
+
+def add_result(record: RunRecord, result: EvalResult, data: DataSpec) -> None:
+    """The record's ``metrics`` and ``data`` entries."""
+    record.metrics = {**result.metrics, "calibration": result.calibration}
+    record.data = {
+        "name": data.kind,
+        "root": data.root,
+        "split": data.split,
+        "protocol": data.protocol,
+        "images": result.images,
+        "prompts": result.prompts,
+    }
+
+
+def model_facts(model: Sam3) -> dict[str, Any]:
+    """The record's ``model`` entry."""
+    parts = params_by_part(model)
+    return {"name": model.spec.name, "params": sum(parts.values()), "params_by_part": parts}
+
+
+def artifact_facts(info: ArtifactInfo, precision: str) -> dict[str, Any]:
+    """The record's ``artifact`` entry."""
+    return {"path": str(info.path), "bytes": info.bytes, "format": "hf", "precision": precision}
+
+
+def print_metrics(record: RunRecord) -> None:
+    """One line per kind of mAP."""
+    for kind in ("bbox", "segm"):
+        values = (record.metrics or {}).get(kind)
+        if values:
+            shown = ", ".join(f"{name} {100 * value:.2f}" for name, value in values.items() if value is not None)
+            print(f"{kind}: {shown}")
+
+
+def choose_device(spec: EvaluateSpec) -> torch.device:
+    """The device to measure on; sets the number of threads. Raises UserError for one that is not there."""
+    if spec.threads is not None:
+        if spec.threads < 1:
+            raise UserError(f"threads={spec.threads} must be at least 1")
+        torch.set_num_threads(spec.threads)
+    if spec.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(spec.device)
+    except RuntimeError as error:
+        raise UserError(f"device={spec.device} is not a device; use auto, cpu or cuda") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device={spec.device}: no CUDA device here; use device=cpu")
+    return device

@@ -1,0 +1,73 @@
+"""What the three commands are told: ``conf/{train,evaluate,compress}.yaml`` after composition, checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from sam3slim.data.spec import DataSpec
+from sam3slim.distill import DistillSpec
+from sam3slim.losses import LossWeights
+from sam3slim.specs import ModelSpec
+from sam3slim.training import OptimSpec, ScheduleSpec
+
+
+@dataclass(frozen=True)
+class InitSpec:
+    """Where the first weights come from: ``scratch``, a ``checkpoint`` of the same architecture, or ``pruned``."""
+
+    kind: Literal["scratch", "checkpoint", "pruned"] = "scratch"
+    checkpoint: str | None = None
+    allow_fresh: tuple[str, ...] = ()
+    importance: Literal["magnitude", "uniform", "random"] = "magnitude"
+
+
+@dataclass(frozen=True)
+class LossSpec(LossWeights):
+    """Loss weights, and whether the one-to-many branch is trained."""
+
+    one_to_many: bool = True
+
+
+@dataclass(frozen=True)
+class TrainSpec:
+    """``conf/train.yaml`` after composition, checked. ``trainer``, ``callbacks`` and ``logger`` are built late."""
+
+    name: str
+    model: ModelSpec
+    data: DataSpec
+    init: InitSpec
+    distill: DistillSpec
+    loss: LossSpec
+    optim: OptimSpec
+    schedule: ScheduleSpec
+    trainer: dict[str, Any]
+    callbacks: dict[str, Any] | None
+    logger: dict[str, Any] | None
+    output_dir: str
+    seed: int = 0
+    resume: str | None = None
+    eval_at_end: bool = True
+    experiment: Any = None
+
+
+@dataclass(frozen=True)
+class EvaluateSpec:
+    """``conf/evaluate.yaml`` after composition, checked."""
+
+    name: str
+    checkpoint: str
+    data: DataSpec
+    output_dir: str
+    limit: int | None = None
+    device: str = "auto"
+    threads: int | None = None
+    latency: bool = True
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class CompressSpec(EvaluateSpec):
+    """``conf/compress.yaml`` after composition, checked: one entry of options per method."""
+
+    compress: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,155 @@
+"""``train``: initial weights, Lightning, the best model as an artifact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+
+from sam3slim import config as cfg
+from sam3slim.checkpoints import load, write_artifact
+from sam3slim.data.module import ConceptData
+from sam3slim.distill import DistillSpec, FrozenTeacher
+from sam3slim.errors import UserError
+from sam3slim.evaluation import evaluate as evaluate_model
+from sam3slim.files import ensure_writable_dir
+from sam3slim.losses import Criterion
+from sam3slim.models import Sam3, build_model, init_for_training
+from sam3slim.records import RunRecord, plain, recording
+from sam3slim.runs.measure import add_result, artifact_facts, model_facts
+from sam3slim.runs.specs import InitSpec, TrainSpec
+from sam3slim.slimming import inherit
+from sam3slim.specs import ModelSpec
+from sam3slim.strict import spec_from_dict
+from sam3slim.training import ConceptSegmentation, FinalValidation, GracefulStop, RandomState, TrainingClock
+
+
+def train(config: dict[str, Any], output_dir: Path, choices: dict[str, str], command: str) -> RunRecord:
+    """Train as composed; leaves checkpoints, logs, the best model as an artifact, and ``record.json``.
+
+    Raises:
+        UserError: bad input, before training starts; a loss that is not finite.
+    """
+    spec = spec_from_dict(TrainSpec, config, "")
+    ensure_writable_dir(output_dir)
+    with recording(
+        output_dir, kind="train", command=command, config=config, choices=choices, parent=spec.init.checkpoint
+    ) as record:
+        lightning.seed_everything(spec.seed, verbose=False)
+        # Adam's second moments decay into denormal numbers, which CPUs handle a hundred times slower.
+        torch.set_flush_denormal(True)
+        model = initial_model(spec.model, spec.init, spec.seed)
+        record.model = model_facts(model)
+        data = spec.data.build(spec.model, spec.seed)
+        module = ConceptSegmentation(
+            model,
+            Criterion(spec.loss),
+            spec.optim,
+            spec.schedule,
+            one_to_many=spec.loss.one_to_many,
+            teacher=_teacher(spec.distill, model),
+            config=plain(config),
+        )
+        trainer = build_trainer(spec, output_dir)
+        try:
+            trainer.fit(module, data, ckpt_path=_resume_path(spec.resume, output_dir), weights_only=True)
+        except SystemExit as error:  # Lightning's answer to Ctrl-C
+            last = output_dir / "checkpoints/last.ckpt"
+            if last.is_file():
+                print(f"stopped; {last} is saved: go on with resume=auto hydra.run.dir={output_dir}")
+            raise KeyboardInterrupt from error
+        if trainer.is_global_zero:
+            _finish_training(spec, output_dir, data, record)
+    return record
+
+
+def _finish_training(spec: TrainSpec, output_dir: Path, data: ConceptData, record: RunRecord) -> None:
+    """Measure the best checkpoint and write it as an artifact that names its metrics."""
+    model, _ = load(output_dir, expect=spec.model)
+    metrics: dict[str, Any] = {}
+    if spec.eval_at_end:
+        result = evaluate_model(model, data.loader(spec.data.split))
+        add_result(record, result, spec.data)
+        metrics = {"split": spec.data.split, **result.metrics}
+    facts = {"command": record.command, "seed": spec.seed, "git": record.git, "device": record.device}
+    extra = {
+        **facts,
+        "data": record.data,
+        "training_seconds": training_seconds(output_dir),
+        "versions": record.versions,
+    }
+    info = write_artifact(
+        model, output_dir / "artifact", parent=spec.init.checkpoint, metrics=plain(metrics), extra=plain(extra)
+    )
+    record.artifact = artifact_facts(info, "fp32")
+
+
+def training_seconds(run: Path) -> int:
+    """Seconds in ``fit`` up to the last checkpoint, over all resumed parts (the clock is in the checkpoint)."""
+    content = torch.load(run / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True, mmap=True)
+    return round(content["callbacks"][TrainingClock.__name__]["seconds"])
+
+
+def initial_model(spec: ModelSpec, init: InitSpec, seed: int) -> Sam3:
+    """The model training starts from. Raises UserError when the checkpoint does not fit."""
+    if init.kind == "scratch":
+        return init_for_training(build_model(spec), seed)
+    if init.checkpoint is None:
+        raise UserError(f"init.checkpoint is missing; init={init.kind} needs the checkpoint to start from")
+    if init.kind == "checkpoint":
+        model, report = load(init.checkpoint, expect=spec, allow_fresh=init.allow_fresh, dequantize=True)
+        print(report.render())
+        return model
+    source, report = load(init.checkpoint, dequantize=True)
+    print(report.render())
+    model, plan = inherit(source, spec, importance=init.importance, seed=seed)
+    print(plan.describe())
+    return model
+
+
+def _teacher(spec: DistillSpec, student: Sam3) -> FrozenTeacher | None:
+    if spec.teacher is None:
+        return None
+    model, _ = load(spec.teacher, dequantize=True)
+    return FrozenTeacher(model, spec, student)
+
+
+def build_trainer(spec: TrainSpec, output_dir: Path) -> lightning.Trainer:
+    """Lightning's trainer with the configured callbacks and loggers, and those every run needs."""
+    configured = dict(spec.callbacks or {})
+    if not spec.trainer.get("enable_progress_bar", True):
+        configured.pop("progress", None)  # Lightning refuses a bar that is switched off
+    callbacks = list(cfg.build(configured).values())
+    callbacks += [RandomState(), TrainingClock(), FinalValidation(), GracefulStop(output_dir / "checkpoints")]
+    _keep_earlier_metrics(output_dir)
+    loggers = list((cfg.build(spec.logger) if spec.logger else {}).values())
+    trainer: lightning.Trainer = cfg.build(
+        spec.trainer,
+        callbacks=callbacks,
+        logger=loggers or False,
+        default_root_dir=str(output_dir),
+        gradient_clip_val=spec.optim.clip or None,
+        # The sampler deals out the ranks' shares itself and continues inside an epoch.
+        use_distributed_sampler=False,
+    )
+    return trainer
+
+
+def _keep_earlier_metrics(output_dir: Path) -> None:
+    """Lightning's CSV logger starts its file anew; what an interrupted run logged is set aside as metrics.N.csv."""
+    file = output_dir / "csv" / "metrics.csv"
+    if file.is_file() and file.stat().st_size:
+        file.rename(file.with_name(f"metrics.{len(list(file.parent.glob('metrics.*.csv')))}.csv"))
+
+
+def _resume_path(resume: str | None, output_dir: Path) -> str | None:
+    if resume is None:
+        return None
+    if resume == "auto":
+        last = output_dir / "checkpoints" / "last.ckpt"
+        return str(last) if last.is_file() else None
+    if not Path(resume).is_file():
+        raise UserError(f"resume={resume} is not a file; give a checkpoint (…/checkpoints/last.ckpt), or auto")
+    return resume
