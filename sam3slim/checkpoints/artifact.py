@@ -135,6 +135,7 @@ def _write_weights(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
     flat, metadata = int8.flatten(tensors)
     stored = {key: tensor.detach().cpu().contiguous() for key, tensor in flat.items()}
     save_file(stored, path, metadata={**metadata, "format": "pt"})
+    path.chmod(0o644)  # safetensors creates it readable by the owner alone
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"bytes": path.stat().st_size, "sha256": digest}
