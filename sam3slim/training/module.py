@@ -126,10 +126,10 @@ class ConceptSegmentation(lightning.LightningModule):
     def on_validation_epoch_end(self) -> None:
         if self.val_metric is None:
             return
-        metrics = self.val_metric.compute()
+        metrics = self.val_metric.compute()  # of all processes: torchmetrics gathers
         for kind, values in metrics.items():
             for name in ("map", "map_50"):
-                self.log(f"val/{kind}_{name}", float(values[name] or 0.0), prog_bar=name == "map", sync_dist=False)
+                self.log(f"val/{kind}_{name}", float(values[name] or 0.0), prog_bar=name == "map", sync_dist=True)
         self.val_metric = None
 
     def configure_optimizers(self) -> Any:
