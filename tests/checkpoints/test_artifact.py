@@ -31,7 +31,9 @@ def test_write_artifact__plain_transformers_gives_our_outputs(
 ) -> None:
     write_artifact(model, tmp_path / "a")
     plain = Sam3Model.from_pretrained(tmp_path / "a").eval()
-    assert_same_outputs(model, plain, inputs, atol=1e-6)
+    assert all(torch.equal(value, plain.state_dict()[key]) for key, value in model.state_dict().items())
+    # Two forwards over equal weights: threads add up in another order (1.3e-6 seen on masks).
+    assert_same_outputs(model, plain, inputs, atol=1e-5)
 
 
 def test_write_artifact__processor_has_the_models_sizes(model: Sam3, spec: ModelSpec, tmp_path: Path) -> None:
