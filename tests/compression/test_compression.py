@@ -152,7 +152,10 @@ def test_int8_weight__opens_in_plain_transformers(
     monkeypatch.setattr(Sam3Model, "get_output_embeddings", lambda self: None)
     plain = Sam3Model.from_pretrained(tmp_path / "a", dtype=torch.float32).eval()
     assert is_quantised(plain.text_projection.weight)
-    assert_same_outputs(loaded, plain, inputs, atol=1e-6)
+    ours, theirs = loaded.text_projection.weight, plain.text_projection.weight
+    assert torch.equal(ours.dequantize(), theirs.dequantize())
+    # Two forwards over equal weights: threads add up in another order (1.4e-6 seen on masks).
+    assert_same_outputs(loaded, plain, inputs, atol=1e-5)
     assert "get_input_embeddings" in (tmp_path / "a" / "README.md").read_text()
 
 
