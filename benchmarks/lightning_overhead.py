@@ -33,7 +33,7 @@ from sam3slim.strict import spec_from_dict
 from sam3slim.training import ConceptSegmentation, build_optimizer
 
 WARM_UP = 5
-RESULT = Path(__file__).parent / "results" / "lightning_overhead.csv"
+RESULTS = Path(__file__).parent / "results"
 
 
 class StepTimes(lightning.Callback):
@@ -135,7 +135,8 @@ def main() -> None:
         "device": describe_device(), "threads": arguments.threads,
         **{k: v for k, v in library_versions().items() if k in ("torch", "lightning")},
     }  # fmt: skip
-    with atomic_path(RESULT) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    result = RESULTS / f"lightning_overhead_{arguments.threads}_threads.csv"
+    with atomic_path(result) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [*rows[0], *facts])
         writer.writeheader()
         writer.writerows({**row, **facts} for row in rows)
