@@ -1,10 +1,11 @@
 """What Lightning costs: a training step of nano in a bare loop and in ``Trainer.fit``, in turns.
 
-    python benchmarks/lightning_overhead.py [--rounds 5] [--steps 40] [--threads 1]
+    python benchmarks/lightning_overhead.py [--rounds 20] [--steps 25] [--threads 1]
 
 Both do the same work on the same batches from the same weights: forward, loss, backward, gradient clipping,
 AdamW, schedule, data loading. Lightning also logs to CSV as in a real run. A step's time runs from the end of the
-previous step to its own end, the first ``WARM_UP`` steps of each round not counted.
+previous step to its own end, the first ``WARM_UP`` steps of each round not counted. Machines drift, so rounds are
+short, a ratio compares the two loops of one round, and every other round starts with the other loop.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import numpy as np
 import torch
 from lightning.pytorch.loggers import CSVLogger
 
@@ -68,13 +70,7 @@ def bare(spec: TrainSpec, data: ConceptData, steps: int) -> list[float]:
     ends: list[float] = []
     while len(ends) < steps:
         for batch in data.loader("train", training=True):
-            outputs = net.model(
-                batch.pixel_values,
-                batch.input_ids,
-                batch.attention_mask,
-                image_index=batch.image_index,
-                one_to_many=net.one_to_many,
-            )
+            outputs = net.model(**batch.inputs(), one_to_many=net.one_to_many)
             loss = net.criterion(outputs, batch.targets)["loss"]
             if not torch.isfinite(loss):
                 raise RuntimeError("loss is not finite")
@@ -106,10 +102,20 @@ def step_seconds(ends: list[float]) -> list[float]:
     return [after - before for before, after in zip(ends[WARM_UP:-1], ends[WARM_UP + 1 :], strict=True)]
 
 
+LOOPS = {"bare": bare, "lightning": in_lightning}
+
+
+def median_interval(values: list[float], repeats: int = 10_000) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the median."""
+    drawn = np.random.default_rng(0).choice(values, (repeats, len(values)))
+    low, high = np.percentile(np.median(drawn, axis=1), [2.5, 97.5])
+    return float(low), float(high)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -121,8 +127,8 @@ def main() -> None:
     rows, ratios = [], []
     for number in range(arguments.rounds):
         medians = {}
-        for name, run in (("bare", bare), ("lightning", in_lightning)):
-            seconds = step_seconds(run(spec, data, arguments.steps))
+        for name in LOOPS if number % 2 else reversed(LOOPS):
+            seconds = step_seconds(LOOPS[name](spec, data, arguments.steps))
             medians[name] = statistics.median(seconds)
             rows.append({
                 "round": number, "loop": name, "steps": len(seconds), "median_ms": round(1000 * medians[name], 2),
@@ -130,7 +136,11 @@ def main() -> None:
             })  # fmt: skip
             print(rows[-1], flush=True)
         ratios.append(medians["lightning"] / medians["bare"])
-    print(f"lightning / bare: median {statistics.median(ratios):.3f}, from {min(ratios):.3f} to {max(ratios):.3f}")
+    low, high = median_interval(ratios)
+    print(
+        f"lightning / bare over {len(ratios)} rounds: median {statistics.median(ratios):.3f} "
+        f"(95 % {low:.3f} to {high:.3f}), from {min(ratios):.3f} to {max(ratios):.3f}"
+    )
     facts = {
         "device": describe_device(), "threads": arguments.threads,
         **{k: v for k, v in library_versions().items() if k in ("torch", "lightning")},

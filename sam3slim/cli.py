@@ -13,13 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sam3slim.errors import UserError
+from sam3slim.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, UserError
 
 if TYPE_CHECKING:
     from sam3slim.specs import ModelSpec
-
-EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 130
 
 
 @dataclass(frozen=True)

@@ -26,13 +26,11 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from sam3slim import config_messages as messages
-from sam3slim.errors import UserError
+from sam3slim.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, UserError, exit_with
 from sam3slim.specs import ModelSpec
 from sam3slim.strict import spec_from_dict, unknown_key
 
 VERSION_BASE = "1.3"
-EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 130
 # What composition and making the output folder raise, if no job has started.
 BAD_INPUT = (HydraException, OmegaConfBaseException, YAMLError, OSError)
 # Set by a user who wants Hydra's and our tracebacks for bad input too.
@@ -150,7 +148,7 @@ def entry_point(config_name: str, run_fn: RunFn, check: Check | None = None) -> 
         if job.failure is not None:
             raise job.failure
     except KeyboardInterrupt:
-        _exit("interrupted", EXIT_INTERRUPTED)
+        exit_with("interrupted", EXIT_INTERRUPTED)
     except JobFailed:
         sys.exit(EXIT_BAD_INPUT)
     except Exception as error:
@@ -159,7 +157,7 @@ def entry_point(config_name: str, run_fn: RunFn, check: Check | None = None) -> 
         ):
             raise
         overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
-        _exit(f"error: {_explain(error, config_name, overrides)}", EXIT_BAD_INPUT)
+        exit_with(f"error: {_explain(error, config_name, overrides)}", EXIT_BAD_INPUT)
     finally:
         os.environ.pop(FULL_ERROR) if full_error is None else os.environ.update({FULL_ERROR: full_error})
 
@@ -213,11 +211,6 @@ class _Job:
         }
         command = shlex.join(["python", Path(sys.argv[0]).name, *overrides])
         return self.run_fn(plain, Path(context.runtime.output_dir), choices, command)
-
-
-def _exit(line: str, status: int) -> None:
-    print(line, file=sys.stderr)
-    sys.exit(status)
 
 
 def _compose(config_name: str, overrides: Sequence[str]) -> DictConfig:

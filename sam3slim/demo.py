@@ -8,7 +8,6 @@ Started again, it keeps what is finished and goes on with the rest.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from sam3slim import runs
 from sam3slim.checkpoints import load
 from sam3slim.config import compose_plain
 from sam3slim.data.spec import DataSpec
-from sam3slim.errors import UserError
+from sam3slim.errors import UserError, one_line_exits
 from sam3slim.evaluation import ground_truths, predict_batch
 from sam3slim.records import RunRecord, config_hash, read_record
 from sam3slim.report import map_vs_size, picture_grid, table_row, to_markdown, write_table
@@ -134,12 +133,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("outputs/demo"))
     parser.add_argument("overrides", nargs="*", help="Hydra overrides for every stage")
     arguments = parser.parse_args()
-    try:
+    with one_line_exits("interrupted; the same command goes on from here"):
         demo(arguments.out, arguments.overrides)
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on from here")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,14 @@
-"""The one exception a user is meant to read."""
+"""The one exception a user is meant to read, and how a command ends with it."""
 
 from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
 
 
 class UserError(Exception):
@@ -9,3 +17,20 @@ class UserError(Exception):
     Entry points print the message without a traceback and exit with status 2; anything else that
     escapes is a bug and keeps its traceback.
     """
+
+
+@contextmanager
+def one_line_exits(interrupted: str = "interrupted") -> Iterator[None]:
+    """End the process with one line on stderr: status 2 after a ``UserError``, 130 after Ctrl-C."""
+    try:
+        yield
+    except UserError as error:
+        exit_with(f"error: {' '.join(str(error).split())}", EXIT_BAD_INPUT)
+    except KeyboardInterrupt:
+        exit_with(interrupted, EXIT_INTERRUPTED)
+
+
+def exit_with(line: str, status: int) -> NoReturn:
+    """Print ``line`` to stderr and exit."""
+    print(line, file=sys.stderr)
+    sys.exit(status)

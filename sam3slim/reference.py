@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 from sam3slim import runs
 from sam3slim.checkpoints import load, write_artifact
 from sam3slim.config import compose_plain
-from sam3slim.errors import UserError
+from sam3slim.errors import UserError, one_line_exits
 from sam3slim.records import RunRecord, read_record
 
 EXPERIMENT = "experiment=nano_reference"
@@ -89,16 +88,12 @@ def main() -> None:
     parser.add_argument("--publish-only", action="store_true", help="the run is there; only write the artifact")
     parser.add_argument("overrides", nargs="*", help="Hydra overrides")
     arguments = parser.parse_args()
-    try:
+    with one_line_exits("interrupted; the same command goes on from the last checkpoint"):
         if not arguments.publish_only:
             overrides = [EXPERIMENT, "resume=auto", *arguments.overrides]
             config = compose_plain("train", overrides, arguments.run)
             runs.train(config, arguments.run, {}, f"python train.py {' '.join(overrides)}")
         publish(arguments.run, arguments.target)
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on from the last checkpoint")
 
 
 if __name__ == "__main__":

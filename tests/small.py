@@ -1,7 +1,8 @@
-"""A model of SAM 3's shape that runs in milliseconds."""
+"""The tiny model with layers to cut, and what two equal models must agree on."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,28 +10,21 @@ import torch
 from torch import Tensor
 
 from sam3slim.models import Sam3, build_model, init_for_training
-from sam3slim.specs import DecoderSpec, EncoderSpec, GeometrySpec, ModelSpec, TextSpec, VitSpec
+from sam3slim.specs import EncoderSpec, ModelSpec
+from tests.tiny import SPEC
 
 OUTPUTS = ("pred_logits", "pred_boxes", "pred_masks", "presence_logits", "semantic_seg")
 
 
 def tiny_spec() -> ModelSpec:
-    return ModelSpec(
-        name="tiny",
-        vit=VitSpec(
-            embed_dim=32, depth=4, num_heads=2, mlp_ratio=2.0, patch_size=8, image_size=32,
-            pretrain_image_size=32, window_size=2, num_global_blocks=2,
-        ),
-        text=TextSpec(
-            width=32, layers=2, num_heads=2, context_length=8, vocab_size=600, projection_dim=32
-        ),
-        geometry=GeometrySpec(1),
+    """``tests.tiny``'s model with a layer more of everything that slimming cuts, and dropout."""
+    return replace(
+        SPEC,
+        vit=replace(SPEC.vit, depth=4, num_global_blocks=2),
+        text=replace(SPEC.text, layers=2),
         encoder=EncoderSpec(2),
-        decoder=DecoderSpec(2, num_queries=5),
-        d_model=32,
-        num_heads=4,
-        ffn_dim=32,
-    )  # fmt: skip
+        dropout=0.1,
+    )
 
 
 @pytest.fixture(scope="session")

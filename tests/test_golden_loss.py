@@ -22,9 +22,7 @@ TOLERANCE = 1e-5
 def losses() -> dict[str, float]:
     """All losses of one step of the tiny model, and the gradient's norm."""
     model, batch = tiny_model(seed=0), tiny_batch(seed=0)
-    outputs = model(
-        batch.pixel_values, batch.input_ids, batch.attention_mask, image_index=batch.image_index, one_to_many=True
-    )
+    outputs = model(**batch.inputs(), one_to_many=True)
     values = Criterion()(outputs, batch.targets)
     values["loss"].backward()
     norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])

@@ -94,6 +94,10 @@ class Batch:
     phrases: list[str] = field(default_factory=list)
     images: list[ImageInfo] = field(default_factory=list)
 
+    def inputs(self) -> dict[str, Tensor]:
+        """The keyword arguments of ``Sam3.forward``, without box prompts."""
+        return {name: getattr(self, name) for name in self._tensors if name != "category_ids"}
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The batch with its tensors on ``device``; ``images`` (with the ground truth) stay on the CPU."""
         moved = {name: getattr(self, name).to(device, non_blocking=non_blocking) for name in self._tensors}

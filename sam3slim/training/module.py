@@ -74,13 +74,7 @@ class ConceptSegmentation(lightning.LightningModule):
         Raises:
             UserError: the loss is NaN or infinite.
         """
-        outputs = self.model(
-            batch.pixel_values,
-            batch.input_ids,
-            batch.attention_mask,
-            image_index=batch.image_index,
-            one_to_many=self.one_to_many,
-        )
+        outputs = self.model(**batch.inputs(), one_to_many=self.one_to_many)
         losses = self.criterion(outputs, batch.targets, self._num_boxes(batch))
         loss = losses.pop("loss")
         if self.teacher is not None:

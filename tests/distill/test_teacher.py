@@ -14,12 +14,12 @@ from tests.tiny import SPEC, tiny_batch, tiny_model
 def test_frozen_teacher__itself_as_student_costs_nothing() -> None:
     teacher, student, batch = tiny_model(), tiny_model(), tiny_batch()
     distill = FrozenTeacher(teacher, DistillSpec("x", fpn=1.0, memory=1.0), student)
-    out = student(batch.pixel_values, batch.input_ids, batch.attention_mask, image_index=batch.image_index)
+    out = student(**batch.inputs())
     losses = distill.losses(batch, out)
     assert set(losses) == {"distill_fpn", "distill_memory"}
     assert all(float(value) < 1e-9 for value in losses.values())
     other = tiny_model(seed=1)
-    out = other(batch.pixel_values, batch.input_ids, batch.attention_mask, image_index=batch.image_index)
+    out = other(**batch.inputs())
     assert all(float(value) > 0.1 for value in distill.losses(batch, out).values())
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
 

@@ -11,28 +11,13 @@ from pycocotools import mask as mask_utils
 
 from sam3slim.data.batch import Batch, GroundTruth, ImageInfo, Targets
 from sam3slim.models import Sam3, build_model
-from sam3slim.specs import DecoderSpec, EncoderSpec, GeometrySpec, ModelSpec, TextSpec, VitSpec
-
-TINY = ModelSpec(
-    name="tiny",
-    vit=VitSpec(
-        embed_dim=32, depth=2, num_heads=2, patch_size=8, image_size=32, pretrain_image_size=32,
-        window_size=2, num_global_blocks=1,
-    ),
-    text=TextSpec(width=32, layers=1, num_heads=2, context_length=8, vocab_size=600),
-    geometry=GeometrySpec(1),
-    encoder=EncoderSpec(1),
-    decoder=DecoderSpec(2, num_queries=5),
-    d_model=32,
-    num_heads=4,
-    ffn_dim=32,
-)  # fmt: skip
+from tests.tiny import SPEC
 
 
 @pytest.fixture(scope="session")
 def shared_model() -> Sam3:
     torch.manual_seed(0)
-    model = build_model(TINY)
+    model = build_model(SPEC)
     with torch.no_grad():  # N(0, 0.02) makes all outputs nearly equal
         for parameter in model.parameters():
             if parameter.ndim > 1:

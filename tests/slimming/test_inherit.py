@@ -219,7 +219,7 @@ def test_inherit__neck_keeps_the_loud_channels(model: Sam3, spec: ModelSpec, inp
         ({"vit__depth": 5}, r"model\.vit\.depth=5 is more than the full model's 4"),
         ({"vit__embed_dim": 64, "vit__num_heads": 4}, r"model\.vit\.embed_dim=64 is more"),
         ({"encoder__num_layers": 3}, r"model\.encoder\.num_layers=3"),
-        ({"decoder__num_queries": 6}, r"model\.decoder\.num_queries=6"),
+        ({"decoder__num_queries": 7}, r"model\.decoder\.num_queries=7"),
         ({"d_model": 16}, r"model\.d_model=16: slimming keeps the full model's 32"),
         ({"num_heads": 2}, r"model\.num_heads=2"),
         ({"vit__patch_size": 4}, r"model\.vit\.patch_size=4"),

@@ -93,7 +93,7 @@ def test_training_step__the_loss_falls(tmp_path: Path) -> None:
     net, batch = module(), tiny_batch()
 
     def loss() -> float:
-        out = net.model(batch.pixel_values, batch.input_ids, batch.attention_mask, image_index=batch.image_index)
+        out = net.model(**batch.inputs())
         return float(net.criterion(out, batch.targets)["loss"])
 
     before = loss()
@@ -153,9 +153,7 @@ def test_training_step__nan_stops_with_a_plain_reason(tmp_path: Path) -> None:
 
 def test_unused_parameters__are_exactly_those_without_gradient() -> None:
     net, batch = module(), tiny_batch()
-    out = net.model(
-        batch.pixel_values, batch.input_ids, batch.attention_mask, image_index=batch.image_index, one_to_many=True
-    )
+    out = net.model(**batch.inputs(), one_to_many=True)
     net.criterion(out, batch.targets)["loss"].backward()
     for name, parameter in net.model.named_parameters():
         assert (parameter.grad is None) == (not parameter.requires_grad), name
