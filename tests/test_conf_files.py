@@ -22,6 +22,7 @@ NEEDED = {
     "init=pruned": ["init.checkpoint=x"],
     "distill=features": ["distill.teacher=x"],
     "data=coco": ["data.root=x"],
+    "experiment=overfit": ["data.root=x"],
     "experiment=slim": ["init.checkpoint=x", "data.root=x"],
 }
 
