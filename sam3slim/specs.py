@@ -19,12 +19,19 @@ __all__ = [
     "SpecError",
     "TextSpec",
     "VitSpec",
+    "mlp_ratio",
     "spec_from_dict",
 ]
 
 CLIP_VOCAB_SIZE = 49408
 # 256 bytes, 256 bytes that end a word, start and end of text: a BPE vocabulary without any merge.
 MIN_VOCAB_SIZE = 514
+
+
+def mlp_ratio(inner: int, width: int) -> float:
+    """A ratio r with int(width · r) == inner, also where inner / width rounds below."""
+    ratio = inner / width
+    return ratio if int(width * ratio) == inner else (inner + 0.5) / width
 
 
 def _positive(prefix: str, spec: Any, *names: str) -> None:

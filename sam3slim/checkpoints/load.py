@@ -11,12 +11,12 @@ from torch import Tensor
 
 from sam3slim.checkpoints import int8
 from sam3slim.checkpoints.locate import locate
-from sam3slim.checkpoints.readers import RawCheckpoint, read
+from sam3slim.checkpoints.readers import Overrides, RawCheckpoint, read
 from sam3slim.checkpoints.report import CheckpointError, LoadReport
 from sam3slim.checkpoints.spec_of import spec_difference
 from sam3slim.errors import UserError
 from sam3slim.models import Sam3, init_for_training, part_of
-from sam3slim.models.build import build_model
+from sam3slim.models.build import build_model, state_shapes
 from sam3slim.models.count import PARTS
 from sam3slim.models.empty import empty_model
 from sam3slim.specs import ModelSpec
@@ -27,6 +27,7 @@ SHOWN_DIFFERENCES = 3
 def load(
     source: str | Path,
     *,
+    overrides: Overrides | None = None,
     expect: ModelSpec | None = None,
     allow_fresh: Collection[str] = (),
     dequantize: bool = False,
@@ -34,8 +35,11 @@ def load(
     """Load weights strictly: every key accounted for, or nothing at all.
 
     Args:
-        source: an artifact folder, a transformers ``Sam3Model`` folder, a run folder (its best checkpoint)
-            or a Lightning checkpoint file.
+        source: what ``locate`` finds: an artifact or transformers folder (also of the video model), a hub id,
+            a run folder (its best checkpoint), or a file: Lightning's, the released one, a trainer's, a bare
+            ``state_dict``.
+        overrides: fields of the architecture that the source does not tell or tells wrong, by dotted key:
+            ``{"text.num_heads": 2}``.
         expect: the architecture the caller is about to use; another one in the file is refused.
         allow_fresh: parts (``vision``, ``text``, …) whose missing keys may start from fresh weights.
         dequantize: turn INT8 weights into FP32 tensors of the same values. By default they stay torchao
@@ -46,10 +50,10 @@ def load(
 
     Raises:
         CheckpointError: unreadable, of another architecture, or keys that do not fit (``error.report``).
-        UserError: ``allow_fresh`` names an unknown part.
+        UserError: ``allow_fresh`` names an unknown part, ``overrides`` an unknown field.
     """
     _check_parts(allow_fresh)
-    raw = read(locate(source))
+    raw = read(locate(source), overrides)
     if expect is not None:
         _check_architecture(raw, expect)
     tensors = int8.unflatten(raw.tensors, raw.path, dequantize=dequantize)
@@ -65,13 +69,14 @@ def load(
 
 def compare(raw: RawCheckpoint, tensors: dict[str, Tensor], allow_fresh: Collection[str]) -> LoadReport:
     """Account for every key of the file and of the model; nothing is allocated."""
-    wanted = build_model(raw.spec, device="meta").state_dict()
-    report = LoadReport(raw.path, raw.kind, raw.precision, raw.spec)
+    wanted = state_shapes(raw.spec)
+    report = LoadReport(raw.path, raw.kind, raw.precision, raw.spec, ignored=dict(raw.ignored))
+    report.unexpected = list(raw.unexpected)
     for key, tensor in tensors.items():
         if key not in wanted:
             report.unexpected.append(key)
-        elif tensor.shape != wanted[key].shape:
-            report.mismatched[key] = (tuple(tensor.shape), tuple(wanted[key].shape))
+        elif tensor.shape != wanted[key]:
+            report.mismatched[key] = (tuple(tensor.shape), tuple(wanted[key]))
         else:
             report.loaded.append(key)
     report.missing = [key for key in wanted if key not in tensors]

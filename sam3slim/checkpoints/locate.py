@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,28 +17,35 @@ INDEX_FILE = "model.safetensors.index.json"
 # Where a run leaves its weights, the best first.
 RUN_CHECKPOINTS = ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "best.ckpt", "last.ckpt")
 
-Kind = Literal["artifact", "transformers", "torch"]
+# A zip, or the bare pickles that torch.save wrote before 1.6.
+TORCH_MAGIC = (b"PK\x03\x04", b"\x80\x02")
+
+Kind = Literal["artifact", "transformers", "torch", "safetensors"]
 
 
 @dataclass(frozen=True)
 class Located:
-    """A readable source: a folder for ``artifact`` and ``transformers``, a file for ``torch``."""
+    """A readable source: a folder for ``artifact`` and ``transformers``, a file for ``torch`` and ``safetensors``."""
 
     kind: Kind
     path: Path
 
 
 def locate(source: str | Path) -> Located:
-    """Find the weights behind ``source``: a folder (artifact, transformers, run) or one of their files.
+    """Find the weights behind ``source``.
+
+    Args:
+        source: a folder (artifact, transformers, run), one of their files, a file of ``torch.save``, a
+            safetensors file, or the id of a repository on the hub (``facebook/sam3``), which is downloaded.
 
     Raises:
         CheckpointError: nothing there, an empty folder, or a file that holds no weights.
     """
     path = Path(source).expanduser()
     if not path.exists():
-        raise CheckpointError(
-            f"checkpoint {path} does not exist; give an artifact folder, a run folder or a .ckpt file"
-        )
+        if _is_hub_id(str(source)):
+            return _locate_folder(_download(str(source)))
+        raise CheckpointError(f"checkpoint {path} does not exist; give a folder, a file or a hub id (facebook/sam3)")
     return _locate_folder(path) if path.is_dir() else _locate_file(path)
 
 
@@ -69,19 +77,41 @@ def _locate_file(path: Path) -> Located:
         raise CheckpointError(f"checkpoint {path} is a Git LFS pointer, not the weights; run `git lfs pull`")
     if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
         raise CheckpointError(f"checkpoint {path} is an HTML page, not weights; download the file itself")
-    if head.startswith(b"PK\x03\x04"):
+    if head.startswith(TORCH_MAGIC):
         return Located("torch", path)
     if path.name == "config.json" or path.name == ARTIFACT_FILE or _is_safetensors(head):
         if any((path.parent / name).is_file() for name in (ARTIFACT_FILE, "config.json")):
             return _locate_folder(path.parent)
-        raise CheckpointError(
-            f"checkpoint {path} is a bare safetensors file without its architecture; "
-            f"put config.json beside it and give the folder"
-        )
+        if path.suffix != ".json":
+            return Located("safetensors", path)
     raise CheckpointError(
         f"checkpoint {path} is neither safetensors nor a zip written by torch.save "
         f"(it starts with {head[:8]!r}); it is damaged or of another type"
     )
+
+
+def _is_hub_id(source: str) -> bool:
+    """``owner/name``, unless ``owner`` is a folder here: then the name is a mistyped path."""
+    return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source) is not None and not Path(source).parent.exists()
+
+
+def _download(repository: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(repository, allow_patterns=["*.json", "*.safetensors", "*.txt"]))
+    except GatedRepoError as error:
+        raise CheckpointError(
+            f"checkpoint {repository}: access to this repository must be granted; ask for it on its page, "
+            "then log in with `hf auth login`"
+        ) from error
+    except (RepositoryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0][:120]
+        raise CheckpointError(
+            f"checkpoint {repository} is neither a path here nor to be had from the hub ({reason}); "
+            "download it elsewhere and give the folder"
+        ) from error
 
 
 def _is_safetensors(head: bytes) -> bool:

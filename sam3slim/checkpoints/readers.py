@@ -1,46 +1,80 @@
-"""One reader per kind of checkpoint: path → its architecture and its tensors under our keys."""
+"""One reader per kind of container: path → its architecture, its tensors under our keys, and what else is there."""
 
 from __future__ import annotations
 
+import json
 import pickle
-from collections.abc import Callable
-from dataclasses import dataclass
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import Sam3Config
 
+from sam3slim.checkpoints.infer import infer_spec, override_spec
+from sam3slim.checkpoints.layout import Layout, assign, find_layout
 from sam3slim.checkpoints.locate import ARTIFACT_FILE, INDEX_FILE, WEIGHTS_FILE, Kind, Located, read_json
 from sam3slim.checkpoints.report import CheckpointError
 from sam3slim.checkpoints.spec_of import spec_from_config
+from sam3slim.models.build import state_shapes
 from sam3slim.specs import ModelSpec
 
+Overrides = Mapping[str, Any]
 SCHEMA = 1  # of sam3slim.json
 LIGHTNING_PREFIX = "model."
+OURS = Layout("transformers", "")
+VIDEO_MODEL = "sam3_video"
+WEIGHT_KEYS = ("model", "state_dict")  # where trainers put the weights
+SPEC_METADATA = "sam3slim.spec"  # in the header of safetensors files of ours
 LFS_HEAD = b"version https://git-lfs"
 
 
 @dataclass
 class RawCheckpoint:
-    """Tensors as stored (INT8 ones still flattened), memory-mapped where the format allows."""
+    """What a checkpoint holds, sorted; tensors as stored and memory-mapped where the format allows.
+
+    Attributes:
+        path: the folder or file.
+        kind: ``artifact``, ``transformers``, ``lightning``, ``reference`` (released), ``reference_trainer`` or
+            ``state_dict`` (bare, under transformers' names).
+        precision: of the weights: ``fp32``, ``fp16``, ``bf16``, ``int8_weight`` or ``mixed``.
+        spec: the architecture the checkpoint states, or that its tensors tell.
+        tensors: under our keys (INT8 ones still flattened).
+        unexpected: names in the file that fit no tensor of the architecture.
+        ignored: what is known and not needed → bytes (``tracker``, ``computed``, ``point prompts``).
+        other: what lies beside the weights → bytes (``optimizer``, ``scaler``, …).
+        layout: the file's names of tensors.
+    """
 
     path: Path
     kind: str
     precision: str
     spec: ModelSpec
     tensors: dict[str, Tensor]
+    unexpected: list[str] = field(default_factory=list)
+    ignored: dict[str, int] = field(default_factory=dict)
+    other: dict[str, int] = field(default_factory=dict)
+    layout: Layout = OURS
 
 
-def read(located: Located) -> RawCheckpoint:
-    """Read what ``locate`` found. Raises CheckpointError (one line) for anything damaged or unknown."""
-    return READERS[located.kind](located.path)
+def read(located: Located, overrides: Overrides | None = None) -> RawCheckpoint:
+    """Read what ``locate`` found.
+
+    Args:
+        overrides: fields of the architecture by dotted key (``text.num_heads``), over what the file says.
+
+    Raises:
+        CheckpointError: anything damaged or unknown, in one line.
+        SpecError: an override that cannot be.
+    """
+    return READERS[located.kind](located.path, overrides or {})
 
 
-def read_artifact(folder: Path) -> RawCheckpoint:
+def read_artifact(folder: Path, overrides: Overrides) -> RawCheckpoint:
     """Our own artifact: the architecture is the spec in ``sam3slim.json``."""
     facts = read_json(folder / ARTIFACT_FILE)
     schema = facts.get("schema")
@@ -52,61 +86,121 @@ def read_artifact(folder: Path) -> RawCheckpoint:
     for key in ("spec", "precision"):
         if key not in facts:
             raise CheckpointError(f"{folder / ARTIFACT_FILE} lacks {key!r}; write the artifact again")
-    tensors = _read_safetensors(folder / WEIGHTS_FILE)
-    return RawCheckpoint(folder, "artifact", str(facts["precision"]), ModelSpec.from_dict(facts["spec"]), tensors)
+    tensors, _ = _read_safetensors(folder / WEIGHTS_FILE)
+    spec = override_spec(ModelSpec.from_dict(facts["spec"]), overrides)
+    return RawCheckpoint(folder, "artifact", str(facts["precision"]), spec, tensors)
 
 
-def read_transformers(folder: Path) -> RawCheckpoint:
-    """A folder written by ``transformers.Sam3Model.save_pretrained``, single or sharded."""
+def read_transformers(folder: Path, overrides: Overrides) -> RawCheckpoint:
+    """A folder written by ``transformers``: ``Sam3Model``, or the video model whose tracker is ignored."""
     values = read_json(folder / "config.json")
-    if values.get("model_type") != "sam3":
+    if values.get("model_type") == VIDEO_MODEL and isinstance(values.get("detector_config"), dict):
+        values = values["detector_config"]
+    elif values.get("model_type") != "sam3":
         raise CheckpointError(
             f"{folder / 'config.json'}: model_type is {values.get('model_type')!r}, "
-            f"expected 'sam3' (transformers.Sam3Model)"
+            f"expected 'sam3' (transformers.Sam3Model) or '{VIDEO_MODEL}'"
         )
-    spec = spec_from_config(Sam3Config.from_dict(values), name=folder.resolve().name)
+    spec = override_spec(spec_from_config(Sam3Config.from_dict(values), name=folder.resolve().name), overrides)
     if (folder / INDEX_FILE).is_file():
         shards = sorted(set(read_json(folder / INDEX_FILE).get("weight_map", {}).values()))
         tensors: dict[str, Tensor] = {}
         for shard in shards:
-            tensors.update(_read_safetensors(folder / shard))
+            tensors.update(_read_safetensors(folder / shard)[0])
     else:
-        tensors = _read_safetensors(folder / WEIGHTS_FILE)
-    return RawCheckpoint(folder, "transformers", _precision(tensors), spec, tensors)
+        tensors, _ = _read_safetensors(folder / WEIGHTS_FILE)
+    return _sorted(folder, "transformers", spec, tensors, _layout_of(tensors, folder))
 
 
-def read_torch(path: Path) -> RawCheckpoint:
-    """A Lightning checkpoint of ours: weights under ``model.``, architecture in its hyper-parameters."""
+def read_torch(path: Path, overrides: Overrides) -> RawCheckpoint:
+    """A file of ``torch.save``: ours, the released one, a trainer's, or a bare ``state_dict``."""
     content = _torch_load(path)
-    if not isinstance(content, dict) or "state_dict" not in content:
-        keys = ", ".join(map(str, list(content)[:4])) if isinstance(content, dict) else type(content).__name__
-        raise CheckpointError(
-            f"checkpoint {path} has no 'state_dict' (it holds {keys}); expected one written by train.py"
-        )
+    if not isinstance(content, dict) or not content:
+        what = "an empty dict" if content == {} else f"a {type(content).__name__}"
+        raise CheckpointError(f"checkpoint {path} holds {what}, expected a dict of tensors; choose another file")
+    key, weights = _weights_in(content, path)
+    other = {str(name): _bytes(value) for name, value in content.items() if key is not None and name != key}
     hyper = content.get("hyper_parameters")
-    values = hyper.get("model") if isinstance(hyper, dict) else None
-    if not isinstance(values, dict):
-        raise CheckpointError(
-            f"checkpoint {path} does not state its architecture (hyper_parameters.model); "
-            f"expected one written by train.py"
-        )
-    state = content["state_dict"]
-    tensors = {k.removeprefix(LIGHTNING_PREFIX): v for k, v in state.items() if isinstance(v, Tensor)}
-    return RawCheckpoint(path, "lightning", _precision(tensors), ModelSpec.from_dict(values), tensors)
+    if key == "state_dict" and isinstance(hyper, dict) and isinstance(hyper.get("model"), dict):
+        spec = override_spec(ModelSpec.from_dict(hyper["model"]), overrides)
+        raw = _sorted(path, "lightning", spec, weights, Layout("transformers", LIGHTNING_PREFIX))
+    else:
+        layout = _layout_of(weights, path)
+        kind = "state_dict"
+        if layout.format == "reference":
+            kind = "reference_trainer" if key is not None and "optimizer" in content else "reference"
+        raw = _sorted(path, kind, infer_spec(weights, layout, path, overrides), weights, layout)
+    raw.other = other
+    return raw
 
 
-READERS: dict[Kind, Callable[[Path], RawCheckpoint]] = {
+def read_safetensors_file(path: Path, overrides: Overrides) -> RawCheckpoint:
+    """A safetensors file without configuration, under the reference's names or transformers'."""
+    tensors, metadata = _read_safetensors(path)
+    layout = _layout_of(tensors, path)
+    if SPEC_METADATA in metadata:
+        spec = override_spec(ModelSpec.from_dict(json.loads(metadata[SPEC_METADATA])), overrides)
+    else:
+        spec = infer_spec(tensors, layout, path, overrides)
+    return _sorted(path, "reference" if layout.format == "reference" else "state_dict", spec, tensors, layout)
+
+
+READERS: dict[Kind, Callable[[Path, Overrides], RawCheckpoint]] = {
     "artifact": read_artifact,
     "transformers": read_transformers,
     "torch": read_torch,
+    "safetensors": read_safetensors_file,
 }
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def _sorted(path: Path, kind: str, spec: ModelSpec, tensors: Mapping[str, Tensor], layout: Layout) -> RawCheckpoint:
+    found = assign(tensors, layout, state_shapes(spec))
+    ignored = {group: sum(map(_bytes, map(tensors.__getitem__, names))) for group, names in found.ignored.items()}
+    return RawCheckpoint(
+        path, kind, _precision(found.tensors), spec, found.tensors, found.unexpected, ignored, layout=layout
+    )
+
+
+def _layout_of(tensors: Mapping[str, Tensor], path: Path) -> Layout:
+    layout = find_layout(tensors)
+    if layout is None:
+        names = ", ".join(list(tensors)[:3]) + (", …" if len(tensors) > 3 else "")
+        found = f"its {len(tensors)} tensors are called {names}" if tensors else "it has no tensors"
+        raise CheckpointError(f"checkpoint {path}: not one tensor fits SAM 3 ({found}); choose another file")
+    return layout
+
+
+def _weights_in(content: dict[Any, Any], path: Path) -> tuple[str | None, dict[str, Tensor]]:
+    """The dict of weights and the key it lies under (None: ``content`` itself)."""
+    for key in (None, *WEIGHT_KEYS):
+        values = content if key is None else content.get(key)
+        if isinstance(values, dict):
+            tensors = {str(name): value for name, value in values.items() if isinstance(value, Tensor)}
+            if tensors:
+                return key, tensors
+    held = ", ".join(map(str, list(content)[:4]))
+    raise CheckpointError(
+        f"checkpoint {path} has no tensors (it holds {held}); expected a state_dict, or one under "
+        f"{' or '.join(repr(key) for key in WEIGHT_KEYS)}"
+    )
+
+
+def _bytes(value: Any) -> int:
+    """Bytes of all tensors in a nest of dicts and lists."""
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, Mapping):
+        return sum(map(_bytes, value.values()))
+    return sum(map(_bytes, value)) if isinstance(value, list | tuple) else 0
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Memory-mapped tensors, and the header's metadata."""
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path.parent} has no {path.name}; copy the whole folder")
     try:
-        return load_file(path)
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         with path.open("rb") as file:
             pointer = file.read(len(LFS_HEAD)) == LFS_HEAD
@@ -117,7 +211,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _torch_load(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        # Files older than the zip format cannot be mapped.
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"checkpoint {path} holds pickled code, which is never run ({_one_line(error)}); "

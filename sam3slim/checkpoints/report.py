@@ -39,7 +39,7 @@ class LoadReport:
 
     Attributes:
         source: the folder or file that was read.
-        kind: ``artifact``, ``transformers`` or ``lightning``.
+        kind: ``artifact``, ``transformers``, ``lightning``, ``reference``, ``reference_trainer`` or ``state_dict``.
         precision: how the weights were stored: ``fp32``, ``fp16``, ``bf16``, ``int8_weight`` or ``mixed``.
         spec: the architecture the file states.
         loaded: keys copied into the model.
@@ -47,6 +47,7 @@ class LoadReport:
         fresh: the missing keys that were allowed to start fresh.
         unexpected: keys of the file the model lacks.
         mismatched: key → (shape in the file, shape in the model).
+        ignored: what the file holds beside the image model, known and not needed → bytes.
     """
 
     source: Path
@@ -58,6 +59,7 @@ class LoadReport:
     fresh: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+    ignored: dict[str, int] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -80,6 +82,8 @@ class LoadReport:
         lines.append(f"{'total':<10}" + "".join(f"{sum(c.values()):>12,}" for c in columns.values()))
         for name, keys in (("missing", self.missing), ("unexpected", self.unexpected)):
             lines += [f"{name}: {_first(keys)}"] if keys else []
+        if self.ignored:
+            lines.append("not needed: " + ", ".join(f"{name} {size:,} bytes" for name, size in self.ignored.items()))
         if self.fresh:
             lines.append(f"allowed to start fresh: {', '.join(by_part(self.fresh))}")
         for key, (in_file, in_model) in list(self.mismatched.items())[:SHOWN_KEYS]:

@@ -15,6 +15,7 @@ from sam3slim.specs import (
     ModelSpec,
     TextSpec,
     VitSpec,
+    mlp_ratio,
 )
 
 # What a ModelSpec has no word for; a config that differs here computes something else.
@@ -48,7 +49,7 @@ def spec_from_config(config: Sam3Config, name: str = "transformers") -> ModelSpe
             embed_dim=vit.hidden_size,
             depth=vit.num_hidden_layers,
             num_heads=vit.num_attention_heads,
-            mlp_ratio=_ratio(vit.intermediate_size, vit.hidden_size),
+            mlp_ratio=mlp_ratio(vit.intermediate_size, vit.hidden_size),
             patch_size=vit.patch_size,
             image_size=vit.image_size,
             pretrain_image_size=vit.pretrain_image_size,
@@ -60,7 +61,7 @@ def spec_from_config(config: Sam3Config, name: str = "transformers") -> ModelSpe
             width=text.hidden_size,
             layers=text.num_hidden_layers,
             num_heads=text.num_attention_heads,
-            mlp_ratio=_ratio(text.intermediate_size, text.hidden_size),
+            mlp_ratio=mlp_ratio(text.intermediate_size, text.hidden_size),
             context_length=text.max_position_embeddings,
             vocab_size=text.vocab_size,
             projection_dim=text.projection_dim,
@@ -75,12 +76,6 @@ def spec_from_config(config: Sam3Config, name: str = "transformers") -> ModelSpe
     )
     _check_fixed(config, to_sam3_config(spec))
     return spec
-
-
-def _ratio(inner: int, width: int) -> float:
-    """A ratio r with int(width · r) == inner, also where inner / width rounds below."""
-    ratio = inner / width
-    return ratio if int(width * ratio) == inner else (inner + 0.5) / width
 
 
 def _check_fixed(given: Any, known: Any) -> None:

@@ -211,11 +211,11 @@ def test_load__weights_file_gone(artifact: Path) -> None:
     assert "has no model.safetensors" in refusal(artifact)
 
 
-def test_load__bare_safetensors(artifact: Path, tmp_path: Path) -> None:
+def test_load__bare_safetensors_must_be_told_its_heads(artifact: Path, tmp_path: Path) -> None:
     bare = tmp_path / "bare" / "model.safetensors"
     bare.parent.mkdir()
     bare.write_bytes((artifact / "model.safetensors").read_bytes())
-    assert "without its architecture" in refusal(bare)
+    assert "does not tell vit.num_heads" in refusal(bare)
 
 
 class _Evil:
@@ -228,10 +228,16 @@ def test_load__pickled_code_is_never_run(model: Sam3, tmp_path: Path) -> None:
 
 
 def test_load__torch_file_of_another_kind(model: Sam3, tmp_path: Path) -> None:
-    torch.save({"weights": torch.zeros(1)}, tmp_path / "x.ckpt")
-    assert "has no 'state_dict' (it holds weights)" in refusal(tmp_path / "x.ckpt")
+    for content, problem in (
+        ({"weights": torch.zeros(1)}, "not one tensor fits SAM 3 (its 1 tensors are called weights)"),
+        ({"epoch": 3, "loss": {}}, "has no tensors (it holds epoch, loss)"),
+        ({}, "an empty dict"),
+        ([torch.zeros(1)], "a list"),
+    ):
+        torch.save(content, tmp_path / "x.ckpt")
+        assert problem in refusal(tmp_path / "x.ckpt")
     path = lightning_checkpoint(model, tmp_path / "y.ckpt", hyper_parameters={})
-    assert "does not state its architecture" in refusal(path)
+    assert "does not tell vit.num_heads" in refusal(path)
 
 
 def test_load__newer_schema(artifact: Path) -> None:

@@ -1,0 +1,169 @@
+"""The architecture that a bare file's tensors tell."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from sam3slim.checkpoints.layout import Layout
+from sam3slim.checkpoints.report import CheckpointError
+from sam3slim.specs import ModelSpec, mlp_ratio
+from sam3slim.strict import SpecError, spec_from_dict, unknown_key
+
+CLIP_HEAD_SIZE = 64
+_STACKS = {  # spec key → where its layers are: ours, the reference's
+    "vit.depth": ("vision_encoder.backbone.layers.", "backbone.vision_backbone.trunk.blocks."),
+    "text.layers": (
+        "text_encoder.text_model.encoder.layers.",
+        "backbone.language_backbone.encoder.transformer.resblocks.",
+    ),
+    "geometry.num_layers": ("geometry_encoder.layers.", "geometry_encoder.encode."),
+    "encoder.num_layers": ("detr_encoder.layers.", "transformer.encoder.layers."),
+    "decoder.num_layers": ("detr_decoder.layers.", "transformer.decoder.layers."),
+}
+_SHAPES = {  # spec key → our tensor and the axis that tells it
+    "vit.embed_dim": ("vision_encoder.backbone.embeddings.patch_embeddings.projection.weight", 0),
+    "vit.patch_size": ("vision_encoder.backbone.embeddings.patch_embeddings.projection.weight", 2),
+    "text.width": ("text_encoder.text_model.embeddings.token_embedding.weight", 1),
+    "text.vocab_size": ("text_encoder.text_model.embeddings.token_embedding.weight", 0),
+    "text.context_length": ("text_encoder.text_model.embeddings.position_embedding.weight", 0),
+    "text.projection_dim": ("text_encoder.text_projection.weight", 0),
+    "geometry.roi_size": ("geometry_encoder.boxes_pool_project.weight", 2),
+    "decoder.num_queries": ("detr_decoder.query_embed.weight", 0),
+    "d_model": ("text_projection.weight", 0),
+    "num_heads": ("detr_decoder.box_rpb_embed_x.layer2.weight", 0),
+    "ffn_dim": ("detr_encoder.layers.0.mlp.fc1.weight", 0),
+}
+# What only the rotary tables of a reference file tell; SAM 3 as released is recognised without them.
+_FROM_TABLES = ("vit.num_heads", "vit.window_size", "vit.image_size", "vit.global_attention_blocks")
+
+
+def infer_spec(
+    tensors: Mapping[str, Tensor], layout: Layout, path: Path, overrides: Mapping[str, Any] | None = None
+) -> ModelSpec:
+    """The architecture of a file without configuration; ``overrides`` go first and fill in what it does not tell.
+
+    The text tower's heads are taken to be 64 wide, as in every CLIP, unless overridden.
+
+    Raises:
+        CheckpointError: something is not told by the file nor overridden (the message names the key).
+        SpecError: an unknown override, or sizes that do not fit together.
+    """
+    known = check_overrides(overrides or {})
+    found: dict[str, Any] = {}
+
+    def tell(key: str, value: Any) -> None:
+        if key not in known and value is not None:
+            found[key] = value
+
+    for key, (ours, theirs) in _STACKS.items():
+        tell(key, _layers(tensors, layout.prefix + (theirs if layout.format == "reference" else ours)))
+    for key, (name, axis) in _SHAPES.items():
+        tell(key, _size(tensors, layout, name, axis))
+    for key, name, width_key in (
+        ("vit.mlp_ratio", "vision_encoder.backbone.layers.0.mlp.fc1.weight", "vit.embed_dim"),
+        ("text.mlp_ratio", "text_encoder.text_model.encoder.layers.0.mlp.fc1.weight", "text.width"),
+    ):
+        inner, width = _size(tensors, layout, name, 0), {**found, **known}.get(width_key)
+        tell(key, mlp_ratio(inner, width) if inner and width else None)
+    sizes = {**found, **known}
+    positions = _size(tensors, layout, "vision_encoder.backbone.embeddings.position_embeddings", 1)
+    if positions and "vit.patch_size" in sizes:
+        tell("vit.pretrain_image_size", math.isqrt(positions) * sizes["vit.patch_size"])
+    if "text.width" in sizes and sizes["text.width"] % CLIP_HEAD_SIZE == 0:
+        tell("text.num_heads", sizes["text.width"] // CLIP_HEAD_SIZE)
+    for key, value in _from_rotary_tables(tensors, layout, sizes).items():
+        tell(key, value)
+    return _spec({**found, **known}, path)
+
+
+def check_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """``overrides`` with dotted keys of ``ModelSpec``, without a leading ``model.``.
+
+    Raises:
+        SpecError: a key that no architecture has.
+    """
+    known = [key for key in _flat(ModelSpec().to_dict()) if key != "name"]
+    checked = {}
+    for key, value in overrides.items():
+        short = str(key).removeprefix("model.")
+        if short not in known:
+            raise SpecError(f"overrides: {unknown_key('', short, known)}")
+        checked[short] = value
+    return checked
+
+
+def override_spec(spec: ModelSpec, overrides: Mapping[str, Any] | None) -> ModelSpec:
+    """``spec`` with the given fields changed. Raises SpecError as ``check_overrides`` and ``ModelSpec`` do."""
+    if not overrides:
+        return spec
+    return ModelSpec.from_dict(_nested({**_flat(spec.to_dict()), **check_overrides(overrides)}))
+
+
+def _layers(tensors: Mapping[str, Tensor], start: str) -> int | None:
+    numbers = re.compile(re.escape(start) + r"(\d+)\.")
+    found = [int(match[1]) for name in tensors if (match := numbers.match(name))]
+    return 1 + max(found) if found else None
+
+
+def _size(tensors: Mapping[str, Tensor], layout: Layout, key: str, axis: int) -> int | None:
+    try:
+        tensor = layout.get(tensors, key)
+    except ValueError:
+        return None
+    return int(tensor.shape[axis]) if tensor is not None and tensor.ndim > axis else None
+
+
+def _from_rotary_tables(tensors: Mapping[str, Tensor], layout: Layout, sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """Head size from the tables' columns; window and image size, and which blocks are global, from their rows."""
+    name = re.compile(re.escape(layout.prefix) + r"backbone\.vision_backbone\.trunk\.blocks\.(\d+)\.attn\.freqs_cis")
+    tables = {int(match[1]): tensor for key, tensor in tensors.items() if (match := name.fullmatch(key))}
+    released = ModelSpec().vit
+    if not tables:
+        same = (sizes.get("vit.embed_dim"), sizes.get("vit.depth")) == (released.embed_dim, released.depth)
+        return {key: getattr(released, key.removeprefix("vit.")) for key in _FROM_TABLES} if same else {}
+    sides = {block: math.isqrt(len(table)) for block, table in tables.items()}
+    image, window = max(sides.values()), min(sides.values())
+    columns = {table.shape[1] for table in tables.values() if table.ndim == 2}
+    found: dict[str, Any] = {
+        "vit.window_size": window,
+        # A single size means that no block looks further than another: all of them see the whole image.
+        "vit.global_attention_blocks": tuple(sorted(block for block, side in sides.items() if side == image)),
+    }
+    if len(columns) == 1 and "vit.embed_dim" in sizes:
+        found["vit.num_heads"] = sizes["vit.embed_dim"] // (2 * columns.pop())
+    if "vit.patch_size" in sizes:
+        found["vit.image_size"] = image * sizes["vit.patch_size"]
+    return found
+
+
+def _spec(sizes: dict[str, Any], path: Path) -> ModelSpec:
+    wanted = [key for key in _flat(ModelSpec().to_dict()) if key not in ("name", "dropout", "vit.num_global_blocks")]
+    unknown = [key for key in wanted if key not in sizes]
+    if unknown:
+        example = f"{unknown[0]}={_flat(ModelSpec().to_dict())[unknown[0]]}"
+        raise CheckpointError(
+            f"checkpoint {path} does not tell {', '.join(unknown)}; state {'it' if len(unknown) == 1 else 'them'} "
+            f"as overrides, e.g. {example}"
+        )
+    return spec_from_dict(ModelSpec, _nested({"name": path.stem, **sizes}), "model")
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat.update({f"{key}.{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {key: value})
+    return flat
+
+
+def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for key, value in values.items():
+        group, _, field = key.rpartition(".")
+        (nested.setdefault(group, {}) if group else nested)[field] = value
+    return nested

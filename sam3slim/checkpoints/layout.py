@@ -1,0 +1,119 @@
+"""Which names a checkpoint gives to SAM 3's tensors, told by the names themselves."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+from sam3slim.checkpoints import reference_keys
+from sam3slim.checkpoints.reference_keys import FREQS_CIS, POINTS, place_of, template_of
+from sam3slim.models.count import PARTS
+
+Format = Literal["reference", "transformers"]
+# Components of a key that say "video tracking", in the released file and in transformers' video layout.
+_TRACKER = re.compile(r"(^|\.)(tracker|tracker_model|tracker_neck|sam2_convs|interactive_convs)\.")
+_OURS = tuple(prefix for prefixes in PARTS.values() for prefix in prefixes)
+_THEIRS = reference_keys.templates()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names of ``format`` behind ``prefix`` (``detector.``, ``module.``, ``detector_model.``, or nothing)."""
+
+    format: Format
+    prefix: str
+
+    def name_of(self, key: str) -> str:
+        """The file's name of the tensor that holds our tensor ``key``."""
+        return self.prefix + (place_of(key).key if self.format == "reference" else key)
+
+    def get(self, tensors: Mapping[str, Tensor], key: str) -> Tensor | None:
+        """Our tensor ``key`` as a view of the file's, or None.
+
+        Raises:
+            ValueError: a tensor of a shape that cannot hold ours.
+        """
+        tensor = tensors.get(self.name_of(key))
+        if tensor is None or self.format == "transformers":
+            return tensor
+        return place_of(key).take(tensor)
+
+
+@dataclass
+class Assigned:
+    """The file's tensors sorted out.
+
+    Attributes:
+        tensors: under our keys, views of the file's.
+        unexpected: names in the file that are no tensor of this architecture.
+        ignored: what is known and not needed (``tracker``, ``computed``, ``point prompts``) → names.
+    """
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    unexpected: list[str] = field(default_factory=list)
+    ignored: dict[str, list[str]] = field(default_factory=dict)
+
+
+def find_layout(names: Iterable[str]) -> Layout | None:
+    """The layout most names agree on; None when not one is known."""
+    votes: Counter[Layout] = Counter()
+    for name in names:
+        for start in [0, *(match.end() for match in re.finditer(r"\.", name))]:
+            tail = name[start:]
+            if template_of(tail) in _THEIRS:
+                votes[Layout("reference", name[:start])] += 1
+                break
+            if tail.startswith(_OURS) and is_ours(tail):
+                votes[Layout("transformers", name[:start])] += 1
+                break
+    # Names that both use (geometry_encoder.label_embed.weight) are counted for the reference, a few of many.
+    return max(votes, key=lambda layout: votes[layout]) if votes else None
+
+
+def is_ours(key: str) -> bool:
+    """Whether ``key`` names a tensor of ``transformers.Sam3Model`` of some size."""
+    try:
+        place_of(key)
+    except KeyError:
+        return False
+    return True
+
+
+def assign(tensors: Mapping[str, Tensor], layout: Layout, wanted: Collection[str]) -> Assigned:
+    """Give every tensor of the file to one of ``wanted`` (our keys), to ``ignored`` or to ``unexpected``."""
+    result, used = Assigned(), set()
+    for key in wanted:
+        name = layout.name_of(key)
+        if name not in tensors:
+            continue
+        used.add(name)
+        try:
+            value = layout.get(tensors, key)
+        except ValueError:
+            value = tensors[name]  # of a wrong shape, which the comparison with the model will tell
+        assert value is not None
+        result.tensors[key] = value
+    for name in tensors:
+        if name not in used:
+            group = _known_group(name.removeprefix(layout.prefix), layout)
+            if group is None:
+                result.unexpected.append(name)
+            else:
+                result.ignored.setdefault(group, []).append(name)
+    return result
+
+
+def _known_group(name: str, layout: Layout) -> str | None:
+    if _TRACKER.search(name):
+        return "tracker"
+    if layout.format == "reference":
+        if template_of(name) == FREQS_CIS:
+            return "computed"
+        if name in POINTS:
+            return "point prompts"
+    return None
