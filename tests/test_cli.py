@@ -8,7 +8,9 @@ import sys
 
 import pytest
 
-from sam3slim.cli import main, megabytes, size_table
+from sam3slim.cli import main
+from sam3slim.cli.command import megabytes
+from sam3slim.cli.inspect import size_table
 from sam3slim.config import compose_model
 
 
@@ -41,7 +43,7 @@ def test_inspect__json(capsys: pytest.CaptureFixture[str]) -> None:
         (["model=slimm"], "error: unknown option model=slimm; did you mean model=slim?"),
         (["model.vit.depht=3"], "error: unknown key model.vit.depht; did you mean model.vit.depth?"),
         (["model=full", "model.text.width=100"], "error: model.text.width=100 is not divisible by"),
-        (["what"], "error: cannot read 'what'; write KEY=VALUE or GROUP=OPTION"),
+        (["what"], "error: checkpoint what does not exist; give a folder, a file or a hub id"),
     ],
 )
 def test_inspect__bad_input(capsys: pytest.CaptureFixture[str], overrides: list[str], message: str) -> None:

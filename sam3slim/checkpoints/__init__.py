@@ -1,6 +1,8 @@
 """Weights in, strictly and loudly; artifacts out, atomically."""
 
 from sam3slim.checkpoints.artifact import ARTIFACT_FILE, ArtifactInfo, write_artifact
+from sam3slim.checkpoints.extract import Extracted, extract
+from sam3slim.checkpoints.inspect import Inspection, inspect
 from sam3slim.checkpoints.load import load
 from sam3slim.checkpoints.locate import Located, locate
 from sam3slim.checkpoints.report import CheckpointError, LoadReport
@@ -10,8 +12,12 @@ __all__ = [
     "ARTIFACT_FILE",
     "ArtifactInfo",
     "CheckpointError",
+    "Extracted",
+    "Inspection",
     "LoadReport",
     "Located",
+    "extract",
+    "inspect",
     "load",
     "locate",
     "spec_difference",

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import copy
-import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sam3slim.checkpoints import int8
@@ -20,9 +17,12 @@ from sam3slim.checkpoints.card import DEFAULT_LICENSE_NOTE, default_card
 from sam3slim.checkpoints.locate import ARTIFACT_FILE, WEIGHTS_FILE
 from sam3slim.checkpoints.processor import save_processor
 from sam3slim.checkpoints.readers import SCHEMA
+from sam3slim.checkpoints.rounding import HALVES, Rounding
+from sam3slim.checkpoints.stream import Written, write_safetensors
 from sam3slim.errors import UserError
 from sam3slim.files import atomic_path
-from sam3slim.models import Sam3
+from sam3slim.models import Sam3, to_sam3_config
+from sam3slim.specs import ModelSpec
 
 VERSIONED = ("sam3slim", "torch", "transformers", "safetensors", "torchao")
 
@@ -35,6 +35,7 @@ class ArtifactInfo:
     bytes: int
     sha256: str
     total_bytes: int
+    rounding: Rounding = field(default_factory=Rounding)
 
 
 def write_artifact(
@@ -63,38 +64,61 @@ def write_artifact(
         UserError: ``folder`` is not writable, or holds files that are not an artifact.
         ValueError: the keys of ``tensors`` are not the model's, or ``tensors`` is needed but absent.
     """
+    return write_folder(
+        folder, model.spec, _tensors_to_store(model, tensors, precision), precision=precision, parent=parent,
+        metrics=metrics, extra=extra, license_note=license_note, card=card,
+    )  # fmt: skip
+
+
+def write_folder(
+    folder: str | Path,
+    spec: ModelSpec,
+    tensors: Mapping[str, Tensor],
+    *,
+    precision: str,
+    dtype: torch.dtype | None = None,
+    parent: Any = None,
+    metrics: Mapping[str, Any] | None = None,
+    extra: Mapping[str, Any] | None = None,
+    license_note: str = DEFAULT_LICENSE_NOTE,
+    card: str | None = None,
+    source: Callable[[], Mapping[str, Any]] | None = None,
+    advance: Callable[[int], object] = lambda count: None,
+) -> ArtifactInfo:
+    """``write_artifact`` without a model: ``tensors`` (all of the architecture's) are rounded to ``dtype`` on the way.
+
+    Args:
+        source: facts of where the weights come from; asked for when they have been written.
+        advance: called with the number of elements just written.
+    """
     path = Path(folder).expanduser()
-    _check_target(path)
-    tensors = _tensors_to_store(model, tensors, precision)
+    check_target(path)
     with atomic_path(path) as temporary:
         temporary.mkdir()
-        weights = _write_weights(tensors, temporary / WEIGHTS_FILE)
-        _write_config(model, tensors, temporary)
-        save_processor(model.spec, temporary)
+        written = _write_weights(tensors, temporary / WEIGHTS_FILE, dtype, advance)
+        stored = _as_stored(tensors, dtype, written.rounding)
+        _write_config(spec, stored, temporary)
+        save_processor(spec, temporary)
         facts = {
-            **_facts(model, tensors, precision),
-            **weights,
+            "schema": SCHEMA,
+            "spec": spec.to_dict(),
+            "precision": precision,
+            "params": sum(t.numel() for t in tensors.values()),
+            "dtypes": dtype_shares(stored),
+            "bytes": written.bytes,
+            "sha256": written.sha256,
             "parent": parent,
+            **({"source": dict(source())} if source else {}),
             "metrics": dict(metrics or {}),
-            "extra": dict(extra or {}),
+            "extra": {**(extra or {}), **(written.rounding.facts() if dtype in HALVES else {})},
             "versions": _versions(),
         }
         text = json.dumps(facts, indent=2, allow_nan=False) + "\n"
         (temporary / ARTIFACT_FILE).write_text(text, encoding="utf-8")
-        readme = card if card is not None else default_card(facts, model.spec, license_note)
+        readme = card if card is not None else default_card(facts, spec, license_note)
         (temporary / "README.md").write_text(readme, encoding="utf-8")
     total = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    return ArtifactInfo(path, weights["bytes"], weights["sha256"], total)
-
-
-def _facts(model: Sam3, tensors: Mapping[str, Tensor], precision: str) -> dict[str, Any]:
-    return {
-        "schema": SCHEMA,
-        "spec": model.spec.to_dict(),
-        "precision": precision,
-        "params": sum(t.numel() for t in tensors.values()),
-        "dtypes": dtype_shares(tensors),
-    }
+    return ArtifactInfo(path, written.bytes, written.sha256, total, written.rounding)
 
 
 def _tensors_to_store(model: Sam3, tensors: Mapping[str, Tensor] | None, precision: str) -> Mapping[str, Tensor]:
@@ -123,7 +147,7 @@ def dtype_shares(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, int]]:
     return shares
 
 
-def _check_target(path: Path) -> None:
+def check_target(path: Path) -> None:
     """A folder is replaced as a whole, so it must be ours to replace."""
     if path.is_dir() and any(path.iterdir()) and not (path / ARTIFACT_FILE).is_file():
         raise UserError(f"output folder {path} holds files that are not an artifact; choose a new or empty folder")
@@ -131,23 +155,30 @@ def _check_target(path: Path) -> None:
         raise UserError(f"output folder {path} is a file; choose a folder")
 
 
-def _write_weights(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
+def _write_weights(
+    tensors: Mapping[str, Tensor], path: Path, dtype: torch.dtype | None, advance: Callable[[int], object]
+) -> Written:
     flat, metadata = int8.flatten(tensors)
-    stored = {key: tensor.detach().cpu().contiguous() for key, tensor in flat.items()}
-    save_file(stored, path, metadata={**metadata, "format": "pt"})
-    path.chmod(0o644)  # safetensors creates it readable by the owner alone
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": path.stat().st_size, "sha256": digest}
+    return write_safetensors(path, flat, dtype=dtype, metadata=metadata, advance=advance)
 
 
-def _write_config(model: Sam3, tensors: Mapping[str, Tensor], folder: Path) -> None:
-    config = copy.deepcopy(model.config)
+def _as_stored(tensors: Mapping[str, Tensor], dtype: torch.dtype | None, rounding: Rounding) -> Mapping[str, Tensor]:
+    """The same tensors in the types they were written in; only shapes where the type changed."""
+    if dtype is None:
+        return tensors
+    return {
+        key: tensor if key in rounding.overflowed else torch.empty(tensor.shape, dtype=dtype, device="meta")
+        for key, tensor in tensors.items()
+    }
+
+
+def _write_config(spec: ModelSpec, stored: Mapping[str, Tensor], folder: Path) -> None:
+    config = to_sam3_config(spec)
     config.architectures = ["Sam3Model"]
-    dtypes = {t.dtype for t in tensors.values()}
+    dtypes = {t.dtype for t in stored.values()}
     # transformers loads in this dtype: FP32 unless every tensor fits the stored one (an overflow, INT8).
     config.dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
-    quantization = int8.quantization_config(tensors)
+    quantization = int8.quantization_config(stored)
     if quantization is not None:
         config.quantization_config = quantization
     config.save_pretrained(folder)

@@ -130,6 +130,8 @@ def _from_rotary_tables(tensors: Mapping[str, Tensor], layout: Layout, sizes: Ma
     sides = {block: math.isqrt(len(table)) for block, table in tables.items()}
     image, window = max(sides.values()), min(sides.values())
     columns = {table.shape[1] for table in tables.values() if table.ndim == 2}
+    if sorted(tables) != list(range(sizes.get("vit.depth", 0))):
+        return {}  # a block without its table may be global or not: that would be a guess
     found: dict[str, Any] = {
         "vit.window_size": window,
         # A single size means that no block looks further than another: all of them see the whole image.

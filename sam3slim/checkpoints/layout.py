@@ -11,7 +11,7 @@ from typing import Literal
 from torch import Tensor
 
 from sam3slim.checkpoints import reference_keys
-from sam3slim.checkpoints.reference_keys import FREQS_CIS, POINTS, place_of, template_of
+from sam3slim.checkpoints.reference_keys import CLASS_TOKEN, FREQS_CIS, POINTS, POSITIONS, place_of, template_of
 from sam3slim.models.count import PARTS
 
 Format = Literal["reference", "transformers"]
@@ -52,11 +52,14 @@ class Assigned:
         tensors: under our keys, views of the file's.
         unexpected: names in the file that are no tensor of this architecture.
         ignored: what is known and not needed (``tracker``, ``computed``, ``point prompts``) → names.
+        originals: of the point projections and the class token's position [1, 1, C], which transformers drops;
+            the reference's names (``class_token``), without prefix.
     """
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     unexpected: list[str] = field(default_factory=list)
     ignored: dict[str, list[str]] = field(default_factory=dict)
+    originals: dict[str, Tensor] = field(default_factory=dict)
 
 
 def find_layout(names: Iterable[str]) -> Layout | None:
@@ -105,6 +108,11 @@ def assign(tensors: Mapping[str, Tensor], layout: Layout, wanted: Collection[str
                 result.unexpected.append(name)
             else:
                 result.ignored.setdefault(group, []).append(name)
+                if group == "point prompts":
+                    result.originals[name.removeprefix(layout.prefix)] = tensors[name]
+    table = tensors.get(layout.prefix + POSITIONS) if layout.format == "reference" else None
+    if table is not None and table.ndim == 3:
+        result.originals[CLASS_TOKEN] = table[:, :1]
     return result
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -57,17 +57,23 @@ def load(
     if expect is not None:
         _check_architecture(raw, expect)
     tensors = int8.unflatten(raw.tensors, raw.path, dequantize=dequantize)
-    report = compare(raw, tensors, allow_fresh)
-    if not report.ok:
-        error = CheckpointError(report.problem())
-        error.report = report
-        raise error
+    report = require_all(raw, tensors, allow_fresh)
     model = init_for_training(build_model(raw.spec)) if report.fresh else empty_model(raw.spec)
     _copy(model, tensors)
     return model.eval(), report
 
 
-def compare(raw: RawCheckpoint, tensors: dict[str, Tensor], allow_fresh: Collection[str]) -> LoadReport:
+def require_all(raw: RawCheckpoint, tensors: Mapping[str, Tensor], allow_fresh: Collection[str] = ()) -> LoadReport:
+    """``compare``, and CheckpointError unless everything fits."""
+    report = compare(raw, tensors, allow_fresh)
+    if not report.ok:
+        error = CheckpointError(report.problem())
+        error.report = report
+        raise error
+    return report
+
+
+def compare(raw: RawCheckpoint, tensors: Mapping[str, Tensor], allow_fresh: Collection[str]) -> LoadReport:
     """Account for every key of the file and of the model; nothing is allocated."""
     wanted = state_shapes(raw.spec)
     report = LoadReport(raw.path, raw.kind, raw.precision, raw.spec, ignored=dict(raw.ignored))

@@ -49,6 +49,11 @@ def locate(source: str | Path) -> Located:
     return _locate_folder(path) if path.is_dir() else _locate_file(path)
 
 
+def weight_files(located: Located) -> list[Path]:
+    """The files that hold a source's weights."""
+    return sorted(located.path.glob("*.safetensors")) if located.path.is_dir() else [located.path]
+
+
 def _locate_folder(folder: Path) -> Located:
     if (folder / ARTIFACT_FILE).is_file():
         return Located("artifact", folder)

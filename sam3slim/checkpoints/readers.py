@@ -47,6 +47,7 @@ class RawCheckpoint:
         unexpected: names in the file that fit no tensor of the architecture.
         ignored: what is known and not needed → bytes (``tracker``, ``computed``, ``point prompts``).
         other: what lies beside the weights → bytes (``optimizer``, ``scaler``, …).
+        originals: what transformers drops of the reference's tensors, see ``layout.Assigned``.
         layout: the file's names of tensors.
     """
 
@@ -58,6 +59,7 @@ class RawCheckpoint:
     unexpected: list[str] = field(default_factory=list)
     ignored: dict[str, int] = field(default_factory=dict)
     other: dict[str, int] = field(default_factory=dict)
+    originals: dict[str, Tensor] = field(default_factory=dict)
     layout: Layout = OURS
 
 
@@ -157,8 +159,9 @@ def _sorted(path: Path, kind: str, spec: ModelSpec, tensors: Mapping[str, Tensor
     found = assign(tensors, layout, state_shapes(spec))
     ignored = {group: sum(map(_bytes, map(tensors.__getitem__, names))) for group, names in found.ignored.items()}
     return RawCheckpoint(
-        path, kind, _precision(found.tensors), spec, found.tensors, found.unexpected, ignored, layout=layout
-    )
+        path, kind, _precision(found.tensors), spec, found.tensors, found.unexpected, ignored,
+        originals=found.originals, layout=layout,
+    )  # fmt: skip
 
 
 def _layout_of(tensors: Mapping[str, Tensor], path: Path) -> Layout:

@@ -104,9 +104,10 @@ mask_decoder.prompt_cross_attn                       segmentation_head.cross_att
 
 Piece = Literal["whole", "q", "k", "v", "transposed", "without_class_token"]
 _THIRDS = {"q": 0, "k": 1, "v": 2}
+POSITIONS = "backbone.vision_backbone.trunk.pos_embed"
 _SINGLE: dict[str, tuple[str, Piece]] = {
     "vision_encoder.backbone.embeddings.position_embeddings": (
-        "backbone.vision_backbone.trunk.pos_embed",
+        POSITIONS,
         "without_class_token",
     ),
     "text_encoder.text_model.embeddings.position_embedding.weight": (
@@ -115,6 +116,7 @@ _SINGLE: dict[str, tuple[str, Piece]] = {
     ),
     "text_encoder.text_projection.weight": ("backbone.language_backbone.encoder.text_projection", "transposed"),
 }
+CLASS_TOKEN = "class_token"  # our word for the first row of POSITIONS, which nothing reads
 # Reference tensors without a counterpart: a table computed from the architecture, and projections of point prompts.
 FREQS_CIS = "backbone.vision_backbone.trunk.blocks.*.attn.freqs_cis"
 POINTS = tuple(

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from sam3slim.checkpoints.rounding import round_values
 from sam3slim.compression.registry import CompressedTensors, register
 from sam3slim.models import Sam3
 
@@ -56,13 +57,12 @@ def round_tensors(
     underflowed: dict[str, int] = {}
     for key, tensor in tensors.items():
         tensor = tensor.detach().cpu()
-        half = tensor.to(dtype)
-        if not half.isfinite().all():
+        half, lost = round_values(tensor, dtype)
+        if half is None:
             overflowed.append(key)
             rounded[key] = tensor.float()
             continue
         rounded[key] = half
-        lost = int(((half == 0) & (tensor != 0)).sum())
         if lost:
             underflowed[key] = lost
     return rounded, tuple(overflowed), underflowed

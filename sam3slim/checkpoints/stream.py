@@ -1,0 +1,158 @@
+"""Writing safetensors tensor by tensor: memory stays at one chunk, whatever the model's size.
+
+The format is eight bytes of header length, a JSON header, and the
+tensors' bytes one after another. The package's own writer wants all tensors in memory at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from sam3slim.checkpoints.rounding import HALVES, Rounding, round_values
+
+CHUNK = 4_000_000  # elements
+ALIGNMENT = 8  # the header is padded so that tensors start aligned
+DTYPES = {
+    torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64", torch.int8: "I8",
+    torch.uint8: "U8", torch.int16: "I16", torch.int32: "I32", torch.int64: "I64", torch.bool: "BOOL",
+}  # fmt: skip
+
+
+@dataclass
+class Written:
+    """A written weights file: its size in bytes, its SHA-256, and what rounding lost."""
+
+    bytes: int
+    sha256: str
+    rounding: Rounding = field(default_factory=Rounding)
+
+
+def write_safetensors(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    *,
+    dtype: torch.dtype | None = None,
+    metadata: Mapping[str, str] | None = None,
+    advance: Callable[[int], object] = lambda count: None,
+) -> Written:
+    """Write ``tensors`` to ``path``, floating ones rounded to ``dtype`` on the way.
+
+    A tensor that overflows half precision stays as it is; the header is then written a second time.
+
+    Args:
+        tensors: any strides; memory-mapped ones are read chunk by chunk.
+        dtype: float32, float16 or bfloat16; None keeps every tensor's own.
+        metadata: texts for the header.
+        advance: called with the number of elements just written.
+    """
+    rounding = Rounding()
+    types = {key: _stored_type(tensor, dtype) for key, tensor in tensors.items()}
+    room = len(_header(tensors, types, metadata))
+    while True:
+        head = _header(tensors, types, metadata, room)
+        with path.open("wb") as file, _Hash() as digest:
+            file.write(head)
+            digest.update(head)
+            overflowed = _write_all(file, digest, tensors, types, rounding, advance)
+        if not overflowed:
+            return Written(path.stat().st_size, digest.hexdigest(), rounding)
+        # Rare: those tensors keep their type, so every later offset moves.
+        rounding.overflowed += overflowed
+        types |= {key: tensors[key].dtype for key in overflowed}
+        room += 64 * len(overflowed)
+
+
+def write_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a contiguous tensor of any type, without a copy."""
+    return memoryview(tensor.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+
+
+def chunks(tensor: Tensor) -> Iterator[Tensor]:
+    """Flat pieces of at most ``CHUNK`` elements; a tensor that is not contiguous is copied once."""
+    yield from tensor.detach().contiguous().view(-1).split(CHUNK)
+
+
+def _write_all(
+    file: BinaryIO,
+    digest: _Hash,
+    tensors: Mapping[str, Tensor],
+    types: Mapping[str, torch.dtype],
+    rounding: Rounding,
+    advance: Callable[[int], object],
+) -> list[str]:
+    overflowed = []
+    rounding.underflowed.clear()
+    for key, tensor in tensors.items():
+        lost = 0
+        for part in chunks(tensor):
+            stored: Tensor | None = part
+            if types[key] in HALVES and part.dtype != types[key]:
+                stored, zeros = round_values(part, types[key])
+                lost += zeros
+            elif part.dtype != types[key]:
+                stored = part.to(types[key])
+            if stored is None:
+                overflowed.append(key)
+                break
+            data = write_bytes(stored)
+            file.write(data)
+            digest.update(data)
+            advance(part.numel())
+        if lost:
+            rounding.underflowed[key] = lost
+    return overflowed
+
+
+def _stored_type(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    return dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+
+
+def _header(
+    tensors: Mapping[str, Tensor],
+    types: Mapping[str, torch.dtype],
+    metadata: Mapping[str, str] | None,
+    room: int = 0,
+) -> bytes:
+    """Header length and header, padded to at least ``room`` bytes."""
+    entries: dict[str, object] = {"__metadata__": {**(metadata or {}), "format": "pt"}}
+    start = 0
+    for key, tensor in tensors.items():
+        end = start + tensor.numel() * types[key].itemsize
+        entries[key] = {"dtype": DTYPES[types[key]], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    size = max(len(text), room - 8)
+    size += -size % ALIGNMENT
+    return size.to_bytes(8, "little") + text.ljust(size)
+
+
+class _Hash:
+    """SHA-256 on a thread of its own: hashing keeps up with converting on another core."""
+
+    def __enter__(self) -> _Hash:
+        self._sum = hashlib.sha256()
+        self._pool = ThreadPoolExecutor(1)
+        self._last: Future[None] | None = None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=True)
+
+    def update(self, data: bytes | memoryview) -> None:
+        if self._last is not None:
+            self._last.result()  # at most one chunk waits
+        self._last = self._pool.submit(self._sum.update, data)
+
+    def hexdigest(self) -> str:
+        if self._last is not None:
+            self._last.result()
+        return self._sum.hexdigest()

@@ -1,0 +1,50 @@
+"""The console script ``sam3slim``: one subcommand per question a user has.
+
+A subcommand is an entry of ``COMMANDS``; its heavy imports happen when it runs, so that ``--help`` is instant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from sam3slim.cli.command import Command
+from sam3slim.cli.extract import EXTRACT
+from sam3slim.cli.inspect import INSPECT
+from sam3slim.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, UserError
+
+COMMANDS: tuple[Command, ...] = (INSPECT, EXTRACT)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all subcommands."""
+    parser = argparse.ArgumentParser(
+        prog="sam3slim", description="Make SAM 3 small, and prove what each step costs in mAP."
+    )
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        epilog = f"example: {command.epilog}" if command.epilog else None
+        sub = subparsers.add_parser(command.name, help=command.help, description=command.help, epilog=epilog)
+        command.add_arguments(sub)
+        sub.set_defaults(run=command.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the subcommand of ``argv``; 0, or 2 after one line for bad input, or 130 after Ctrl-C."""
+    arguments = make_parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough; keep the interpreter from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except UserError as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return 0

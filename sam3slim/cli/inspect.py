@@ -1,0 +1,158 @@
+"""``sam3slim inspect``: an architecture's sizes, or what a checkpoint holds."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+from sam3slim.cli.command import Command, megabytes
+from sam3slim.errors import UserError
+
+if TYPE_CHECKING:
+    from sam3slim.checkpoints.inspect import Inspection
+    from sam3slim.specs import ModelSpec
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "targets",
+        nargs="*",
+        metavar="SOURCE|KEY=VALUE",
+        help="a checkpoint (file, folder or hub id), or settings as for train.py (model=slim model/encoder=l6); "
+        "after a checkpoint, sizes it does not tell (text.num_heads=2)",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON for machines")
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    sources = [text for text in arguments.targets if "=" not in text]
+    settings = [text for text in arguments.targets if "=" in text]
+    if not sources:
+        _inspect_architecture(settings, arguments.json)
+    elif len(sources) == 1:
+        _inspect_checkpoint(sources[0], parse_overrides(settings), arguments.json)
+    else:
+        raise UserError(f"inspect takes one checkpoint, got {', '.join(sources)}")
+
+
+def parse_overrides(settings: list[str]) -> dict[str, Any]:
+    """``["text.num_heads=2"]`` → ``{"text.num_heads": 2}``; values are JSON where they can be."""
+    values: dict[str, Any] = {}
+    for text in settings:
+        key, _, value = text.partition("=")
+        try:
+            values[key] = json.loads(value)
+        except ValueError:
+            values[key] = value
+    return values
+
+
+def _inspect_architecture(overrides: list[str], as_json: bool) -> None:
+    from sam3slim.config import compose_model
+
+    spec = compose_model(overrides)
+    table = size_table(spec)
+    if as_json:
+        print(json.dumps({"model": spec.to_dict(), **table}, indent=2))
+    else:
+        _print_sizes(spec, table)
+
+
+def _inspect_checkpoint(source: str, overrides: dict[str, Any], as_json: bool) -> None:
+    from sam3slim.checkpoints.inspect import inspect
+
+    found = inspect(source, overrides)
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=2))
+    else:
+        _print_checkpoint(found)
+
+
+def size_table(spec: ModelSpec) -> dict[str, Any]:
+    """Parameters and weight bytes by part, and in all; no weight is allocated.
+
+    Returns:
+        ``{"params": {"total", "by_part"}, "bytes": {"fp32" | "fp16" | "int8": {"total", "by_part"}}}``
+    """
+    from sam3slim.models.count import BYTES, bytes_by_part, count_params
+
+    params, sizes = count_params(spec), bytes_by_part(spec)
+    by_precision = {name: {part: row[name] for part, row in sizes.items()} for name in BYTES}
+    return {
+        "params": _with_total(params),
+        "bytes": {name: _with_total(column) for name, column in by_precision.items()},
+    }
+
+
+def _with_total(by_part: dict[str, int]) -> dict[str, Any]:
+    return {"total": sum(by_part.values()), "by_part": by_part}
+
+
+def architecture_lines(spec: ModelSpec) -> list[str]:
+    """The sizes of every part in the words of its command-line keys."""
+    vit, text = spec.vit, spec.text
+    return [
+        f"vit       {vit.embed_dim} wide, {vit.depth} deep, {vit.num_heads} heads, MLP {vit.intermediate_size}, "
+        f"{vit.image_size} px in patches of {vit.patch_size}, window {vit.window_size}, "
+        f"global blocks {', '.join(map(str, vit.global_blocks))}",
+        f"text      {text.width} wide, {text.layers} layers, {text.num_heads} heads, "
+        f"context {text.context_length}, vocabulary {text.vocab_size}",
+        f"detector  d_model {spec.d_model}, {spec.num_heads} heads, FFN {spec.ffn_dim}, geometry "
+        f"{spec.geometry.num_layers}, encoder {spec.encoder.num_layers}, decoder {spec.decoder.num_layers} layers, "
+        f"{spec.decoder.num_queries} queries",
+    ]
+
+
+def _print_sizes(spec: ModelSpec, table: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    params, columns = table["params"], table["bytes"]
+    shown = Table(title=f"{spec.name}: {params['total']:,} parameters", title_justify="left")
+    shown.add_column("part")
+    for heading in ("parameters", "share", *(name.upper() for name in columns)):
+        shown.add_column(heading, justify="right")
+    for part, count in params["by_part"].items():
+        sizes = [megabytes(column["by_part"][part]) for column in columns.values()]
+        shown.add_row(part, f"{count:,}", f"{count / params['total']:.1%}", *sizes)
+    shown.add_section()
+    totals = [megabytes(column["total"]) for column in columns.values()]
+    shown.add_row("total", f"{params['total']:,}", "100.0%", *totals)
+    console = Console(highlight=False)
+    console.print(shown)
+    for line in architecture_lines(spec):
+        console.print(line, soft_wrap=True)
+
+
+def _print_checkpoint(found: Inspection) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    report, total = found.report, sum(found.params.values())
+    shown = Table(title=f"{report.source}: {report.kind}, {report.precision}", title_justify="left")
+    for heading in ("part", "parameters", "bytes stored"):
+        shown.add_column(heading, justify="left" if heading == "part" else "right")
+    for part, count in found.params.items():
+        shown.add_row(part, f"{count:,}", megabytes(found.bytes[part]))
+    shown.add_section()
+    shown.add_row("weights", f"{total:,}", megabytes(sum(found.bytes.values())))
+    for name, size in found.other.items():
+        shown.add_row(name, "", megabytes(size))
+    shown.add_section()
+    shown.add_row("on disk", "", megabytes(found.file_bytes))
+    console = Console(highlight=False)
+    console.print(shown)
+    types = [f"{name} {row['params'] / total:.1%}" for name, row in found.dtypes.items()]
+    for line in [*architecture_lines(report.spec), f"types     {', '.join(types)}"]:
+        console.print(line, soft_wrap=True)
+    console.print("complete  every tensor is there" if report.ok else f"broken    {report.problem()}", soft_wrap=True)
+
+
+INSPECT = Command(
+    "inspect",
+    "parameters and bytes of an architecture or a checkpoint, by part",
+    _arguments,
+    _run,
+    epilog="sam3slim inspect model=slim model/encoder=l6   or   sam3slim inspect sam3.pt",
+)
