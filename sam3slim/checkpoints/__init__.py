@@ -4,7 +4,7 @@ from sam3slim.checkpoints.artifact import ARTIFACT_FILE, ArtifactInfo, write_art
 from sam3slim.checkpoints.extract import Extracted, extract
 from sam3slim.checkpoints.inspect import Inspection, inspect
 from sam3slim.checkpoints.load import load
-from sam3slim.checkpoints.locate import Located, locate
+from sam3slim.checkpoints.locate import Located, locate, weight_files
 from sam3slim.checkpoints.report import CheckpointError, LoadReport
 from sam3slim.checkpoints.spec_of import spec_difference, spec_from_config
 
@@ -22,5 +22,6 @@ __all__ = [
     "locate",
     "spec_difference",
     "spec_from_config",
+    "weight_files",
     "write_artifact",
 ]

@@ -18,6 +18,7 @@ class InitSpec:
 
     kind: Literal["scratch", "checkpoint", "pruned"] = "scratch"
     checkpoint: str | None = None
+    overrides: dict[str, Any] | None = None
     allow_fresh: tuple[str, ...] = ()
     importance: Literal["magnitude", "uniform", "random"] = "magnitude"
 
@@ -53,7 +54,7 @@ class TrainSpec:
 
 @dataclass(frozen=True)
 class EvaluateSpec:
-    """``conf/evaluate.yaml`` after composition, checked."""
+    """``conf/evaluate.yaml`` after composition, checked; ``overrides`` are those of ``checkpoints.load``."""
 
     name: str
     checkpoint: str
@@ -63,6 +64,7 @@ class EvaluateSpec:
     device: str = "auto"
     threads: int | None = None
     latency: bool = True
+    overrides: dict[str, Any] | None = None
     seed: int = 0
 
 

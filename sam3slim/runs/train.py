@@ -99,10 +99,12 @@ def initial_model(spec: ModelSpec, init: InitSpec, seed: int) -> Sam3:
     if init.checkpoint is None:
         raise UserError(f"init.checkpoint is missing; init={init.kind} needs the checkpoint to start from")
     if init.kind == "checkpoint":
-        model, report = load(init.checkpoint, expect=spec, allow_fresh=init.allow_fresh, dequantize=True)
+        model, report = load(
+            init.checkpoint, overrides=init.overrides, expect=spec, allow_fresh=init.allow_fresh, dequantize=True
+        )
         print(report.render())
         return model
-    source, report = load(init.checkpoint, dequantize=True)
+    source, report = load(init.checkpoint, overrides=init.overrides, dequantize=True)
     print(report.render())
     model, plan = inherit(source, spec, importance=init.importance, seed=seed)
     print(plan.describe())

@@ -1,0 +1,64 @@
+"""How much mAP a model lost against another, with an interval over the choice of images."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from sam3slim.errors import UserError
+from sam3slim.evaluation.matches import Matches
+
+POINTS = 100  # of mAP
+
+
+@dataclass(frozen=True)
+class Drop:
+    """mAP(full) − mAP(other) in points, with its 95 % interval.
+
+    Attributes:
+        points: on the images as they are.
+        ci95: 2.5th and 97.5th percentile over resampled images.
+        repeats: resamples drawn.
+    """
+
+    points: float
+    ci95: tuple[float, float]
+    repeats: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in ``record.json``."""
+        return {**asdict(self), "ci95": list(self.ci95)}
+
+
+def paired_bootstrap(full: Matches, other: Matches, *, repeats: int = 1000, seed: int = 0) -> Drop:
+    """The drop and its percentile bootstrap interval (Efron & Tibshirani 1993, ch. 13).
+
+    Images are drawn with replacement, the same ones for both models, and both mAPs are computed anew: the interval says
+    how much of the drop the choice of images explains.
+
+    Raises:
+        UserError: the two were evaluated on different images, or no image has an object.
+    """
+    if not np.array_equal(full.image_ids, other.image_ids):
+        raise UserError(
+            f"a drop needs the same images: {len(full.image_ids)} and {len(other.image_ids)} were evaluated; "
+            "evaluate both on the same data and split"
+        )
+    now = _difference(full, other, None)
+    if now is None:
+        raise UserError("a drop needs objects: none of the images has one")
+    rng, images = np.random.default_rng(seed), len(full.image_ids)
+    drawn = []
+    for _ in range(repeats):
+        difference = _difference(full, other, np.bincount(rng.integers(images, size=images), minlength=images))
+        if difference is not None:
+            drawn.append(difference)
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return Drop(now, (float(low), float(high)), len(drawn))
+
+
+def _difference(full: Matches, other: Matches, counts: np.ndarray | None) -> float | None:
+    left, right = full.map(counts), other.map(counts)
+    return None if left is None or right is None else POINTS * (left - right)
