@@ -44,18 +44,19 @@ def demo(out: Path, overrides: Sequence[str] = ()) -> list[dict[str, Any]]:
     if not (REFERENCE / "sam3slim.json").is_file():
         raise UserError(f"no reference model at {REFERENCE}; run from the repository, or `make reference` (hours)")
     training = ["experiment=nano_slim", f"init.checkpoint={REFERENCE}", "resume=auto", *overrides]
-    overrides = [text for text in overrides if text.startswith("data")]
+    data = [text for text in overrides if text.startswith("data")]
     checkpoint = [f"checkpoint={REFERENCE}", "latency=false"]
-    full = _stage("evaluate", runs.evaluate, out / "nano", [*checkpoint, *overrides])
+    full = _stage("evaluate", runs.evaluate, out / "nano", [*checkpoint, *data])
     slim = _stage("train", runs.train, out / "nano_slim", training)
     rows = [table_row(full, full, retrained=False)]
-    rows += _compressed(str(REFERENCE), out / "nano_compressed", full, False, overrides)
+    given = [f"reference={out / 'nano'}", *data]
+    rows += _compressed(str(REFERENCE), out / "nano_compressed", full, False, given)
     rows.append(table_row(_training_checkpoint(slim, out / "nano_slim"), full, retrained=True))
-    rows += _compressed(str(out / "nano_slim/artifact"), out / "nano_slim_compressed", full, True, overrides)
+    rows += _compressed(str(out / "nano_slim/artifact"), out / "nano_slim_compressed", full, True, given)
 
     csv_path, _ = write_table(rows, out)
     plot = map_vs_size(rows, out / "map_vs_size.png", title="What each step costs: nano on the shapes test split")
-    picture = _pictures(out, overrides)
+    picture = _pictures(out, data)
     print("\n" + to_markdown(rows))
     print(f"written: {csv_path}, {csv_path.with_suffix('.md')}, {plot}, {picture}")
     return rows

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +105,56 @@ def test_compress__one_measured_artifact_per_method(trained: tuple[RunRecord, Pa
             # Half an INT8 step of the largest value, or half of FP16's smallest number.
             limit = max(float(value.abs().max()) / 250, 2.0**-25)
             assert (reloaded.state_dict()[key] - value).abs().max() <= limit, key
+
+
+def test_compress__table_with_drops_against_the_source(trained: tuple[RunRecord, Path], root: Path) -> None:
+    folder = root / "compressed"
+    with (folder / "compression.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["method"] for row in rows] == ["full", "weights_only", "fp16", "int8_weight"]
+    full = read_record(folder / "full")
+    for row in rows[1:]:
+        drop = (read_record(folder / row["method"]).drop or {})["segm"]
+        assert float(row["segm_drop"]) == pytest.approx(drop["points"], abs=1e-5)
+        assert drop["points"] == pytest.approx(100 * (segm(full)["map"] - float(row["segm_map"])), abs=1e-4)
+        assert drop["ci95"][0] <= drop["points"] <= drop["ci95"][1] or drop["points"] == 0
+    assert "mask drop, points (95 %)" in (folder / "compression.md").read_text()
+    # The same reference for another command.
+    again = evaluate(folder / "fp16/artifact", root, "eval_fp16", f"reference={folder / 'full'}")
+    assert again.drop == read_record(folder / "fp16").drop
+
+
+def test_compress__a_failed_method_is_a_row(
+    trained: tuple[RunRecord, Path], root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = sys.modules["sam3slim.runs.compress"]  # the package's name for it is the function
+    real = module.compress_model
+
+    def fails(model: Any, method: Any) -> Any:
+        if method.name == "bf16":
+            raise UserError("bf16 cannot do this today")
+        return real(model, method)
+
+    monkeypatch.setattr(module, "compress_model", fails)
+    out = root / "half_failed"
+    given = [f"checkpoint={trained[1]}", *data(root), "latency=false", "limit=2", "compress=[bf16,fp16]"]
+    config = compose_plain("compress", given, out)
+    with pytest.raises(UserError, match=r"1 of 2 methods failed \(bf16: bf16 cannot do this today\)"):
+        runs.compress(config, out, {}, "python compress.py")
+    with (out / "compression.csv").open() as file:
+        rows = {row["method"]: row for row in csv.DictReader(file)}
+    assert rows["bf16"]["error"] == "bf16 cannot do this today"
+    assert rows["bf16"]["bytes"] == ""
+    assert float(rows["fp16"]["segm_map"]) >= 0
+    assert read_record(out / "bf16").status == "failed"
+
+
+def test_evaluate__reference_of_other_images(trained: tuple[RunRecord, Path], root: Path) -> None:
+    evaluate(trained[1], root, "eval_two", "limit=2")
+    with pytest.raises(UserError, match="a drop needs the same images: 2 and 4 were evaluated"):
+        evaluate(trained[1], root, "eval_four", f"reference={root / 'eval_two'}")
+    with pytest.raises(UserError, match=r"has no matches_bbox\.npz"):
+        evaluate(trained[1], root, "eval_four", f"reference={root}")
 
 
 def test_train__pruned_and_distilled(trained: tuple[RunRecord, Path], root: Path) -> None:

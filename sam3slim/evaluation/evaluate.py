@@ -35,7 +35,7 @@ class EvalResult:
         seconds: wall time, data loading included.
         calibration: means over prompts of ``presence`` and ``top_score``, for concepts that are in the
             image and for those that are not; None where there was no such prompt.
-        detections: of every image, when they were asked for.
+        detections, truths: of every image, when they were asked for.
     """
 
     metrics: Metrics
@@ -44,6 +44,7 @@ class EvalResult:
     seconds: float
     calibration: dict[str, float | None]
     detections: list[Detections] | None = None
+    truths: list[GroundTruth] | None = None
 
 
 @dataclass
@@ -94,7 +95,7 @@ def evaluate(
         limit: stop after that many images.
         prompt_chunk, top_k: see ``predict_batch``.
         per_category: also AP per category (see ``ConceptMeanAP``).
-        keep_detections: return the detections too.
+        keep_detections: return the detections and the ground truth too.
 
     Raises:
         UserError: no image at all, or the model returns NaN.
@@ -104,6 +105,7 @@ def evaluate(
     metric: ConceptMeanAP | None = None
     calibration, cache = Calibration(), TextCache()
     kept: list[Detections] = []
+    kept_truths: list[GroundTruth] = []
     images = prompts = 0
     with _progress(progress, _image_count(dataloader, limit)) as advance:
         for batch in _limited(dataloader, limit):
@@ -122,6 +124,7 @@ def evaluate(
             calibration.update(found, truths)
             if keep_detections:
                 kept.extend(found)
+                kept_truths.extend(truths)
             images, prompts = images + len(found), prompts + len(batch.input_ids)
             advance(len(found))
     if metric is None:
@@ -133,6 +136,7 @@ def evaluate(
         seconds=time.perf_counter() - started,
         calibration=calibration.compute(),
         detections=kept if keep_detections else None,
+        truths=kept_truths if keep_detections else None,
     )
 
 

@@ -40,9 +40,16 @@ def table_row(record: RunRecord, baseline: RunRecord, *, retrained: bool, name: 
 
 
 def write_table(
-    rows: Sequence[Row], folder: str | Path, *, columns: Sequence[str] = DEMO_COLUMNS, stem: str = "table"
+    rows: Sequence[Row],
+    folder: str | Path,
+    *,
+    columns: Sequence[str] = DEMO_COLUMNS,
+    shown: Sequence[str] | None = None,
+    stem: str = "table",
 ) -> tuple[Path, Path]:
-    """Write ``folder/stem.csv`` and ``folder/stem.md``, each atomically; returns both paths.
+    """Write ``folder/stem.csv`` (``columns``) and ``folder/stem.md`` (``shown``, or the same), each atomically.
+
+    Returns both paths.
 
     Raises:
         ValueError: a row lacks a column.
@@ -58,7 +65,7 @@ def write_table(
         writer.writerow(columns)
         writer.writerows([_csv_cell(row[column]) for column in columns] for row in rows)
     with atomic_path(md_path) as temporary:
-        temporary.write_text(to_markdown(rows, columns), encoding="utf-8")
+        temporary.write_text(to_markdown(rows, shown or columns), encoding="utf-8")
     return csv_path, md_path
 
 
@@ -92,8 +99,11 @@ HEADINGS = {
     "bbox_map": "box mAP %",
     "segm_map": "mask mAP %",
     "segm_drop": "mask drop, points",
+    "segm_drop_interval": "mask drop, points (95 %)",
+    "latency_p50_ms": "latency, ms",
+    "retraining_needed": "retraining needed",
 }
-TEXT_COLUMNS = {"name", "precision", "retrained"}
+TEXT_COLUMNS = {"name", "method", "precision", "retrained", "retraining_needed", "recommended", "error"}
 FORMATS: dict[str, Callable[[Any], str]] = {
     "params": _count,
     "bytes": megabytes,
@@ -102,7 +112,10 @@ FORMATS: dict[str, Callable[[Any], str]] = {
     "segm_map": lambda value: f"{100 * value:.1f}",
     # A minus sign for a gain, and no "-0.00".
     "segm_drop": lambda value: f"{round(value, 2) + 0.0:.2f}",
+    "latency_p50_ms": "{:.1f}".format,
     "retrained": lambda value: "yes" if value else "no",
+    "retraining_needed": lambda value: "yes" if value else "no",
+    "recommended": lambda value: "yes" if value else "",
 }
 
 

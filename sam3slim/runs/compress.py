@@ -1,26 +1,40 @@
-"""``compress``: one measured artifact per method."""
+"""``compress``: one measured artifact per method, and their comparison."""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
-from sam3slim.checkpoints import load
+import torch
+
+from sam3slim.checkpoints import LoadReport, load
 from sam3slim.compression import compress as compress_model
 from sam3slim.compression import method_from_name
+from sam3slim.data.module import ConceptData
 from sam3slim.errors import UserError
 from sam3slim.files import ensure_writable_dir
-from sam3slim.records import RunRecord, recording
+from sam3slim.models import Sam3
+from sam3slim.records import RunRecord, read_record, recording
+from sam3slim.report import to_markdown, write_table
+from sam3slim.report.compression import COLUMNS, SHOWN, compression_rows
+from sam3slim.runs.drop import Found, load_reference, print_drop
+from sam3slim.runs.evaluate import source_facts
 from sam3slim.runs.measure import artifact_facts, choose_device, measure, model_facts, print_metrics, to_device
 from sam3slim.runs.specs import CompressSpec
 from sam3slim.strict import spec_from_dict
 
+log = logging.getLogger(__name__)
+SOURCE = "full"  # folder of the checkpoint's own measurement
+
 
 def compress(config: dict[str, Any], output_dir: Path, choices: dict[str, str], command: str) -> list[RunRecord]:
-    """One artifact and one record per method, each measured on what was written, reloaded.
+    """One artifact and one record per method, each measured on what was written, reloaded; then the table.
+
+    A method that fails is a row that says why, and the others go on.
 
     Raises:
-        UserError: bad input.
+        UserError: bad input, or methods that failed (after the table has been written).
     """
     spec = spec_from_dict(CompressSpec, config, "")
     methods = [method_from_name(**{"name": name, **_method(options)}) for name, options in spec.compress.items()]
@@ -28,27 +42,80 @@ def compress(config: dict[str, Any], output_dir: Path, choices: dict[str, str], 
         raise UserError("compress is empty; choose methods, e.g. compress=[weights_only,fp16,int8_weight]")
     ensure_writable_dir(output_dir)
     device = choose_device(spec)
+    reference: Found | None = load_reference(spec.reference) if spec.reference else None
     model, report = load(spec.checkpoint, overrides=spec.overrides)
     print(report.render())
     data = spec.data.build(model.spec, spec.seed)
     data.prepare_data()
-    records = []
-    for (entry, options), method in zip(spec.compress.items(), methods, strict=True):
-        folder = output_dir / method.name
-        with recording(
-            folder, kind="compress", command=command, config={**config, "compress": {entry: options}},
-            choices=choices, parent=spec.checkpoint,
-        ) as record:  # fmt: skip
-            tensors = compress_model(model, method)
-            print(tensors.describe())
-            info = tensors.write(model, folder / "artifact", parent=spec.checkpoint)
-            record.artifact = artifact_facts(info, method.name)
-            reloaded, stored = load(info.path, expect=model.spec)
-            record.model = model_facts(model)
-            measure(to_device(reloaded, device, stored.precision), data, spec, record)
-            print_metrics(record)
-        records.append(record)
+    run = _Run(spec, config, choices, command, model, report, data, device, reference)
+    full = run.measure_source(output_dir / SOURCE) if reference is None else read_record(str(spec.reference))
+    records = [
+        run.one(entry, options, method, output_dir / method.name)
+        for (entry, options), method in zip(spec.compress.items(), methods, strict=True)
+    ]
+    rows = compression_rows(full, [(method.name, record) for method, record in zip(methods, records, strict=True)])
+    path, _ = write_table(rows, output_dir, columns=COLUMNS, shown=SHOWN, stem="compression")
+    print("\n" + to_markdown(rows, SHOWN) + f"written: {path}, {path.with_suffix('.md')}")
+    failed = [f"{method.name}: {r.error}" for method, r in zip(methods, records, strict=True) if r.status != "finished"]
+    if failed:
+        raise UserError(f"{len(failed)} of {len(methods)} methods failed ({'; '.join(failed)})")
     return records
+
+
+class _Run:
+    """What all methods of one command share."""
+
+    def __init__(
+        self,
+        spec: CompressSpec,
+        config: dict[str, Any],
+        choices: dict[str, str],
+        command: str,
+        model: Sam3,
+        report: LoadReport,
+        data: ConceptData,
+        device: torch.device,
+        reference: Found | None,
+    ) -> None:
+        self.spec, self.config, self.choices, self.command = spec, config, choices, command
+        self.model, self.report, self.data, self.device, self.reference = model, report, data, device, reference
+
+    def measure_source(self, folder: Path) -> RunRecord:
+        """The checkpoint as it is: what the drops are counted against when no other reference is given."""
+        with self._recording(folder, "evaluate", self.config) as record:
+            record.model, record.artifact = model_facts(self.model), source_facts(self.report)
+            model = to_device(self.model, self.device, self.report.precision)
+            self.reference = measure(model, self.data, self.spec, record, folder, None)
+            print_metrics(record)
+        if self.device.type != "cpu":
+            # Converting starts from the CPU's FP32 weights; half-precision ones are the stored values again.
+            self.model = to_device(self.model, torch.device("cpu"), "fp32").float()
+        return record
+
+    def one(self, entry: str, options: Any, method: Any, folder: Path) -> RunRecord:
+        """One method's record, also when it failed."""
+        try:
+            with self._recording(folder, "compress", {**self.config, "compress": {entry: options}}) as record:
+                tensors = compress_model(self.model, method)
+                print(tensors.describe())
+                info = tensors.write(self.model, folder / "artifact", parent=self.spec.checkpoint)
+                record.artifact = artifact_facts(info, method.name)
+                reloaded, stored = load(info.path, expect=self.model.spec)
+                record.model = model_facts(self.model)
+                model = to_device(reloaded, self.device, stored.precision)
+                measure(model, self.data, self.spec, record, folder, self.reference)
+                print_metrics(record)
+                print_drop(record)
+        except UserError as error:
+            print(f"{method.name} failed: {error}")
+        except Exception:
+            log.exception("%s failed", method.name)
+        return record
+
+    def _recording(self, folder: Path, kind: Any, config: dict[str, Any]) -> Any:
+        return recording(
+            folder, kind=kind, command=self.command, config=config, choices=self.choices, parent=self.spec.checkpoint
+        )
 
 
 def _method(options: dict[str, Any] | None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,10 +11,11 @@ from sam3slim.checkpoints import ArtifactInfo
 from sam3slim.data.module import ConceptData
 from sam3slim.data.spec import DataSpec
 from sam3slim.errors import UserError
-from sam3slim.evaluation import EvalResult, first_images, measure_latency, peak_memory_bytes, reset_peak_memory
+from sam3slim.evaluation import EvalResult, Matches, first_images, measure_latency, peak_memory_bytes, reset_peak_memory
 from sam3slim.evaluation import evaluate as evaluate_model
 from sam3slim.models import Sam3, params_by_part
 from sam3slim.records import RunRecord
+from sam3slim.runs.drop import Found, fill_drop, matches_of, save_matches
 from sam3slim.runs.specs import EvaluateSpec
 
 HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -31,17 +33,27 @@ def to_device(model: Sam3, device: torch.device, precision: str) -> Sam3:
     return moved
 
 
-def measure(model: Sam3, data: ConceptData, spec: EvaluateSpec, record: RunRecord) -> None:
-    """Fill ``record`` with mAP and, if asked for, latency of one image with all its prompts."""
+def measure(
+    model: Sam3, data: ConceptData, spec: EvaluateSpec, record: RunRecord, folder: Path, reference: Found | None
+) -> dict[str, Matches]:
+    """Fill ``record`` with mAP, its drop against ``reference`` and, if asked for, latency of one image.
+
+    The matching of detections and objects is left in ``folder`` and returned: a reference for others.
+    """
     device = next(model.parameters()).device
     reset_peak_memory(device)
     loader = data.loader(spec.data.split)
-    result = evaluate_model(model, loader, limit=spec.limit)
+    result = evaluate_model(model, loader, limit=spec.limit, keep_detections=True)
     add_result(record, result, spec.data)
+    found = matches_of(result)
+    save_matches(found, folder)
+    if reference is not None:
+        fill_drop(record, reference, found)
     if spec.latency:
         one = first_images(next(iter(loader)), 1)
         record.latency_ms = measure_latency(model, one.pixel_values, one.input_ids, one.attention_mask)
     record.peak_memory_bytes = peak_memory_bytes(device)
+    return found
 
 
 def add_result(record: RunRecord, result: EvalResult, data: DataSpec) -> None:

@@ -54,7 +54,12 @@ class TrainSpec:
 
 @dataclass(frozen=True)
 class EvaluateSpec:
-    """``conf/evaluate.yaml`` after composition, checked; ``overrides`` are those of ``checkpoints.load``."""
+    """``conf/evaluate.yaml`` after composition, checked.
+
+    Attributes:
+        overrides: those of ``checkpoints.load``.
+        reference: output folder of the run that drops are counted against.
+    """
 
     name: str
     checkpoint: str
@@ -65,6 +70,7 @@ class EvaluateSpec:
     threads: int | None = None
     latency: bool = True
     overrides: dict[str, Any] | None = None
+    reference: str | None = None
     seed: int = 0
 
 

@@ -1,0 +1,62 @@
+"""The comparison of compression methods: one row each, the full model first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sam3slim.records import RunRecord
+
+ACCEPTED_DROP = 1.0  # points of mask mAP; a method is recommended when the whole interval lies below
+COLUMNS = (
+    "method", "bytes", "ratio", "bbox_map", "segm_map", "bbox_drop", "bbox_drop_low", "bbox_drop_high",
+    "segm_drop", "segm_drop_low", "segm_drop_high", "latency_p50_ms", "latency_p90_ms", "peak_memory_bytes",
+    "retraining_needed", "recommended", "error",
+)  # fmt: skip
+SHOWN = (
+    "method", "bytes", "ratio", "bbox_map", "segm_map", "segm_drop_interval", "latency_p50_ms", "retraining_needed",
+    "recommended", "error",
+)  # fmt: skip
+
+
+def compression_rows(full: RunRecord, records: Sequence[tuple[str, RunRecord]]) -> list[dict[str, Any]]:
+    """Rows for ``write_table``: ``full`` and then (method, record), of which the best is marked.
+
+    Recommended is the smallest method whose mask drop (box drop without masks) stays below ``ACCEPTED_DROP`` points
+    with its whole 95 % interval. A failed method's row holds its error and nothing else.
+    """
+    rows = [_row("full", full, full), *(_row(method, record, full) for method, record in records)]
+    accepted = [row for row in rows[1:] if row["bytes"] and _upper(row) is not None and _upper(row) <= ACCEPTED_DROP]  # type: ignore[operator]
+    if accepted:
+        min(accepted, key=lambda row: row["bytes"])["recommended"] = True
+    return rows
+
+
+def _row(method: str, record: RunRecord, full: RunRecord) -> dict[str, Any]:
+    row: dict[str, Any] = dict.fromkeys((*COLUMNS, *SHOWN))
+    row |= {"method": method, "recommended": False, "retraining_needed": False}
+    if record.status != "finished":
+        return {**row, "error": record.error or record.status}
+    size, full_size = (record.artifact or {}).get("bytes"), (full.artifact or {}).get("bytes")
+    latency = record.latency_ms or {}
+    row |= {
+        "bytes": size,
+        "ratio": full_size / size if size and full_size else None,
+        "latency_p50_ms": latency.get("p50"),
+        "latency_p90_ms": latency.get("p90"),
+        "peak_memory_bytes": record.peak_memory_bytes,
+    }
+    for kind in ("bbox", "segm"):
+        row[f"{kind}_map"] = ((record.metrics or {}).get(kind) or {}).get("map")
+        drop = (record.drop or {}).get(kind)
+        if drop is not None:
+            low, high = drop["ci95"]
+            row |= {f"{kind}_drop": drop["points"], f"{kind}_drop_low": low, f"{kind}_drop_high": high}
+            row["segm_drop_interval"] = f"{drop['points'] + 0.0:.2f} ({low + 0.0:.2f} to {high + 0.0:.2f})"
+    return row
+
+
+def _upper(row: dict[str, Any]) -> float | None:
+    """Upper end of the drop's interval, of masks where there are any."""
+    upper: float | None = row["segm_drop_high"] if row["segm_drop_high"] is not None else row["bbox_drop_high"]
+    return upper
