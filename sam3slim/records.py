@@ -43,6 +43,7 @@ class RunRecord:
         data: {"name", "split", "images", "prompts"}.
         metrics: {"bbox": {"map", …}, "segm": {…}}.
         drop: {"segm": {"points", "ci95": [lo, hi]}, "bbox": …}.
+        budget: {"max_drop", "max_bytes", "groups", "searched_on", "searched_drop", "kept"} of a searched plan.
         latency_ms: {"p50", "p90", "batch", "threads"}.
         started: ISO 8601 with time zone.
         error: first line of what went wrong.
@@ -63,6 +64,7 @@ class RunRecord:
     data: dict[str, Any] | None = None
     metrics: dict[str, Any] | None = None
     drop: dict[str, Any] | None = None
+    budget: dict[str, Any] | None = None
     latency_ms: dict[str, Any] | None = None
     peak_memory_bytes: int | None = None
     seconds: float | None = None

@@ -105,6 +105,8 @@ def write_folder(
             "precision": precision,
             "params": sum(t.numel() for t in tensors.values()),
             "dtypes": dtype_shares(stored),
+            # INT8 kernels have no tensor type in transformers' loader.
+            "opens_in": ["sam3slim", *([] if _has_int8_kernels(tensors) else ["transformers"])],
             "bytes": written.bytes,
             "sha256": written.sha256,
             "parent": parent,
@@ -160,6 +162,10 @@ def _write_weights(
 ) -> Written:
     flat, metadata = int8.flatten(tensors)
     return write_safetensors(path, flat, dtype=dtype, metadata=metadata, advance=advance)
+
+
+def _has_int8_kernels(tensors: Mapping[str, Any]) -> bool:
+    return any(isinstance(tensor, int8.StoredInt8) for tensor in tensors.values())
 
 
 def _as_stored(tensors: Mapping[str, Tensor], dtype: torch.dtype | None, rounding: Rounding) -> Mapping[str, Tensor]:

@@ -65,8 +65,11 @@ def default_card(facts: dict[str, Any], spec: ModelSpec, license_note: str) -> s
     for title, key in (("Metrics", "metrics"), ("Parent", "parent"), ("Details", "extra")):
         if facts.get(key):
             lines += ["", f"## {title}", "", "```json", json.dumps(facts[key], indent=2), "```"]
-    lines += ["", "## Loading", "", LOAD_SAM3SLIM, "", "or in plain transformers:", ""]
-    lines += [LOAD_INT8 if quantised else LOAD_PLAIN, ""]
+    lines += ["", "## Loading", "", LOAD_SAM3SLIM, ""]
+    if "transformers" in facts["opens_in"]:
+        lines += ["or in plain transformers:", "", LOAD_INT8 if quantised else LOAD_PLAIN, ""]
+    else:
+        lines += ["Plain transformers cannot open it: convolutions are stored in INT8.", ""]
     lines += _traps(spec)
     lines += ["", "## Licence", "", license_note, ""]
     return "\n".join(lines)

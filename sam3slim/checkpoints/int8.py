@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,11 +18,32 @@ from torch import Tensor, nn
 from sam3slim.checkpoints.report import CheckpointError
 from sam3slim.errors import UserError
 
+
+@dataclass(frozen=True)
+class StoredInt8:
+    """A weight that is INT8 on disk and float in memory: ``qdata`` int8, ``scale`` float32 that broadcasts to it."""
+
+    qdata: Tensor
+    scale: Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.qdata.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it is loaded as."""
+        return torch.float32
+
+    def numel(self) -> int:
+        return self.qdata.numel()
+
+
 QDATA = re.compile(r"^(?P<module>.+)\._(?P<name>\w+)_qdata$")
 
 
-def is_quantised(tensor: Tensor) -> bool:
-    """True for torchao's ``Int8Tensor`` (also inside a Parameter); torchao need not be installed."""
+def is_quantised(tensor: Any) -> bool:
+    """True for torchao's ``Int8Tensor`` (also inside a Parameter) and ``StoredInt8``; torchao need not be installed."""
     return hasattr(tensor, "qdata") and hasattr(tensor, "scale")
 
 
@@ -29,18 +51,26 @@ def flatten(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str,
     """(plain tensors, safetensors metadata); without quantised tensors both are what they were."""
     if not any(is_quantised(t) for t in tensors.values()):
         return dict(tensors), {}
+    stored: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        if isinstance(tensor, StoredInt8):
+            module, _, name = key.rpartition(".")
+            stored |= {f"{module}._{name}_qdata": tensor.qdata, f"{module}._{name}_scale": tensor.scale}
+    tensors = {key: tensor for key, tensor in tensors.items() if not isinstance(tensor, StoredInt8)}
+    if not any(is_quantised(t) for t in tensors.values()):
+        return {**tensors, **stored}, {}
     from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
 
     # Only the quantised tensors are described: a line per plain tensor is a tenth of a small file.
     quantised = {key: tensor.detach() for key, tensor in tensors.items() if is_quantised(tensor)}
     flat, metadata = flatten_tensor_state_dict(quantised)
     plain = {key: tensor for key, tensor in tensors.items() if key not in quantised}
-    return {**plain, **flat}, metadata
+    return {**plain, **stored, **flat}, metadata
 
 
 def quantization_config(tensors: Mapping[str, Tensor]) -> Any:
     """The ``transformers.TorchAoConfig`` for config.json: which modules stay float. None if nothing is INT8."""
-    quantised = {k.rsplit(".", 1)[0] for k, t in tensors.items() if is_quantised(t)}
+    quantised = {k.rsplit(".", 1)[0] for k, t in tensors.items() if is_quantised(t) and not isinstance(t, StoredInt8)}
     if not quantised:
         return None
     from torchao.quantization import Int8WeightOnlyConfig
@@ -68,7 +98,7 @@ def unflatten(flat: Mapping[str, Tensor], source: object, *, dequantize: bool) -
         qdata, scale = tensors.pop(key), tensors.pop(f"{stem}scale")
         tensors.pop(f"{stem}zero_point", None)  # all zeros: the scheme is symmetric
         tensors[f"{match['module']}.{match['name']}"] = (
-            qdata.float() * scale.float() if dequantize else int8_tensor(qdata, scale)
+            qdata.float() * scale.float() if dequantize or qdata.ndim != 2 else int8_tensor(qdata, scale)
         )
     return tensors
 

@@ -1,7 +1,9 @@
 """Fewer bits for the same architecture: a method is a config type, its handler makes the stored tensors."""
 
+from sam3slim.compression.groups import GROUPS, weights_by_group
 from sam3slim.compression.half import Bf16, Fp16
 from sam3slim.compression.int8_weight import Int8Rules, Int8Weight
+from sam3slim.compression.mixed import Mixed
 from sam3slim.compression.registry import (
     CompressedTensors,
     compress,
@@ -12,14 +14,17 @@ from sam3slim.compression.registry import (
 from sam3slim.compression.weights_only import WeightsOnly
 
 __all__ = [
+    "GROUPS",
     "Bf16",
     "CompressedTensors",
     "Fp16",
     "Int8Rules",
     "Int8Weight",
+    "Mixed",
     "WeightsOnly",
     "compress",
     "method_from_name",
     "method_names",
     "register",
+    "weights_by_group",
 ]

@@ -46,19 +46,13 @@ def paired_bootstrap(full: Matches, other: Matches, *, repeats: int = 1000, seed
             f"a drop needs the same images: {len(full.image_ids)} and {len(other.image_ids)} were evaluated; "
             "evaluate both on the same data and split"
         )
-    now = _difference(full, other, None)
-    if now is None:
+    left, right = full.map(), other.map()
+    if left is None or right is None:
         raise UserError("a drop needs objects: none of the images has one")
     rng, images = np.random.default_rng(seed), len(full.image_ids)
-    drawn = []
-    for _ in range(repeats):
-        difference = _difference(full, other, np.bincount(rng.integers(images, size=images), minlength=images))
-        if difference is not None:
-            drawn.append(difference)
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return Drop(now, (float(low), float(high)), len(drawn))
-
-
-def _difference(full: Matches, other: Matches, counts: np.ndarray | None) -> float | None:
-    left, right = full.map(counts), other.map(counts)
-    return None if left is None or right is None else POINTS * (left - right)
+    drawn = [np.bincount(rng.integers(images, size=images), minlength=images) for _ in range(repeats)]
+    counts = np.stack(drawn, axis=1)
+    differences = POINTS * (full.maps(counts) - other.maps(counts))
+    differences = differences[~np.isnan(differences)]  # resamples without any object
+    low, high = np.percentile(differences, [2.5, 97.5])
+    return Drop(POINTS * (left - right), (float(low), float(high)), len(differences))

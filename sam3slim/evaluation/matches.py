@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from scipy.sparse import csr_matrix
 
 from sam3slim.data.batch import GroundTruth
 from sam3slim.errors import UserError
@@ -45,38 +46,53 @@ class Matches:
     hit: NDArray[np.bool_]
     ignored: NDArray[np.bool_]
 
-    def map(self, counts: NDArray[np.int64] | None = None) -> float | None:
-        """COCO's mAP (0..1) with image i counted ``counts[i]`` times ([I]; None: once each).
+    def map(self) -> float | None:
+        """COCO's mAP (0..1); None when no image has an object."""
+        value = float(self.maps(np.ones((len(self.image_ids), 1), dtype=np.int64))[0])
+        return None if np.isnan(value) else value
 
-        None when no image has an object. Counting an image twice equals listing it twice: equal detections lie side
-        by side, and between them the precision envelope does not change.
+    def maps(self, counts: NDArray[np.int64]) -> NDArray[np.float64]:
+        """mAP over R choices of images: [R] for ``counts`` [I, R], how often each image is taken; NaN without objects.
+
+        Counting an image twice equals listing it twice: equal detections lie side by side, and between them the
+        precision envelope does not change.
         """
-        weights = np.ones(len(self.image_ids), dtype=np.int64) if counts is None else counts
-        wanted = self.positives @ weights
+        weights = counts.astype(np.float64)
+        wanted = self.positives @ weights  # [K, R]
         edges = np.searchsorted(self.category, np.arange(len(self.category_ids) + 1))
-        values = [
-            self._average_precision(slice(edges[k], edges[k + 1]), weights, int(wanted[k]))
-            for k in range(len(self.category_ids))
-            if wanted[k] > 0
-        ]
-        return float(np.mean(values)) if values else None
+        total, categories = np.zeros(counts.shape[1]), (wanted > 0).sum(axis=0)
+        for k in range(len(self.category_ids)):
+            part = slice(edges[k], edges[k + 1])
+            for t in range(len(IOU_THRESHOLDS)):
+                total += self._average_precision(part, t, weights, wanted[k])
+        with np.errstate(invalid="ignore"):
+            return np.where(categories > 0, total / (categories * len(IOU_THRESHOLDS)), np.nan)
 
-    def _average_precision(self, part: slice, weights: NDArray[np.int64], wanted: int) -> float:
-        """AP of one category, mean over IoU thresholds (COCOeval.accumulate with weights)."""
-        weight = weights[self.image[part], None]
-        counted = ~self.ignored[part]
-        hits = np.cumsum((self.hit[part] & counted) * weight, axis=0).T  # [T, D]
-        misses = np.cumsum((~self.hit[part] & counted) * weight, axis=0).T
-        if hits.shape[1] == 0:
-            return 0.0
-        recall = hits / wanted
-        precision = hits / (hits + misses + np.spacing(1))
-        envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-        total = 0.0
-        for row, steps in zip(envelope, recall, strict=True):
-            place = np.searchsorted(steps, RECALLS, side="left")
-            total += row[place[place < len(row)]].sum()
-        return total / (len(RECALLS) * len(IOU_THRESHOLDS))
+    def _average_precision(
+        self, part: slice, threshold: int, weights: NDArray[np.float64], wanted: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """AP [R] of one category at one IoU threshold, 0 where nothing is wanted (COCOeval.accumulate with weights).
+
+        Recall grows only at hits, and precision peaks there, so only hits are points of the curve.
+        """
+        counted = ~self.ignored[part, threshold]
+        hit = self.hit[part, threshold] & counted
+        places, image = np.flatnonzero(hit), self.image[part]
+        if len(places) == 0:
+            return np.zeros(weights.shape[1])
+        misses = np.flatnonzero(~hit & counted)
+        misses = misses[misses < places[-1]]
+        before = csr_matrix(  # row k: misses between hit k − 1 and hit k, by image
+            (np.ones(len(misses)), (np.searchsorted(places, misses), image[misses])), shape=(len(places), len(weights))
+        )
+        hits = np.cumsum(weights[image[places]], axis=0)  # [hits, R]
+        precision = hits / (hits + np.cumsum(before @ weights, axis=0) + np.spacing(1))
+        envelope = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
+        recall = hits / np.maximum(wanted, 1)
+        reached = np.searchsorted(RECALLS, recall, side="right")
+        steps = np.diff(reached, axis=0, prepend=0)
+        found: NDArray[np.float64] = (steps * envelope).sum(axis=0) / len(RECALLS)
+        return np.where(wanted > 0, found, 0.0)
 
     def save(self, path: str | Path) -> Path:
         """Write a compressed ``.npz``, atomically."""

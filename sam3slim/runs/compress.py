@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from sam3slim.checkpoints import LoadReport, load
+from sam3slim.compression import Mixed, method_from_name
 from sam3slim.compression import compress as compress_model
-from sam3slim.compression import method_from_name
+from sam3slim.compression.search import Searched
 from sam3slim.data.module import ConceptData
 from sam3slim.errors import UserError
 from sam3slim.files import ensure_writable_dir
@@ -21,11 +22,13 @@ from sam3slim.report.compression import COLUMNS, SHOWN, compression_rows
 from sam3slim.runs.drop import Found, load_reference, print_drop
 from sam3slim.runs.evaluate import source_facts
 from sam3slim.runs.measure import artifact_facts, choose_device, measure, model_facts, print_metrics, to_device
+from sam3slim.runs.plans import PlanMeter, search_plan, sensitivity, verify_budget
 from sam3slim.runs.specs import CompressSpec
 from sam3slim.strict import spec_from_dict
 
 log = logging.getLogger(__name__)
 SOURCE = "full"  # folder of the checkpoint's own measurement
+SENSITIVITY = "sensitivity"
 
 
 def compress(config: dict[str, Any], output_dir: Path, choices: dict[str, str], command: str) -> list[RunRecord]:
@@ -37,9 +40,13 @@ def compress(config: dict[str, Any], output_dir: Path, choices: dict[str, str], 
         UserError: bad input, or methods that failed (after the table has been written).
     """
     spec = spec_from_dict(CompressSpec, config, "")
-    methods = [method_from_name(**{"name": name, **_method(options)}) for name, options in spec.compress.items()]
-    if not methods:
+    budget = spec.budget
+    entries = {name: options for name, options in spec.methods.items() if name != SENSITIVITY}
+    methods = [method_from_name(**{"name": name, **_method(options)}) for name, options in entries.items()]
+    if not spec.methods:
         raise UserError("compress is empty; choose methods, e.g. compress=[weights_only,fp16,int8_weight]")
+    if budget.given and not any(isinstance(method, Mixed) for method in methods):
+        raise UserError("compress.max_drop and compress.max_bytes are budgets of mixed; add compress=[…,mixed]")
     ensure_writable_dir(output_dir)
     device = choose_device(spec)
     reference: Found | None = load_reference(spec.reference) if spec.reference else None
@@ -49,10 +56,14 @@ def compress(config: dict[str, Any], output_dir: Path, choices: dict[str, str], 
     data.prepare_data()
     run = _Run(spec, config, choices, command, model, report, data, device, reference)
     full = run.measure_source(output_dir / SOURCE) if reference is None else read_record(str(spec.reference))
+    if SENSITIVITY in spec.methods:
+        run.sensitivity(output_dir / SENSITIVITY)
     records = [
         run.one(entry, options, method, output_dir / method.name)
-        for (entry, options), method in zip(spec.compress.items(), methods, strict=True)
+        for (entry, options), method in zip(entries.items(), methods, strict=True)
     ]
+    if not records:
+        return records
     rows = compression_rows(full, [(method.name, record) for method, record in zip(methods, records, strict=True)])
     path, _ = write_table(rows, output_dir, columns=COLUMNS, shown=SHOWN, stem="compression")
     print("\n" + to_markdown(rows, SHOWN) + f"written: {path}, {path.with_suffix('.md')}")
@@ -96,6 +107,10 @@ class _Run:
         """One method's record, also when it failed."""
         try:
             with self._recording(folder, "compress", {**self.config, "compress": {entry: options}}) as record:
+                searched = None
+                if isinstance(method, Mixed) and self.spec.budget.given:
+                    searched = self.search(folder)
+                    method = searched.method
                 tensors = compress_model(self.model, method)
                 print(tensors.describe())
                 info = tensors.write(self.model, folder / "artifact", parent=self.spec.checkpoint)
@@ -106,11 +121,29 @@ class _Run:
                 measure(model, self.data, self.spec, record, folder, self.reference)
                 print_metrics(record)
                 print_drop(record)
+                if searched is not None:
+                    verify_budget(record, searched, self.spec.budget)
         except UserError as error:
             print(f"{method.name} failed: {error}")
         except Exception:
             log.exception("%s failed", method.name)
         return record
+
+    def sensitivity(self, folder: Path) -> None:
+        """What each group of weights costs in INT8, on the evaluated split."""
+        with self._recording(folder, "compress", {**self.config, "compress": {SENSITIVITY: {}}}) as record:
+            record.model = model_facts(self.model)
+            meter = PlanMeter(
+                self.model, self.data, self.spec.data.split, self.device,
+                limit=self.spec.limit, reference=self.reference,
+            )  # fmt: skip
+            sensitivity(meter, folder)
+
+    def search(self, folder: Path) -> Searched:
+        """The plan for the budget, searched on a split of its own."""
+        budget = self.spec.budget
+        meter = PlanMeter(self.model, self.data, budget.search_split, self.device, limit=self.spec.limit)
+        return search_plan(meter, budget, folder)
 
     def _recording(self, folder: Path, kind: Any, config: dict[str, Any]) -> Any:
         return recording(

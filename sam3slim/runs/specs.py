@@ -9,6 +9,7 @@ from sam3slim.data.spec import DataSpec
 from sam3slim.distill import DistillSpec
 from sam3slim.losses import LossWeights
 from sam3slim.specs import ModelSpec
+from sam3slim.strict import SpecError, spec_from_dict
 from sam3slim.training import OptimSpec, ScheduleSpec
 
 
@@ -75,7 +76,44 @@ class EvaluateSpec:
 
 
 @dataclass(frozen=True)
+class BudgetSpec:
+    """What ``mixed`` may cost, and where its search measures.
+
+    Attributes:
+        max_drop: points of mask mAP (box mAP without masks).
+        max_bytes: of the stored weights.
+        search_split: split of the data.
+    """
+
+    max_drop: float | None = None
+    max_bytes: int | None = None
+    search_split: str = "val"
+
+    def __post_init__(self) -> None:
+        for key in ("max_drop", "max_bytes"):
+            value = getattr(self, key)
+            if value is not None and value < 0:
+                raise SpecError(f"compress.{key}={value:g} must be at least 0")
+
+    @property
+    def given(self) -> bool:
+        return self.max_drop is not None or self.max_bytes is not None
+
+
+@dataclass(frozen=True)
 class CompressSpec(EvaluateSpec):
-    """``conf/compress.yaml`` after composition, checked: one entry of options per method."""
+    """``conf/compress.yaml`` after composition, checked: a budget, and one entry of options per method."""
 
     compress: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def budget(self) -> BudgetSpec:
+        """The entries that are no method. Raises SpecError for one that does not exist."""
+        return spec_from_dict(
+            BudgetSpec, {k: v for k, v in self.compress.items() if not isinstance(v, dict)}, "compress"
+        )
+
+    @property
+    def methods(self) -> dict[str, dict[str, Any]]:
+        """Entry → options."""
+        return {name: options for name, options in self.compress.items() if isinstance(options, dict)}

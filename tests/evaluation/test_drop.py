@@ -34,7 +34,9 @@ def test_map__an_image_counted_twice_is_an_image_listed_twice(kind: Kind) -> Non
     listed = [i for i, count in enumerate(counts) for _ in range(count)]
     metric = ConceptMeanAP()
     metric.update([replace(detections[i], image_id=n) for n, i in enumerate(listed)], [truths[i] for i in listed])
-    assert match(detections, truths, kind).map(counts) == pytest.approx(metric.compute()[kind]["map"], abs=1e-6)
+    assert match(detections, truths, kind).maps(counts[:, None])[0] == pytest.approx(
+        metric.compute()[kind]["map"], abs=1e-6
+    )
 
 
 def test_map__nothing_found() -> None:
@@ -91,5 +93,5 @@ def test_bootstrap__other_images_are_refused() -> None:
 
 def _resampled(matches: Matches, repeats: int) -> list[float]:
     rng, images = np.random.default_rng(1), len(matches.image_ids)
-    draws = (np.bincount(rng.integers(images, size=images), minlength=images) for _ in range(repeats))
-    return [value for draw in draws if (value := matches.map(draw)) is not None]
+    draws = [np.bincount(rng.integers(images, size=images), minlength=images) for _ in range(repeats)]
+    return matches.maps(np.stack(draws, axis=1)).tolist()

@@ -1,0 +1,86 @@
+"""A precision for every group of weights: FP32, FP16 or INT8."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from sam3slim.checkpoints.int8 import StoredInt8
+from sam3slim.checkpoints.rounding import round_values
+from sam3slim.compression.groups import GROUPS, weights_by_group
+from sam3slim.compression.int8_weight import quantise
+from sam3slim.compression.registry import CompressedTensors, register
+from sam3slim.errors import UserError
+from sam3slim.models import Sam3
+
+Precision = Literal["fp32", "fp16", "int8"]
+STEPS = 127.5  # between 0 and the largest weight, as torchao's symmetric scheme has it
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """Precisions by group.
+
+    Attributes:
+        groups: group → precision; those not named are FP16.
+        rest: of norms, biases and small tables: ``fp16`` or ``fp32``.
+    """
+
+    name: ClassVar[str] = "mixed"
+    groups: Mapping[str, Precision] = field(default_factory=dict)
+    rest: Literal["fp32", "fp16"] = "fp16"
+
+    def __post_init__(self) -> None:
+        for group, precision in self.groups.items():
+            if group not in GROUPS:
+                near = get_close_matches(group, GROUPS, 1)
+                hint = f"did you mean {near[0]}?" if near else f"groups: {', '.join(GROUPS)}"
+                raise UserError(f"compress=mixed: unknown group {group!r}; {hint}")
+            if precision not in get_args(Precision):
+                raise UserError(
+                    f"compress=mixed: groups.{group}={precision}; expected {', '.join(get_args(Precision))}"
+                )
+        if self.rest not in ("fp32", "fp16"):
+            raise UserError(f"compress=mixed: rest={self.rest}; expected fp32 or fp16")
+
+
+@register(Mixed)
+def mixed(model: Sam3, method: Mixed) -> CompressedTensors:
+    precisions: dict[str, Any] = {}
+    for group, names in weights_by_group(model).items():
+        precisions |= dict.fromkeys(names, method.groups.get(group, "fp16"))
+    modules = dict(model.named_modules())
+    result = CompressedTensors("mixed", {})
+    overflowed = []
+    for key, tensor in model.state_dict().items():
+        precision = precisions.get(key, method.rest)
+        stored: Any = tensor.detach().cpu().float()
+        if precision == "int8":
+            stored = _int8(stored, modules[key.rpartition(".")[0]])
+        elif precision == "fp16":
+            half, lost = round_values(stored, torch.float16)
+            if half is None:
+                overflowed.append(key)
+            else:
+                stored = half
+            if lost:
+                result.underflowed[key] = lost
+        result.tensors[key] = stored
+    result.overflowed = tuple(overflowed)
+    return result
+
+
+def _int8(weight: Tensor, module: nn.Module) -> Any:
+    """torchao's tensor where its kernels run; elsewhere INT8 is a storage format with one scale per output channel."""
+    if weight.ndim == 2:
+        return quantise(weight)
+    # A transposed convolution has its output channels second.
+    axis = 1 if isinstance(module, nn.ConvTranspose2d) else 0
+    others = [dim for dim in range(weight.ndim) if dim != axis]
+    scale = weight.abs().amax(dim=others, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / STEPS
+    return StoredInt8((weight / scale).round().clamp(-128, 127).to(torch.int8), scale)

@@ -1,0 +1,145 @@
+"""Measuring precision plans: each group on its own (sensitivity), and the smallest plan within a budget."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sam3slim.checkpoints import load
+from sam3slim.compression import GROUPS, Mixed, weights_by_group
+from sam3slim.compression import compress as compress_model
+from sam3slim.compression.search import Searched, search
+from sam3slim.data.module import ConceptData
+from sam3slim.errors import UserError
+from sam3slim.evaluation import Drop, evaluate, paired_bootstrap
+from sam3slim.files import write_json
+from sam3slim.models import Sam3
+from sam3slim.records import RunRecord
+from sam3slim.report import to_markdown, write_table
+from sam3slim.runs.drop import Found, matches_of
+from sam3slim.runs.measure import to_device
+from sam3slim.runs.specs import BudgetSpec
+
+SENSITIVITY_COLUMNS = (
+    "group", "params", "bytes_saved", "bbox_drop", "bbox_drop_low", "bbox_drop_high", "segm_drop", "segm_drop_low",
+    "segm_drop_high",
+)  # fmt: skip
+
+
+class PlanMeter:
+    """Drops of precision plans of one model on one split, each measured on a reloaded artifact.
+
+    Args:
+        model: FP32, on the CPU.
+        reference: what drops are counted against; None measures the model itself first.
+        limit: images to measure on.
+    """
+
+    def __init__(
+        self,
+        model: Sam3,
+        data: ConceptData,
+        split: str,
+        device: torch.device,
+        *,
+        limit: int | None = None,
+        reference: Found | None = None,
+    ) -> None:
+        self.model, self.device, self.limit = model, device, limit
+        self.loader = data.loader(split)
+        self.reference = reference or self._found(model)
+
+    def drops(self, method: Mixed) -> dict[str, Drop]:
+        """The plan's drop by kind of mAP, with its interval."""
+        return {kind: paired_bootstrap(self.reference[kind], found) for kind, found in self._measured(method).items()}
+
+    def points(self, method: Mixed) -> float:
+        """The plan's drop in points of mask mAP, or of box mAP where there are no masks."""
+        found = self._measured(method)
+        kind = "segm" if "segm" in found else "bbox"
+        before, after = self.reference[kind].map(), found[kind].map()
+        if before is None or after is None:
+            raise UserError("a search needs objects: none of the images it measures on has one")
+        return 100 * (before - after)
+
+    def _measured(self, method: Mixed) -> Found:
+        with tempfile.TemporaryDirectory() as folder:
+            compress_model(self.model, method).write(self.model, Path(folder) / "artifact")
+            reloaded, stored = load(Path(folder) / "artifact", expect=self.model.spec)
+            return self._found(to_device(reloaded, self.device, stored.precision))
+
+    def bytes(self, method: Mixed) -> int:
+        """Bytes of the plan's tensors."""
+        return compress_model(self.model, method).bytes
+
+    def _found(self, model: Sam3) -> Found:
+        return matches_of(evaluate(model, self.loader, limit=self.limit, keep_detections=True))
+
+
+def sensitivity(meter: PlanMeter, folder: Path, groups: Sequence[str] = GROUPS) -> list[dict[str, Any]]:
+    """Put one group at a time into INT8, everything else in FP32; writes ``sensitivity.csv`` and ``.md``.
+
+    Returns:
+        One row per group: parameters, bytes saved against FP32, drops with their 95 % intervals.
+    """
+    names, state = weights_by_group(meter.model), meter.model.state_dict()
+    full = meter.bytes(Mixed(dict.fromkeys(GROUPS, "fp32"), rest="fp32"))
+    rows: list[dict[str, Any]] = []
+    for group in groups:
+        method = Mixed({name: "int8" if name == group else "fp32" for name in GROUPS}, rest="fp32")
+        row: dict[str, Any] = dict.fromkeys(SENSITIVITY_COLUMNS)
+        row |= {
+            "group": group,
+            "params": sum(state[name].numel() for name in names[group]),
+            "bytes_saved": full - meter.bytes(method),
+        }
+        for kind, drop in meter.drops(method).items():
+            low, high = drop.ci95
+            row |= {f"{kind}_drop": drop.points, f"{kind}_drop_low": low, f"{kind}_drop_high": high}
+        rows.append(row)
+        # After every group, so that an interrupted run leaves what it knows.
+        write_table(rows, folder, columns=SENSITIVITY_COLUMNS, stem="sensitivity")
+        print(f"{group}: {row['segm_drop'] if row['segm_drop'] is not None else row['bbox_drop']:.2f} points")
+    print("\n" + to_markdown(rows, SENSITIVITY_COLUMNS))
+    return rows
+
+
+def search_plan(meter: PlanMeter, budget: BudgetSpec, folder: Path) -> Searched:
+    """The smallest plan within the budget, measured with ``meter``; every plan tried is kept in ``search.json``."""
+
+    def drop_of(method: Mixed) -> float:
+        points = meter.points(method)
+        print(
+            f"{', '.join(f'{group} {p}' for group, p in method.groups.items() if p != 'fp16') or 'fp16'}: {points:.2f}"
+        )
+        return points
+
+    found = search(drop_of, meter.bytes, max_drop=budget.max_drop, max_bytes=budget.max_bytes)
+    write_json(folder / "search.json", found.trace)
+    return found
+
+
+def verify_budget(record: RunRecord, found: Searched, budget: BudgetSpec) -> None:
+    """Fill the record's ``budget`` and say plainly whether the measured artifact honours it."""
+    drops = record.drop or {}
+    drop = (drops.get("segm") or drops.get("bbox") or {}).get("points")
+    size = (record.artifact or {}).get("bytes")
+    kept = (budget.max_drop is None or (drop is not None and drop <= budget.max_drop)) and (
+        budget.max_bytes is None or (size is not None and size <= budget.max_bytes)
+    )
+    record.budget = {
+        "max_drop": budget.max_drop,
+        "max_bytes": budget.max_bytes,
+        "groups": dict(found.plan),
+        "searched_on": budget.search_split,
+        "searched_drop": found.drop,
+        "kept": kept,
+    }
+    limits = [] if budget.max_drop is None else [f"{budget.max_drop:g} points"]
+    limits += [] if budget.max_bytes is None else [f"{budget.max_bytes:,} bytes"]
+    shown = f"{drop:.2f} points, {size:,} bytes" if drop is not None and size is not None else "not measured"
+    print(f"budget of {' and '.join(limits)}: {'kept' if kept else 'BROKEN'} on the evaluated split ({shown})")

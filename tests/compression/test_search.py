@@ -1,0 +1,75 @@
+"""The budget is kept, and a fragile group stays in float."""
+
+from __future__ import annotations
+
+import pytest
+
+from sam3slim.compression import GROUPS, Mixed
+from sam3slim.compression.search import Searched, search
+from sam3slim.errors import UserError
+
+SIZES = dict(zip(GROUPS, (400, 100, 300, 50, 20, 30, 40, 10, 5, 60), strict=True))
+WIDTH = {"fp32": 4, "fp16": 2, "int8": 1}
+
+
+def bytes_of(method: Mixed) -> int:
+    return sum(WIDTH[method.groups[group]] * size for group, size in SIZES.items())
+
+
+def run(int8: dict[str, float], fp16: float = 0.0, **budget: float) -> Searched:
+    """Drops that add up: ``int8[group]`` points for a group in INT8, ``fp16`` for each that is not FP32."""
+
+    def drop_of(method: Mixed) -> float:
+        lost = sum(int8.get(group, 0.01) for group, precision in method.groups.items() if precision == "int8")
+        return lost + fp16 * sum(precision != "fp32" for precision in method.groups.values())
+
+    return search(drop_of, bytes_of, **budget)  # type: ignore[arg-type]
+
+
+def test_max_drop__a_fragile_group_stays_float() -> None:
+    found = run({"decoder": 40.0}, max_drop=0.5)
+    assert found.plan == {group: "fp16" if group == "decoder" else "int8" for group in GROUPS}
+    assert found.within
+    assert found.drop == pytest.approx(0.09)
+    assert found.bytes == bytes_of(found.method) == sum(SIZES.values()) + SIZES["decoder"]
+
+
+def test_max_drop__what_saves_most_per_point_goes_first() -> None:
+    found = run({"vision": 0.4, "text": 0.4, "mask": 0.4, "encoder": 0.4}, max_drop=0.5)
+    assert found.plan["vision"] == "int8"  # the largest of the four
+    assert [found.plan[group] for group in ("text", "mask", "encoder")] == ["fp16"] * 3
+
+
+def test_max_drop__half_precision_alone_breaks_it() -> None:
+    found = run({}, fp16=0.1, max_drop=0.35)
+    assert found.within
+    assert sum(precision != "fp32" for precision in found.plan.values()) == 3
+    assert found.plan["vision"] == "int8"
+
+
+def test_max_drop__of_zero_is_honoured() -> None:
+    found = run({}, max_drop=0.0)
+    assert set(found.plan.values()) == {"fp16"}
+    assert found.within
+
+
+def test_max_bytes__cheapest_groups_until_it_fits() -> None:
+    found = run({"vision": 5.0}, max_bytes=1500)
+    assert found.bytes <= 1500
+    assert found.plan["vision"] == "fp16"
+    assert found.plan["scoring"] == "fp16" or found.bytes + 5 > 1500  # no more than needed
+    with pytest.raises(UserError, match=r"max_bytes=10: with every group in INT8 this model still takes 1015 bytes"):
+        run({}, max_bytes=10)
+
+
+def test_trace__every_measurement() -> None:
+    found = run({}, max_drop=1.0)
+    assert len(found.trace) == 1 + 2 * len(GROUPS)
+    assert found.trace[-1]["kept"]
+
+
+def test_budget__is_needed() -> None:
+    with pytest.raises(UserError, match=r"needs compress\.max_drop"):
+        run({})
+    with pytest.raises(UserError, match=r"max_drop=-1 must be at least 0"):
+        run({}, max_drop=-1)

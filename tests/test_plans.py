@@ -1,0 +1,89 @@
+"""Sensitivity and budgets on the trained nano: a group made fragile stays in float."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from sam3slim import runs
+from sam3slim.checkpoints import load, write_artifact
+from sam3slim.compression import GROUPS
+from sam3slim.config import compose_plain
+from sam3slim.data.shapes import ShapesSpec, make_shapes
+from sam3slim.errors import UserError
+from sam3slim.records import read_record
+
+NANO = Path(__file__).parent.parent / "assets" / "nano"
+IMAGES = 10
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("plans")
+    spec = ShapesSpec(train_images=1, val_images=IMAGES, test_images=IMAGES)
+    make_shapes(folder / "data", spec, progress=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fragile(root: Path) -> Path:
+    """nano with a dead neuron of huge outgoing weights in every encoder layer: nothing changes in float.
+
+    In INT8 those weights take the whole scale of their rows, and the others round to 0.
+    """
+    model, _ = load(NANO)
+    with torch.no_grad():
+        for layer in model.detr_encoder.layers:
+            layer.mlp.fc1.weight[0] = 0
+            layer.mlp.fc1.bias[0] = -1e4  # behind a ReLU
+            layer.mlp.fc2.weight[:, 0] = 1000
+    return write_artifact(model, root / "fragile").path
+
+
+def compress(root: Path, folder: str, checkpoint: Path, *overrides: str) -> Path:
+    shapes = [f"data.shapes.{split}_images={n}" for split, n in (("train", 1), ("val", IMAGES), ("test", IMAGES))]
+    given = [f"checkpoint={checkpoint}", f"data.root={root / 'data'}", *shapes, "latency=false", *overrides]
+    runs.compress(compose_plain("compress", given, root / folder), root / folder, {}, "python compress.py")
+    return root / folder
+
+
+def test_sensitivity__finds_the_fragile_group(root: Path, fragile: Path) -> None:
+    out = compress(root, "sensitivity", fragile, "compress=[sensitivity]")
+    with (out / "sensitivity/sensitivity.csv").open() as file:
+        rows = {row["group"]: row for row in csv.DictReader(file)}
+    assert tuple(rows) == GROUPS
+    drops = {group: float(row["segm_drop"]) for group, row in rows.items()}
+    assert max(drops, key=lambda group: drops[group]) == "encoder"
+    assert drops["encoder"] > 5 > 2 * max(drop for group, drop in drops.items() if group != "encoder")
+    model, _ = load(fragile)
+    assert sum(int(row["params"]) for row in rows.values()) > 0.9 * sum(p.numel() for p in model.parameters())
+    assert all(0 < int(row["bytes_saved"]) <= 3 * int(row["params"]) for row in rows.values())
+
+
+def test_budget__the_fragile_group_stays_float(root: Path, fragile: Path) -> None:
+    out = compress(root, "budget", fragile, "compress=[mixed]", "compress.max_drop=1.0")
+    record = read_record(out / "mixed")
+    budget = record.budget or {}
+    assert budget["groups"]["encoder"] != "int8"
+    assert sum(precision == "int8" for precision in budget["groups"].values()) >= 5
+    assert budget["searched_drop"] <= 1.0
+    assert budget["kept"] == ((record.drop or {})["segm"]["points"] <= 1.0)
+    trace = json.loads((out / "mixed/search.json").read_text())
+    assert any(entry["groups"]["encoder"] == "int8" and not entry["kept"] for entry in trace)
+    assert all(entry["drop"] <= 1.0 for entry in trace if entry["kept"])
+    full = read_record(out / "full")
+    assert (record.artifact or {})["bytes"] < 0.5 * (full.artifact or {})["bytes"]
+
+
+def test_budget__bad_input_before_anything_is_measured(root: Path) -> None:
+    for overrides, message in (
+        (["compress=[fp16]", "compress.max_drop=1"], r"are budgets of mixed"),
+        (["compress=[mixed]", "compress.max_drop=-1"], r"max_drop=-1"),
+    ):
+        with pytest.raises(UserError, match=message):
+            compress(root, "bad", NANO, *overrides)
+        assert not (root / "bad" / "full").exists()
