@@ -44,7 +44,7 @@ class RunRecord:
         metrics: {"bbox": {"map", …}, "segm": {…}}.
         drop: {"segm": {"points", "ci95": [lo, hi]}, "bbox": …}.
         budget: {"max_drop", "max_bytes", "groups", "searched_on", "searched_drop", "kept"} of a searched plan.
-        latency_ms: {"p50", "p90", "batch", "threads"}.
+        latency_ms: {"p50", "p90", "parts", "batch", "prompts", "threads"}.
         started: ISO 8601 with time zone.
         error: first line of what went wrong.
     """

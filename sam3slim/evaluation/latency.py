@@ -5,6 +5,8 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,8 +25,8 @@ def measure_latency(
     image_index: Tensor | None = None,
     warmup: int = 3,
     repeats: int = 20,
-) -> dict[str, float | int]:
-    """Wall time of the whole forward (both towers, masks included), as ``record.json`` holds it.
+) -> dict[str, Any]:
+    """Wall time of the whole forward (both towers, masks included) and of its parts, as ``record.json`` holds it.
 
     Args:
         model: on any device; runs in eval mode and is left as it was.
@@ -35,30 +37,47 @@ def measure_latency(
         repeats: forwards that are.
 
     Returns:
-        {"p50", "p90"}: milliseconds per forward; {"batch"}: B; {"threads"}: CPU threads of torch.
+        {"p50", "p90"}: milliseconds per forward; {"batch"}: B; {"prompts"}: P; {"threads"}: CPU threads of torch;
+        {"parts"}: {"p50", "p90"} of ``vision`` (once per image), ``text`` (once per phrase), ``prompts`` (what every
+        prompt of every image passes: encoder, decoder, mask head).
     """
     if repeats < 1 or warmup < 0:
         raise ValueError(f"repeats={repeats} must be at least 1 and warmup={warmup} at least 0")
     device = model_device(model)
-    inputs = {
+    inputs: dict[str, Any] = {
         "pixel_values": pixel_values.to(device, model.dtype),
         "input_ids": input_ids.to(device),
         "attention_mask": attention_mask.to(device),
         "image_index": None if image_index is None else image_index.to(device),
     }
-    times = []
-    with torch.inference_mode(), eval_mode(model):
-        for run in range(warmup + repeats):
+
+    def timed(run: Callable[[], object]) -> dict[str, float]:
+        times = []
+        for number in range(warmup + repeats):
             _wait(device)
             started = time.perf_counter()
-            model(**inputs)
+            run()
             _wait(device)
-            if run >= warmup:
+            if number >= warmup:
                 times.append(1000 * (time.perf_counter() - started))
+        return {"p50": float(np.percentile(times, 50)), "p90": float(np.percentile(times, 90))}
+
+    with torch.inference_mode(), eval_mode(model):
+        whole = timed(lambda: model(**inputs))
+        vision = model.get_vision_features(inputs["pixel_values"])
+        text, _ = model.encode_text(inputs["input_ids"], inputs["attention_mask"])
+        encoded = {"vision_embeds": vision, "text_embeds": text}
+        rest = {key: inputs[key] for key in ("attention_mask", "image_index")}
+        parts = {
+            "vision": timed(lambda: model.get_vision_features(inputs["pixel_values"])),
+            "text": timed(lambda: model.encode_text(inputs["input_ids"], inputs["attention_mask"])),
+            "prompts": timed(lambda: model(**encoded, **rest)),
+        }
     return {
-        "p50": float(np.percentile(times, 50)),
-        "p90": float(np.percentile(times, 90)),
+        **whole,
+        "parts": parts,
         "batch": len(pixel_values),
+        "prompts": len(input_ids),
         "threads": torch.get_num_threads(),
     }
 

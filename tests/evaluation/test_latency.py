@@ -14,7 +14,8 @@ def test_measure_latency__counts_only_the_repeats(
     model: Sam3, make_batch: Callable[..., Batch], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch = make_batch([[1, 2], [3]])
-    clock = iter([0, 10, 10.002, 20, 20.004])  # the warm-up is started and not stopped
+    one = [0, 10, 10.002, 20, 20.004]  # the warm-up is started and not stopped
+    clock = iter([*one, *(second / 2 for _ in range(3) for second in one)])
     monkeypatch.setattr("sam3slim.evaluation.latency.time.perf_counter", lambda: next(clock))
     result = measure_latency(
         model, batch.pixel_values, batch.input_ids, batch.attention_mask,
@@ -22,7 +23,9 @@ def test_measure_latency__counts_only_the_repeats(
     )  # fmt: skip
     assert result["p50"] == pytest.approx(3.0)
     assert result["p90"] == pytest.approx(3.8)
-    assert (result["batch"], result["threads"]) == (2, torch.get_num_threads())
+    assert (result["batch"], result["prompts"], result["threads"]) == (2, 3, torch.get_num_threads())
+    assert list(result["parts"]) == ["vision", "text", "prompts"]
+    assert result["parts"]["text"]["p50"] == pytest.approx(1.5)
 
 
 def test_measure_latency__no_repeats_is_refused(model: Sam3, make_batch: Callable[..., Batch]) -> None:
