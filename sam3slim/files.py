@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -22,7 +23,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     whole new one. The suffix is kept, because some writers choose their format by it.
 
     Raises:
-        UserError: the parent folder cannot be created or written to.
+        UserError: the parent folder cannot be created or written to, or the disk is full.
     """
     final = Path(path)
     temporary = final.with_name(f".{final.stem}.{uuid.uuid4().hex[:8]}.tmp{final.suffix}")
@@ -37,6 +38,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(retired)
         else:
             os.replace(temporary, final)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(f"cannot write {final}: {error.strerror}; free some space or choose another folder") from error
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
@@ -62,6 +67,24 @@ def ensure_writable_dir(folder: str | Path) -> Path:
             f"cannot write to output folder {path}: {reason}; choose another folder or fix its permissions"
         ) from error
     return path
+
+
+def require_space(folder: str | Path, size: int) -> None:
+    """Refuse before the work starts what the disk cannot hold.
+
+    Args:
+        folder: an existing folder on the disk in question.
+        size: bytes to be written.
+
+    Raises:
+        UserError: less than that is free.
+    """
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise UserError(
+            f"{folder} has {free / 1e9:.2f} GB free, and {size / 1e9:.2f} GB are to be written; "
+            "free some space or choose another folder"
+        )
 
 
 def write_json(path: str | Path, value: Any) -> Path:

@@ -23,7 +23,7 @@ from sam3slim.checkpoints.report import by_part
 from sam3slim.checkpoints.rounding import Rounding
 from sam3slim.checkpoints.stream import Written, write_safetensors
 from sam3slim.errors import UserError
-from sam3slim.files import atomic_path, write_json
+from sam3slim.files import atomic_path, ensure_writable_dir, require_space, write_json
 from sam3slim.models import part_of
 
 Format = Literal["hf", "safetensors", "reference"]
@@ -80,12 +80,13 @@ def extract(
     require_all(raw, tensors)
     total = sum(tensor.numel() for tensor in tensors.values())
     files = weight_files(located)
+    width = DTYPES[dtype].itemsize if dtype else None
+    require_space(ensure_writable_dir(path.parent), sum(_part_bytes(tensors, width).values()))
     with ThreadPoolExecutor(1) as pool:
         # Beside the writing: reading the source twice costs little while it is in the page cache.
         hashes = pool.submit(lambda: {file.name: _sha256(file) for file in files})
         write = {"hf": _write_hf, "safetensors": _write_safetensors, "reference": _write_reference}[format]
         size, rounding = write(path, raw, tensors, dtype, hashes.result, lambda count: advance(count, total))
-    width = DTYPES[dtype].itemsize if dtype else None
     return Extracted(
         path,
         _part_bytes(tensors) | {name: size for name, size in {**raw.ignored, **raw.other}.items() if size},

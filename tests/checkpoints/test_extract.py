@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -206,6 +208,24 @@ def test_extract__refusals(model: Sam3, tmp_path: Path) -> None:
             extract(source, target, **options)  # type: ignore[arg-type]
     assert (tmp_path / "file").read_text() == "mine"
     assert not (tmp_path / "new").exists()
+
+
+def test_extract__a_full_disk_is_told_before_and_while_writing(
+    model: Sam3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_artifact(model, tmp_path / "artifact").path
+    with monkeypatch.context() as patch:
+        patch.setattr("sam3slim.files.shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+        with pytest.raises(UserError, match=r"0\.00 GB free"):
+            extract(source, tmp_path / "out")
+
+    def full(_: object) -> Iterator[torch.Tensor]:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(stream_module, "chunks", full)
+    with pytest.raises(UserError, match=r"cannot write .*out: No space left on device; free some space"):
+        extract(source, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["artifact"]
 
 
 def test_extract__incomplete_source_writes_nothing(model: Sam3, tmp_path: Path) -> None:
