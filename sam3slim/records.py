@@ -74,6 +74,8 @@ class RunRecord:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; NaN and infinity, which JSON lacks, become None."""
         values = plain(asdict(self))
+        if self.budget is None:
+            del values["budget"]  # only searches have one
         return {
             "schema": values.pop("schema"),
             "status": values.pop("status"),
