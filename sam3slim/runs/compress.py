@@ -106,7 +106,7 @@ class _Run:
     def one(self, entry: str, options: Any, method: Any, folder: Path) -> RunRecord:
         """One method's record, also when it failed."""
         try:
-            with self._recording(folder, "compress", {**self.config, "compress": {entry: options}}) as record:
+            with self._recording(folder, "compress", self._only(entry, options)) as record:
                 searched = None
                 if isinstance(method, Mixed) and self.spec.budget.given:
                     searched = self.search(folder)
@@ -131,7 +131,7 @@ class _Run:
 
     def sensitivity(self, folder: Path) -> None:
         """What each group of weights costs in INT8, on the evaluated split."""
-        with self._recording(folder, "compress", {**self.config, "compress": {SENSITIVITY: {}}}) as record:
+        with self._recording(folder, "compress", self._only(SENSITIVITY, {})) as record:
             record.model = model_facts(self.model)
             meter = PlanMeter(
                 self.model, self.data, self.spec.data.split, self.device,
@@ -144,6 +144,11 @@ class _Run:
         budget = self.spec.budget
         meter = PlanMeter(self.model, self.data, budget.search_split, self.device, limit=self.spec.limit)
         return search_plan(meter, budget, folder)
+
+    def _only(self, entry: str, options: Any) -> dict[str, Any]:
+        """The config as ``compress=[entry]`` alone would have it, so that both ways to ask hash to one record."""
+        settings = {name: value for name, value in self.config["compress"].items() if name not in self.spec.methods}
+        return {**self.config, "compress": {**settings, entry: options}}
 
     def _recording(self, folder: Path, kind: Any, config: dict[str, Any]) -> Any:
         return recording(
