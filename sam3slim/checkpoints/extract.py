@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -22,6 +20,7 @@ from sam3slim.checkpoints.reference_file import reference_tensors, write_referen
 from sam3slim.checkpoints.report import by_part
 from sam3slim.checkpoints.rounding import Rounding
 from sam3slim.checkpoints.stream import Written, write_safetensors
+from sam3slim.disk import file_sha256
 from sam3slim.errors import UserError
 from sam3slim.files import atomic_path, ensure_writable_dir, require_space, write_json
 from sam3slim.models import part_of
@@ -82,11 +81,10 @@ def extract(
     files = weight_files(located)
     width = DTYPES[dtype].itemsize if dtype else None
     require_space(ensure_writable_dir(path.parent), sum(_part_bytes(tensors, width).values()))
-    with ThreadPoolExecutor(1) as pool:
-        # Beside the writing: reading the source twice costs little while it is in the page cache.
-        hashes = pool.submit(lambda: {file.name: _sha256(file) for file in files})
-        write = {"hf": _write_hf, "safetensors": _write_safetensors, "reference": _write_reference}[format]
-        size, rounding = write(path, raw, tensors, dtype, hashes.result, lambda count: advance(count, total))
+    # Written first, then hashed: both at once only hold each other up at the disk.
+    hashes = lambda: {file.name: file_sha256(file) for file in files}  # noqa: E731
+    write = {"hf": _write_hf, "safetensors": _write_safetensors, "reference": _write_reference}[format]
+    size, rounding = write(path, raw, tensors, dtype, hashes, lambda count: advance(count, total))
     return Extracted(
         path,
         _part_bytes(tensors) | {name: size for name, size in {**raw.ignored, **raw.other}.items() if size},
@@ -154,11 +152,6 @@ def _write_facts(path: Path, raw: RawCheckpoint, dtype: str | None, written: Wri
 
 def _provenance(raw: RawCheckpoint, hashes: dict[str, str]) -> dict[str, Any]:
     return {"path": str(raw.path), "kind": raw.kind, "precision": raw.precision, "sha256": hashes}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _part_bytes(

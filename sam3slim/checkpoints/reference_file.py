@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import struct
 import zipfile
 import zlib
@@ -18,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from sam3slim.checkpoints.reference_keys import CLASS_TOKEN, FREQS_CIS, POINTS, freqs_cis, place_of
 from sam3slim.checkpoints.rounding import HALVES, Rounding, round_values
 from sam3slim.checkpoints.stream import Written, chunks, write_bytes
+from sam3slim.disk import file_sha256
 from sam3slim.models.build import state_shapes
 from sam3slim.specs import ModelSpec
 
@@ -103,9 +103,7 @@ def write_reference(
             checksums[f"data/{number}"] = _fill(file, item.make(), types[key], advance)
             _write_checksum_after(file, checksums[f"data/{number}"])
     _write_directory(path, checksums)
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Written(path.stat().st_size, digest, rounding)
+    return Written(path.stat().st_size, file_sha256(path), rounding)
 
 
 def _joined(pieces: Mapping[str, str], tensors: Mapping[str, Tensor], class_token: Tensor | None) -> Pending:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,6 +46,11 @@ class Rounding:
 def round_values(tensor: Tensor, dtype: torch.dtype) -> tuple[Tensor | None, int]:
     """``tensor`` in half precision and the number of non-zero values that became zero; None where one overflows."""
     half = tensor.to(dtype)
-    if not bool(half.isfinite().all()):
+    if not tensor.numel():
+        return half, 0
+    # aminmax hands NaN on, and is 20 times faster than isfinite on half precision; so are bits without their sign.
+    low, high = half.aminmax()
+    if not (low.isfinite() and high.isfinite()):
         return None, 0
-    return half, int(torch.count_nonzero(tensor) - torch.count_nonzero(half))
+    nonzero = int(np.count_nonzero(half.view(torch.int16).numpy() << 1))
+    return half, int(torch.count_nonzero(tensor)) - nonzero

@@ -6,18 +6,16 @@ tensors' bytes one after another. The package's own writer wants all tensors in 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
 from sam3slim.checkpoints.rounding import HALVES, Rounding, round_values
+from sam3slim.disk import HashingWriter
 
 CHUNK = 4_000_000  # elements
 ALIGNMENT = 8  # the header is padded so that tensors start aligned
@@ -59,12 +57,11 @@ def write_safetensors(
     room = len(_header(tensors, types, metadata))
     while True:
         head = _header(tensors, types, metadata, room)
-        with path.open("wb") as file, _Hash() as digest:
+        with HashingWriter(path) as file:
             file.write(head)
-            digest.update(head)
-            overflowed = _write_all(file, digest, tensors, types, rounding, advance)
+            overflowed = _write_all(file, tensors, types, rounding, advance)
         if not overflowed:
-            return Written(path.stat().st_size, digest.hexdigest(), rounding)
+            return Written(file.size, file.hexdigest(), rounding)
         # Rare: those tensors keep their type, so every later offset moves.
         rounding.overflowed += overflowed
         types |= {key: tensors[key].dtype for key in overflowed}
@@ -82,8 +79,7 @@ def chunks(tensor: Tensor) -> Iterator[Tensor]:
 
 
 def _write_all(
-    file: BinaryIO,
-    digest: _Hash,
+    file: HashingWriter,
     tensors: Mapping[str, Tensor],
     types: Mapping[str, torch.dtype],
     rounding: Rounding,
@@ -103,9 +99,7 @@ def _write_all(
             if stored is None:
                 overflowed.append(key)
                 break
-            data = write_bytes(stored)
-            file.write(data)
-            digest.update(data)
+            file.write(write_bytes(stored))
             advance(part.numel())
         if lost:
             rounding.underflowed[key] = lost
@@ -133,26 +127,3 @@ def _header(
     size = max(len(text), room - 8)
     size += -size % ALIGNMENT
     return size.to_bytes(8, "little") + text.ljust(size)
-
-
-class _Hash:
-    """SHA-256 on a thread of its own: hashing keeps up with converting on another core."""
-
-    def __enter__(self) -> _Hash:
-        self._sum = hashlib.sha256()
-        self._pool = ThreadPoolExecutor(1)
-        self._last: Future[None] | None = None
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(wait=True)
-
-    def update(self, data: bytes | memoryview) -> None:
-        if self._last is not None:
-            self._last.result()  # at most one chunk waits
-        self._last = self._pool.submit(self._sum.update, data)
-
-    def hexdigest(self) -> str:
-        if self._last is not None:
-            self._last.result()
-        return self._sum.hexdigest()

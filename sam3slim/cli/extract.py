@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from sam3slim.cli.command import Command, megabytes
+from sam3slim.cli.command import Command, megabytes, quick_imports
 from sam3slim.cli.inspect import parse_overrides
 
 if TYPE_CHECKING:
@@ -27,9 +27,10 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from rich.progress import Progress
+    with quick_imports():
+        from rich.progress import Progress
 
-    from sam3slim.checkpoints.extract import extract
+        from sam3slim.checkpoints.extract import extract
 
     with Progress(transient=True) as bar:
         task = bar.add_task(f"writing {arguments.target}", total=None)

@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from sam3slim.cli.command import Command, megabytes
+from sam3slim.cli.command import Command, megabytes, quick_imports
 from sam3slim.errors import UserError
 
 if TYPE_CHECKING:
@@ -49,7 +49,8 @@ def parse_overrides(settings: list[str]) -> dict[str, Any]:
 
 
 def _inspect_architecture(overrides: list[str], as_json: bool) -> None:
-    from sam3slim.config import compose_model
+    with quick_imports():
+        from sam3slim.config import compose_model
 
     spec = compose_model(overrides)
     table = size_table(spec)
@@ -60,7 +61,8 @@ def _inspect_architecture(overrides: list[str], as_json: bool) -> None:
 
 
 def _inspect_checkpoint(source: str, overrides: dict[str, Any], as_json: bool) -> None:
-    from sam3slim.checkpoints.inspect import inspect
+    with quick_imports():
+        from sam3slim.checkpoints.inspect import inspect
 
     found = inspect(source, overrides)
     if as_json:
