@@ -28,10 +28,13 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace) -> None:
     with quick_imports():
+        import torch
         from rich.progress import Progress
 
         from sam3slim.checkpoints.extract import extract
 
+    # Rounding waits for memory; a second core is worth more to hashing and writing.
+    torch.set_num_threads(1)
     with Progress(transient=True) as bar:
         task = bar.add_task(f"writing {arguments.target}", total=None)
         done = 0
