@@ -7,8 +7,9 @@ The layout is written by torchao and read here, because six lines outlive a prot
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,12 +40,19 @@ class StoredInt8:
         return self.qdata.numel()
 
 
+# In the safetensors header: keys, as JSON. No dot in the name: transformers takes dotted ones for tensors.
+DYNAMIC_METADATA = "sam3slim_dynamic_activations"
 QDATA = re.compile(r"^(?P<module>.+)\._(?P<name>\w+)_qdata$")
 
 
 def is_quantised(tensor: Any) -> bool:
     """True for torchao's ``Int8Tensor`` (also inside a Parameter) and ``StoredInt8``; torchao need not be installed."""
     return hasattr(tensor, "qdata") and hasattr(tensor, "scale")
+
+
+def is_dynamic(tensor: Any) -> bool:
+    """True for an INT8 weight whose products are INT8 as well: activations are quantised as they come."""
+    return getattr(tensor, "act_quant_kwargs", None) is not None
 
 
 def flatten(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -64,6 +72,8 @@ def flatten(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str,
     # Only the quantised tensors are described: a line per plain tensor is a tenth of a small file.
     quantised = {key: tensor.detach() for key, tensor in tensors.items() if is_quantised(tensor)}
     flat, metadata = flatten_tensor_state_dict(quantised)
+    dynamic = [key for key, tensor in quantised.items() if is_dynamic(tensor)]
+    metadata |= {DYNAMIC_METADATA: json.dumps(dynamic)} if dynamic else {}
     plain = {key: tensor for key, tensor in tensors.items() if key not in quantised}
     return {**plain, **stored, **flat}, metadata
 
@@ -73,15 +83,23 @@ def quantization_config(tensors: Mapping[str, Tensor]) -> Any:
     quantised = {k.rsplit(".", 1)[0] for k, t in tensors.items() if is_quantised(t) and not isinstance(t, StoredInt8)}
     if not quantised:
         return None
-    from torchao.quantization import Int8WeightOnlyConfig
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig
     from transformers import TorchAoConfig
 
+    # Which weight is dynamic is told by the header, tensor by tensor; here only that some are.
+    dynamic = any(map(is_dynamic, tensors.values()))
+    scheme = Int8DynamicActivationInt8WeightConfig() if dynamic else Int8WeightOnlyConfig()
     floats = sorted({k.rsplit(".", 1)[0] for k in tensors} - quantised)
-    return TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=floats, include_input_output_embeddings=True)
+    return TorchAoConfig(scheme, modules_to_not_convert=floats, include_input_output_embeddings=True)
 
 
-def unflatten(flat: Mapping[str, Tensor], source: object, *, dequantize: bool) -> dict[str, Tensor]:
+def unflatten(
+    flat: Mapping[str, Tensor], source: object, *, dequantize: bool, dynamic: Collection[str] = ()
+) -> dict[str, Tensor]:
     """Inverse of ``flatten``: stored tensors under model keys, INT8 ones as ``Int8Tensor`` or FP32.
+
+    Args:
+        dynamic: keys whose activations are quantised too.
 
     Raises:
         CheckpointError: an INT8 weight without its scale.
@@ -97,21 +115,30 @@ def unflatten(flat: Mapping[str, Tensor], source: object, *, dequantize: bool) -
             raise CheckpointError(f"checkpoint {source}: INT8 weight {key} has no {stem}scale; write it again")
         qdata, scale = tensors.pop(key), tensors.pop(f"{stem}scale")
         tensors.pop(f"{stem}zero_point", None)  # all zeros: the scheme is symmetric
-        tensors[f"{match['module']}.{match['name']}"] = (
-            qdata.float() * scale.float() if dequantize or qdata.ndim != 2 else int8_tensor(qdata, scale)
+        key = f"{match['module']}.{match['name']}"
+        tensors[key] = (
+            qdata.float() * scale.float()
+            if dequantize or qdata.ndim != 2
+            else int8_tensor(qdata, scale, dynamic=key in dynamic)
         )
     return tensors
 
 
-def int8_tensor(qdata: Tensor, scale: Tensor) -> Tensor:
-    """torchao's weight-only tensor that computes in FP32: qdata int8 [rows, columns], scale [rows, 1]."""
+def int8_tensor(qdata: Tensor, scale: Tensor, *, dynamic: bool = False) -> Tensor:
+    """torchao's tensor that gives FP32 results: qdata int8 [rows, columns], scale [rows, 1].
+
+    Args:
+        dynamic: also quantise activations, symmetric, one scale per token; otherwise they stay float.
+    """
     try:
-        from torchao.quantization import Int8Tensor
+        from torchao.quantization import Int8Tensor, PerRow
+        from torchao.quantization.quantize_.workflows.int8.int8_tensor import QuantizeTensorToInt8Kwargs
     except ImportError as error:
         raise UserError(
             "INT8 weights run on torchao, which is not installed; pip install torchao, or load with dequantize=True"
         ) from error
-    tensor: Tensor = Int8Tensor(qdata, scale, [1, qdata.shape[1]], torch.float32)
+    activations = QuantizeTensorToInt8Kwargs(granularity=PerRow()) if dynamic else None
+    tensor: Tensor = Int8Tensor(qdata, scale, [1, qdata.shape[1]], torch.float32, act_quant_kwargs=activations)
     return tensor
 
 

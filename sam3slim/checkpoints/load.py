@@ -56,7 +56,7 @@ def load(
     raw = read(locate(source), overrides)
     if expect is not None:
         _check_architecture(raw, expect)
-    tensors = int8.unflatten(raw.tensors, raw.path, dequantize=dequantize)
+    tensors = int8.unflatten(raw.tensors, raw.path, dequantize=dequantize, dynamic=raw.dynamic)
     report = require_all(raw, tensors, allow_fresh)
     model = init_for_training(build_model(raw.spec)) if report.fresh else empty_model(raw.spec)
     _copy(model, tensors)

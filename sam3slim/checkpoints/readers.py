@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import Sam3Config
 
 from sam3slim.checkpoints.infer import infer_spec, override_spec
+from sam3slim.checkpoints.int8 import DYNAMIC_METADATA
 from sam3slim.checkpoints.layout import Layout, assign, find_layout
 from sam3slim.checkpoints.locate import ARTIFACT_FILE, INDEX_FILE, WEIGHTS_FILE, Kind, Located, read_json
 from sam3slim.checkpoints.report import CheckpointError
@@ -49,6 +50,7 @@ class RawCheckpoint:
         other: what lies beside the weights → bytes (``optimizer``, ``scaler``, …).
         originals: what transformers drops of the reference's tensors, see ``layout.Assigned``.
         layout: the file's names of tensors.
+        dynamic: keys of INT8 weights whose activations are quantised too.
     """
 
     path: Path
@@ -61,6 +63,7 @@ class RawCheckpoint:
     other: dict[str, int] = field(default_factory=dict)
     originals: dict[str, Tensor] = field(default_factory=dict)
     layout: Layout = OURS
+    dynamic: frozenset[str] = frozenset()
 
 
 def read(located: Located, overrides: Overrides | None = None) -> RawCheckpoint:
@@ -88,9 +91,10 @@ def read_artifact(folder: Path, overrides: Overrides) -> RawCheckpoint:
     for key in ("spec", "precision"):
         if key not in facts:
             raise CheckpointError(f"{folder / ARTIFACT_FILE} lacks {key!r}; write the artifact again")
-    tensors, _ = _read_safetensors(folder / WEIGHTS_FILE)
+    tensors, metadata = _read_safetensors(folder / WEIGHTS_FILE)
     spec = override_spec(ModelSpec.from_dict(facts["spec"]), overrides)
-    return RawCheckpoint(folder, "artifact", str(facts["precision"]), spec, tensors)
+    dynamic = frozenset(json.loads(metadata.get(DYNAMIC_METADATA, "[]")))
+    return RawCheckpoint(folder, "artifact", str(facts["precision"]), spec, tensors, dynamic=dynamic)
 
 
 def read_transformers(folder: Path, overrides: Overrides) -> RawCheckpoint:

@@ -2,6 +2,7 @@
 
 from sam3slim.compression.groups import GROUPS, weights_by_group
 from sam3slim.compression.half import Bf16, Fp16
+from sam3slim.compression.int8_dynamic import Int8Dynamic, emulated
 from sam3slim.compression.int8_weight import Int8Rules, Int8Weight
 from sam3slim.compression.mixed import Mixed
 from sam3slim.compression.registry import (
@@ -18,11 +19,13 @@ __all__ = [
     "Bf16",
     "CompressedTensors",
     "Fp16",
+    "Int8Dynamic",
     "Int8Rules",
     "Int8Weight",
     "Mixed",
     "WeightsOnly",
     "compress",
+    "emulated",
     "method_from_name",
     "method_names",
     "register",

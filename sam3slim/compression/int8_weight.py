@@ -6,6 +6,7 @@ s = max|w| / 127.5 of the row. The rest of the model is stored in FP16 by ``half
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import ClassVar
@@ -26,19 +27,23 @@ class Int8Rules:
     """Which weights become INT8.
 
     Attributes:
-        parts: only these parts; decoder, mask head and scoring stay float, because a DETR decoder is what
-            INT8 hurts most.
+        parts: all of these parts; attention and heads of the decoder, mask head and scoring stay float, because a
+            DETR decoder is what INT8 hurts most.
+        also: parameter-name patterns (``*`` wild) in other parts: the decoder's feed-forward layers, half of its
+            weights.
         keep_float: parameter-name patterns (``*`` wild) left float: embeddings that the model reads as
             plain tensors or that hold a few rows.
         min_columns: rows shorter than this stay FP16; an FP32 scale would eat what INT8 saves.
     """
 
     parts: tuple[str, ...] = ("vision", "text", "geometry", "encoder")
+    also: tuple[str, ...] = ("detr_decoder.layers.*.mlp.*",)
     keep_float: tuple[str, ...] = ("*.position_embedding.weight", "*.cls_embed.weight", "*.label_embed.weight")
     min_columns: int = 16
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parts", tuple(self.parts))
+        object.__setattr__(self, "also", tuple(self.also))
         object.__setattr__(self, "keep_float", tuple(self.keep_float))
         unknown = [part for part in self.parts if part not in PARTS]
         if unknown:
@@ -47,8 +52,8 @@ class Int8Rules:
     def selects(self, name: str, weight: Tensor) -> bool:
         """Is the Linear or Embedding weight called ``name`` to be quantised?"""
         wide_enough = weight.ndim == 2 and weight.shape[1] >= self.min_columns
-        allowed = not any(fnmatchcase(name, pattern) for pattern in self.keep_float)
-        return part_of(name) in self.parts and wide_enough and allowed
+        wanted = part_of(name) in self.parts or any(fnmatchcase(name, pattern) for pattern in self.also)
+        return wanted and wide_enough and not any(fnmatchcase(name, pattern) for pattern in self.keep_float)
 
 
 @dataclass(frozen=True)
@@ -61,14 +66,19 @@ class Int8Weight:
 
 @register(Int8Weight)
 def int8_weight(model: Sam3, method: Int8Weight) -> CompressedTensors:
-    chosen = set(quantised_names(model, method.rules))
+    return store_int8(model, method.name, method.rules)
+
+
+def store_int8(model: Sam3, precision: str, rules: Int8Rules, dynamic: Collection[str] = ()) -> CompressedTensors:
+    """INT8 where ``rules`` say so, FP16 elsewhere; ``dynamic`` weights quantise their activations too."""
+    chosen = set(quantised_names(model, rules))
     state = model.state_dict()
     rest, overflowed, underflowed = round_tensors(
         {key: tensor for key, tensor in state.items() if key not in chosen}, torch.float16
     )
     # Same order of keys as the model, so that two artifacts can be compared line by line.
-    tensors = {key: quantise(t) if key in chosen else rest[key] for key, t in state.items()}
-    return CompressedTensors("int8_weight", tensors, overflowed=overflowed, underflowed=underflowed)
+    tensors = {key: quantise(t, dynamic=key in dynamic) if key in chosen else rest[key] for key, t in state.items()}
+    return CompressedTensors(precision, tensors, overflowed=overflowed, underflowed=underflowed)
 
 
 def quantised_names(model: nn.Module, rules: Int8Rules) -> list[str]:
@@ -80,8 +90,8 @@ def quantised_names(model: nn.Module, rules: Int8Rules) -> list[str]:
     ]
 
 
-def quantise(weight: Tensor) -> Tensor:
-    """torchao's per-row weight-only tensor of a float ``weight`` [rows, columns].
+def quantise(weight: Tensor, *, dynamic: bool = False) -> Tensor:
+    """torchao's per-row tensor of a float ``weight`` [rows, columns]; see ``int8_tensor`` for ``dynamic``.
 
     Its zero points (all zero: symmetric) are dropped; they would cost a byte per row for nothing.
     """
@@ -90,4 +100,4 @@ def quantise(weight: Tensor) -> Tensor:
     except ImportError as error:
         raise UserError("compress=int8_weight needs torchao, which is not installed; pip install torchao") from error
     quantised = Int8Tensor.from_hp(weight.detach().cpu().float(), granularity=PerRow())
-    return int8_tensor(quantised.qdata, quantised.scale)
+    return int8_tensor(quantised.qdata, quantised.scale, dynamic=dynamic)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import resource
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,8 @@ from torch import Tensor
 
 from sam3slim.evaluation.inference import eval_mode, model_device
 from sam3slim.models.sam3 import Sam3
+
+STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def measure_latency(
@@ -26,7 +30,7 @@ def measure_latency(
     warmup: int = 3,
     repeats: int = 20,
 ) -> dict[str, Any]:
-    """Wall time of the whole forward (both towers, masks included) and of its parts, as ``record.json`` holds it.
+    """Time and memory of the whole forward (both towers, masks included) and of its parts, as ``record.json`` has it.
 
     Args:
         model: on any device; runs in eval mode and is left as it was.
@@ -37,9 +41,10 @@ def measure_latency(
         repeats: forwards that are.
 
     Returns:
-        {"p50", "p90"}: milliseconds per forward; {"batch"}: B; {"prompts"}: P; {"threads"}: CPU threads of torch;
-        {"parts"}: {"p50", "p90"} of ``vision`` (once per image), ``text`` (once per phrase), ``prompts`` (what every
-        prompt of every image passes: encoder, decoder, mask head).
+        {"p50", "p90"}: milliseconds per forward; {"memory_bytes"}: most bytes that one forward holds beyond weights
+        and inputs; {"batch"}: B; {"prompts"}: P; {"threads"}: CPU threads of torch; {"parts"}: {"p50", "p90",
+        "memory_bytes"} of ``vision`` (once per image), ``text`` (once per phrase), ``prompts`` (what every prompt of
+        every image passes: encoder, decoder, mask head).
     """
     if repeats < 1 or warmup < 0:
         raise ValueError(f"repeats={repeats} must be at least 1 and warmup={warmup} at least 0")
@@ -51,7 +56,7 @@ def measure_latency(
         "image_index": None if image_index is None else image_index.to(device),
     }
 
-    def timed(run: Callable[[], object]) -> dict[str, float]:
+    def measured(run: Callable[[], object]) -> dict[str, float | None]:
         times = []
         for number in range(warmup + repeats):
             _wait(device)
@@ -60,18 +65,19 @@ def measure_latency(
             _wait(device)
             if number >= warmup:
                 times.append(1000 * (time.perf_counter() - started))
-        return {"p50": float(np.percentile(times, 50)), "p90": float(np.percentile(times, 90))}
+        p50, p90 = np.percentile(times, [50, 90])
+        return {"p50": float(p50), "p90": float(p90), "memory_bytes": _growth(run, device)}
 
     with torch.inference_mode(), eval_mode(model):
-        whole = timed(lambda: model(**inputs))
+        whole = measured(lambda: model(**inputs))
         vision = model.get_vision_features(inputs["pixel_values"])
         text, _ = model.encode_text(inputs["input_ids"], inputs["attention_mask"])
         encoded = {"vision_embeds": vision, "text_embeds": text}
         rest = {key: inputs[key] for key in ("attention_mask", "image_index")}
         parts = {
-            "vision": timed(lambda: model.get_vision_features(inputs["pixel_values"])),
-            "text": timed(lambda: model.encode_text(inputs["input_ids"], inputs["attention_mask"])),
-            "prompts": timed(lambda: model(**encoded, **rest)),
+            "vision": measured(lambda: model.get_vision_features(inputs["pixel_values"])),
+            "text": measured(lambda: model.encode_text(inputs["input_ids"], inputs["attention_mask"])),
+            "prompts": measured(lambda: model(**encoded, **rest)),
         }
     return {
         **whole,
@@ -83,18 +89,41 @@ def measure_latency(
 
 
 def reset_peak_memory(device: torch.device | str) -> None:
-    """Start counting anew on a CUDA device. A CPU process cannot forget its peak: nothing happens there."""
+    """Start counting anew: on a CUDA device, and on Linux for the process. Elsewhere a process cannot forget."""
     if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+    elif STATUS.exists():
+        # What was freed goes back first, or the next forward would use it unseen.
+        ctypes.CDLL(None).malloc_trim(0)
+        RESET.write_text("5")
 
 
 def peak_memory_bytes(device: torch.device | str) -> int:
-    """Most bytes held: by torch's allocator since the last reset (CUDA), or by the process ever (CPU)."""
+    """Most bytes held since the last reset: by torch's allocator (CUDA), or by the whole process (CPU)."""
     if torch.device(device).type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
+    if STATUS.exists():
+        return _status("VmHWM")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Linux counts kilobytes, macOS bytes.
+    # macOS counts bytes, others kilobytes.
     return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def _growth(run: Callable[[], object], device: torch.device) -> int | None:
+    """Most bytes held during ``run`` beyond those before it; None where the system does not tell."""
+    if device.type != "cuda" and not STATUS.exists():
+        return None
+    reset_peak_memory(device)
+    before = torch.cuda.memory_allocated(device) if device.type == "cuda" else _status("VmRSS")
+    run()
+    _wait(device)
+    return peak_memory_bytes(device) - before
+
+
+def _status(key: str) -> int:
+    """A number of bytes from the kernel's account of this process."""
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(key))
+    return 1024 * int(line.split()[1])
 
 
 def _wait(device: torch.device) -> None:

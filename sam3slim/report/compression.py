@@ -8,14 +8,17 @@ from typing import Any
 from sam3slim.records import RunRecord
 
 ACCEPTED_DROP = 1.0  # points of mask mAP; a method is recommended when the whole interval lies below
+CALIBRATION = ("presence_present", "presence_absent", "top_score_present", "top_score_absent")
+# Of phrases that are in the image: what a threshold is set on.
+SHOWN_CALIBRATION = ("presence_present", "top_score_present")
 COLUMNS = (
     "method", "bytes", "ratio", "bbox_map", "segm_map", "bbox_drop", "bbox_drop_low", "bbox_drop_high",
-    "segm_drop", "segm_drop_low", "segm_drop_high", "latency_p50_ms", "latency_p90_ms", "peak_memory_bytes",
-    "retraining_needed", "recommended", "error",
+    "segm_drop", "segm_drop_low", "segm_drop_high", *CALIBRATION, "latency_p50_ms", "latency_p90_ms", "memory_bytes",
+    "peak_memory_bytes", "retraining_needed", "recommended", "error",
 )  # fmt: skip
 SHOWN = (
-    "method", "bytes", "ratio", "bbox_map", "segm_map", "segm_drop_interval", "latency_p50_ms", "retraining_needed",
-    "recommended", "error",
+    "method", "bytes", "ratio", "bbox_map", "segm_map", "segm_drop_interval", "calibration_change", "latency_p50_ms",
+    "retraining_needed", "recommended", "error",
 )  # fmt: skip
 
 
@@ -44,8 +47,14 @@ def _row(method: str, record: RunRecord, full: RunRecord) -> dict[str, Any]:
         "ratio": full_size / size if size and full_size else None,
         "latency_p50_ms": latency.get("p50"),
         "latency_p90_ms": latency.get("p90"),
+        "memory_bytes": latency.get("memory_bytes"),
         "peak_memory_bytes": record.peak_memory_bytes,
     }
+    before, after = _calibration(full), _calibration(record)
+    row |= {key: after.get(key) for key in CALIBRATION}
+    changes = [after[key] - before[key] for key in SHOWN_CALIBRATION if None not in (before.get(key), after.get(key))]
+    if changes and record is not full:
+        row["calibration_change"] = " / ".join(f"{round(change, 3) + 0.0:+.3f}" for change in changes)
     for kind in ("bbox", "segm"):
         row[f"{kind}_map"] = ((record.metrics or {}).get(kind) or {}).get("map")
         drop = (record.drop or {}).get(kind)
@@ -54,6 +63,10 @@ def _row(method: str, record: RunRecord, full: RunRecord) -> dict[str, Any]:
             row |= {f"{kind}_drop": drop["points"], f"{kind}_drop_low": low, f"{kind}_drop_high": high}
             row["segm_drop_interval"] = f"{drop['points'] + 0.0:.2f} ({low + 0.0:.2f} to {high + 0.0:.2f})"
     return row
+
+
+def _calibration(record: RunRecord) -> dict[str, Any]:
+    return (record.metrics or {}).get("calibration") or {}
 
 
 def _upper(row: dict[str, Any]) -> float | None:

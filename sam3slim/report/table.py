@@ -100,10 +100,20 @@ HEADINGS = {
     "segm_map": "mask mAP %",
     "segm_drop": "mask drop, points",
     "segm_drop_interval": "mask drop, points (95 %)",
+    "calibration_change": "presence / top score",
     "latency_p50_ms": "latency, ms",
     "retraining_needed": "retraining needed",
 }
-TEXT_COLUMNS = {"name", "method", "precision", "retrained", "retraining_needed", "recommended", "error"}
+TEXT_COLUMNS = {
+    "name",
+    "method",
+    "precision",
+    "retrained",
+    "retraining_needed",
+    "recommended",
+    "calibration_change",
+    "error",
+}
 FORMATS: dict[str, Callable[[Any], str]] = {
     "params": _count,
     "bytes": megabytes,

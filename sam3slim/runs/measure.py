@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from sam3slim.checkpoints import ArtifactInfo
+from sam3slim.compression import emulated
 from sam3slim.data.module import ConceptData
 from sam3slim.data.spec import DataSpec
 from sam3slim.errors import UserError
@@ -18,6 +20,7 @@ from sam3slim.records import RunRecord
 from sam3slim.runs.drop import Found, fill_drop, matches_of, save_matches
 from sam3slim.runs.specs import EvaluateSpec
 
+EMULATION = "torchao's INT8 products emulated in FP32 (latency: the kernel itself)"
 HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -43,7 +46,11 @@ def measure(
     device = next(model.parameters()).device
     reset_peak_memory(device)
     loader = data.loader(spec.data.split)
-    result = evaluate_model(model, loader, limit=spec.limit, keep_detections=True)
+    with emulated(model) if device.type == "cpu" else nullcontext(0) as count:
+        result = evaluate_model(model, loader, limit=spec.limit, keep_detections=True)
+    if count:
+        record.artifact = {**(record.artifact or {}), "evaluated_with": EMULATION}
+        print(f"{count} Linears: {EMULATION}")
     add_result(record, result, spec.data)
     found = matches_of(result)
     save_matches(found, folder)

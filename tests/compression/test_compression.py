@@ -34,7 +34,7 @@ def reload(model: Sam3, compressed: CompressedTensors, folder: Path, **options: 
 
 
 def test_method_names__what_the_user_types() -> None:
-    assert set(method_names()) == {"weights_only", "fp16", "bf16", "int8_weight", "mixed"}
+    assert set(method_names()) == {"weights_only", "fp16", "bf16", "int8_weight", "int8_dynamic", "mixed"}
 
 
 def test_method_from_name__typo_and_unknown_option() -> None:
@@ -97,7 +97,9 @@ def test_int8_weight__which_tensors(model: Sam3) -> None:
     int8 = {key for key, tensor in tensors.items() if is_quantised(tensor)}
     assert "text_encoder.text_model.embeddings.token_embedding.weight" in int8
     assert "vision_encoder.backbone.layers.0.attention.q_proj.weight" in int8
-    assert {part_of(key) for key in int8} == {"vision", "text", "geometry", "encoder"}
+    assert {part_of(key) for key in int8} == {"vision", "text", "geometry", "encoder", "decoder"}
+    # Of the decoder only what no attention and no head depends on.
+    assert {key.split(".")[-3] for key in int8 if part_of(key) == "decoder"} == {"mlp"}
     assert not any("norm" in key or "conv" in key or "cls_embed" in key for key in int8)
     # Four columns: an FP32 scale per row costs what INT8 saves.
     assert "geometry_encoder.boxes_direct_project.weight" not in int8
@@ -160,7 +162,7 @@ def test_int8_weight__opens_in_plain_transformers(
 
 
 def test_int8_weight__rules_are_data(model: Sam3) -> None:
-    compressed = compress(model, Int8Weight(Int8Rules(parts=("text",), keep_float=("*token_embedding*",))))
+    compressed = compress(model, Int8Weight(Int8Rules(parts=("text",), also=(), keep_float=("*token_embedding*",))))
     int8 = {key for key, tensor in compressed.tensors.items() if is_quantised(tensor)}
     assert {part_of(key) for key in int8} == {"text"}
     assert "text_encoder.text_model.embeddings.token_embedding.weight" not in int8
