@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sam3slim.checkpoints import int8
 from sam3slim.checkpoints.card import DEFAULT_LICENSE_NOTE, default_card
+from sam3slim.checkpoints.lazy import LazyTensors, described
 from sam3slim.checkpoints.locate import ARTIFACT_FILE, WEIGHTS_FILE
 from sam3slim.checkpoints.processor import save_processor
 from sam3slim.checkpoints.readers import SCHEMA
@@ -96,17 +97,18 @@ def write_folder(
     with atomic_path(path) as temporary:
         temporary.mkdir()
         written = _write_weights(tensors, temporary / WEIGHTS_FILE, dtype, advance)
-        stored = _as_stored(tensors, dtype, written.rounding)
+        plan = described(tensors)
+        stored = _as_stored(plan, dtype, written.rounding)
         _write_config(spec, stored, temporary)
         save_processor(spec, temporary)
         facts = {
             "schema": SCHEMA,
             "spec": spec.to_dict(),
             "precision": precision,
-            "params": sum(t.numel() for t in tensors.values()),
+            "params": sum(t.numel() for t in plan.values()),
             "dtypes": dtype_shares(stored),
             # INT8 kernels have no tensor type in transformers' loader.
-            "opens_in": ["sam3slim", *([] if _has_int8_kernels(tensors) else ["transformers"])],
+            "opens_in": ["sam3slim", *([] if _has_int8_kernels(plan) else ["transformers"])],
             "bytes": written.bytes,
             "sha256": written.sha256,
             "parent": parent,
@@ -160,8 +162,9 @@ def check_target(path: Path) -> None:
 def _write_weights(
     tensors: Mapping[str, Tensor], path: Path, dtype: torch.dtype | None, advance: Callable[[int], object]
 ) -> Written:
-    flat, metadata = int8.flatten(tensors)
-    return write_safetensors(path, flat, dtype=dtype, metadata=metadata, advance=advance)
+    flat, metadata = int8.flatten(described(tensors))
+    lazy = LazyTensors(flat, lambda key: int8.stored_part(tensors, key))
+    return write_safetensors(path, lazy, dtype=dtype, metadata=metadata, advance=advance)
 
 
 def _has_int8_kernels(tensors: Mapping[str, Any]) -> bool:

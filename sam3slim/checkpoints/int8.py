@@ -42,7 +42,19 @@ class StoredInt8:
 
 # In the safetensors header: keys, as JSON. No dot in the name: transformers takes dotted ones for tensors.
 DYNAMIC_METADATA = "sam3slim_dynamic_activations"
+STORED = re.compile(r"^(?P<module>.+)\._(?P<name>\w+)_(?P<part>qdata|scale)$")
 QDATA = re.compile(r"^(?P<module>.+)\._(?P<name>\w+)_qdata$")
+
+
+def stored_part(tensors: Mapping[str, Any], key: str) -> Tensor:
+    """The tensor that ``flatten`` calls ``key``, out of the tensors before flattening."""
+    match = STORED.match(key)
+    name = f"{match['module']}.{match['name']}" if match else key
+    if match is None or name not in tensors:
+        plain: Tensor = tensors[key]
+        return plain
+    part: Tensor = getattr(tensors[name], match["part"])
+    return part
 
 
 def is_quantised(tensor: Any) -> bool:

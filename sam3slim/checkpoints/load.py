@@ -31,6 +31,7 @@ def load(
     expect: ModelSpec | None = None,
     allow_fresh: Collection[str] = (),
     dequantize: bool = False,
+    mapped: bool = False,
 ) -> tuple[Sam3, LoadReport]:
     """Load weights strictly: every key accounted for, or nothing at all.
 
@@ -44,6 +45,8 @@ def load(
         allow_fresh: parts (``vision``, ``text``, …) whose missing keys may start from fresh weights.
         dequantize: turn INT8 weights into FP32 tensors of the same values. By default they stay torchao
             tensors (a quarter of the memory, not trainable).
+        mapped: let FP32 weights stay pages of the file instead of copying them (memory follows use; the file must
+            not be changed meanwhile).
 
     Returns:
         The model in eval mode, FP32 on the CPU (stored FP16/BF16 weights are upcast), and the report.
@@ -59,7 +62,7 @@ def load(
     tensors = int8.unflatten(raw.tensors, raw.path, dequantize=dequantize, dynamic=raw.dynamic)
     report = require_all(raw, tensors, allow_fresh)
     model = init_for_training(build_model(raw.spec)) if report.fresh else empty_model(raw.spec)
-    _copy(model, tensors)
+    _copy(model, tensors, mapped)
     return model.eval(), report
 
 
@@ -91,10 +94,11 @@ def compare(raw: RawCheckpoint, tensors: Mapping[str, Tensor], allow_fresh: Coll
 
 
 @torch.no_grad()
-def _copy(model: Sam3, tensors: dict[str, Tensor]) -> None:
+def _copy(model: Sam3, tensors: dict[str, Tensor], mapped: bool) -> None:
     targets = model.state_dict()
+    parameters = {key for key, _ in model.named_parameters()}
     for key, tensor in tensors.items():
-        if int8.is_quantised(tensor):
+        if int8.is_quantised(tensor) or (mapped and key in parameters and tensor.dtype == torch.float32):
             int8.set_weight(model, key, tensor)
         else:
             targets[key].copy_(tensor)  # upcasts

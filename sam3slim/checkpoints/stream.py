@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sam3slim.checkpoints.lazy import described
 from sam3slim.checkpoints.rounding import HALVES, Rounding, round_values
 from sam3slim.disk import HashingWriter
 
@@ -53,10 +54,11 @@ def write_safetensors(
         advance: called with the number of elements just written.
     """
     rounding = Rounding()
-    types = {key: _stored_type(tensor, dtype) for key, tensor in tensors.items()}
-    room = len(_header(tensors, types, metadata))
+    plan = described(tensors)
+    types = {key: _stored_type(tensor, dtype) for key, tensor in plan.items()}
+    room = len(_header(plan, types, metadata))
     while True:
-        head = _header(tensors, types, metadata, room)
+        head = _header(plan, types, metadata, room)
         with HashingWriter(path) as file:
             file.write(head)
             overflowed = _write_all(file, tensors, types, rounding, advance)
@@ -64,7 +66,7 @@ def write_safetensors(
             return Written(file.size, file.hexdigest(), rounding)
         # Rare: those tensors keep their type, so every later offset moves.
         rounding.overflowed += overflowed
-        types |= {key: tensors[key].dtype for key in overflowed}
+        types |= {key: plan[key].dtype for key in overflowed}
         room += 64 * len(overflowed)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sam3slim.checkpoints.rounding import round_values
-from sam3slim.compression.registry import CompressedTensors, register
+from sam3slim.compression.registry import Convert, Made, register
 from sam3slim.models import Sam3
 
 
@@ -29,40 +28,16 @@ class Bf16:
 
 
 @register(Fp16)
-def fp16(model: Sam3, method: Fp16) -> CompressedTensors:
-    return _rounded(model, "fp16", torch.float16)
+def fp16(model: Sam3, method: Fp16) -> Convert:
+    return lambda key, tensor: to_half(tensor, torch.float16)
 
 
 @register(Bf16)
-def bf16(model: Sam3, method: Bf16) -> CompressedTensors:
-    return _rounded(model, "bf16", torch.bfloat16)
+def bf16(model: Sam3, method: Bf16) -> Convert:
+    return lambda key, tensor: to_half(tensor, torch.bfloat16)
 
 
-def _rounded(model: Sam3, precision: str, dtype: torch.dtype) -> CompressedTensors:
-    tensors, overflowed, underflowed = round_tensors(model.state_dict(), dtype)
-    return CompressedTensors(precision, tensors, overflowed=overflowed, underflowed=underflowed)
-
-
-def round_tensors(
-    tensors: Mapping[str, Tensor], dtype: torch.dtype
-) -> tuple[dict[str, Tensor], tuple[str, ...], dict[str, int]]:
-    """Round finite tensors to ``dtype``.
-
-    Returns:
-        (key → rounded tensor, or its FP32 self where a value overflows; the overflowing keys;
-        key → number of non-zero values that became zero, only where there are any).
-    """
-    rounded: dict[str, Tensor] = {}
-    overflowed: list[str] = []
-    underflowed: dict[str, int] = {}
-    for key, tensor in tensors.items():
-        tensor = tensor.detach().cpu()
-        half, lost = round_values(tensor, dtype)
-        if half is None:
-            overflowed.append(key)
-            rounded[key] = tensor.float()
-            continue
-        rounded[key] = half
-        if lost:
-            underflowed[key] = lost
-    return rounded, tuple(overflowed), underflowed
+def to_half(tensor: Tensor, dtype: torch.dtype) -> Made:
+    """A finite FP32 tensor rounded to ``dtype``, or as it is where a value overflows."""
+    half, lost = round_values(tensor, dtype)
+    return Made(tensor, overflowed=True) if half is None else Made(half, underflowed=lost)

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from sam3slim.checkpoints.int8 import is_dynamic
 from sam3slim.compression.int8_weight import Int8Rules, quantised_names, store_int8
-from sam3slim.compression.registry import CompressedTensors, register
+from sam3slim.compression.registry import Convert, register
 from sam3slim.errors import UserError
 from sam3slim.models import Sam3, part_of
 from sam3slim.models.count import PARTS
@@ -47,12 +47,10 @@ class Int8Dynamic:
 
 
 @register(Int8Dynamic)
-def int8_dynamic(model: Sam3, method: Int8Dynamic) -> CompressedTensors:
+def int8_dynamic(model: Sam3, method: Int8Dynamic) -> Convert:
+    chosen = set(quantised_names(model, method.rules))
     linears = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    chosen = [
-        key for key in quantised_names(model, method.rules) if key in linears and part_of(key) in method.activations
-    ]
-    return store_int8(model, method.name, method.rules, dynamic=set(chosen))
+    return store_int8(chosen, {key for key in chosen & linears if part_of(key) in method.activations})
 
 
 @contextmanager

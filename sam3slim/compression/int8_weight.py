@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from sam3slim.checkpoints.int8 import int8_tensor
-from sam3slim.compression.half import round_tensors
-from sam3slim.compression.registry import CompressedTensors, register
+from sam3slim.compression.half import to_half
+from sam3slim.compression.registry import Convert, Made, register
 from sam3slim.errors import UserError
 from sam3slim.models import Sam3, part_of
 from sam3slim.models.count import PARTS
@@ -65,20 +65,17 @@ class Int8Weight:
 
 
 @register(Int8Weight)
-def int8_weight(model: Sam3, method: Int8Weight) -> CompressedTensors:
-    return store_int8(model, method.name, method.rules)
+def int8_weight(model: Sam3, method: Int8Weight) -> Convert:
+    return store_int8(set(quantised_names(model, method.rules)))
 
 
-def store_int8(model: Sam3, precision: str, rules: Int8Rules, dynamic: Collection[str] = ()) -> CompressedTensors:
-    """INT8 where ``rules`` say so, FP16 elsewhere; ``dynamic`` weights quantise their activations too."""
-    chosen = set(quantised_names(model, rules))
-    state = model.state_dict()
-    rest, overflowed, underflowed = round_tensors(
-        {key: tensor for key, tensor in state.items() if key not in chosen}, torch.float16
-    )
-    # Same order of keys as the model, so that two artifacts can be compared line by line.
-    tensors = {key: quantise(t, dynamic=key in dynamic) if key in chosen else rest[key] for key, t in state.items()}
-    return CompressedTensors(precision, tensors, overflowed=overflowed, underflowed=underflowed)
+def store_int8(chosen: Collection[str], dynamic: Collection[str] = ()) -> Convert:
+    """``chosen`` weights in INT8, the rest in FP16; ``dynamic`` ones quantise their activations too."""
+
+    def convert(key: str, tensor: Tensor) -> Made:
+        return Made(quantise(tensor, dynamic=key in dynamic)) if key in chosen else to_half(tensor, torch.float16)
+
+    return convert
 
 
 def quantised_names(model: nn.Module, rules: Int8Rules) -> list[str]:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from sam3slim.checkpoints.int8 import StoredInt8
-from sam3slim.checkpoints.rounding import round_values
 from sam3slim.compression.groups import GROUPS, weights_by_group
+from sam3slim.compression.half import to_half
 from sam3slim.compression.int8_weight import quantise
-from sam3slim.compression.registry import CompressedTensors, register
+from sam3slim.compression.registry import Convert, Made, register
 from sam3slim.errors import UserError
 from sam3slim.models import Sam3
 
@@ -50,29 +50,19 @@ class Mixed:
 
 
 @register(Mixed)
-def mixed(model: Sam3, method: Mixed) -> CompressedTensors:
-    precisions: dict[str, Any] = {}
+def mixed(model: Sam3, method: Mixed) -> Convert:
+    precisions: dict[str, str] = {}
     for group, names in weights_by_group(model).items():
         precisions |= dict.fromkeys(names, method.groups.get(group, "fp16"))
     modules = dict(model.named_modules())
-    result = CompressedTensors("mixed", {})
-    overflowed = []
-    for key, tensor in model.state_dict().items():
+
+    def convert(key: str, tensor: Tensor) -> Made:
         precision = precisions.get(key, method.rest)
-        stored: Any = tensor.detach().cpu().float()
         if precision == "int8":
-            stored = _int8(stored, modules[key.rpartition(".")[0]])
-        elif precision == "fp16":
-            half, lost = round_values(stored, torch.float16)
-            if half is None:
-                overflowed.append(key)
-            else:
-                stored = half
-            if lost:
-                result.underflowed[key] = lost
-        result.tensors[key] = stored
-    result.overflowed = tuple(overflowed)
-    return result
+            return Made(_int8(tensor, modules[key.rpartition(".")[0]]))
+        return to_half(tensor, torch.float16) if precision == "fp16" else Made(tensor)
+
+    return convert
 
 
 def _int8(weight: Tensor, module: nn.Module) -> Any:

@@ -8,11 +8,13 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
 from sam3slim.checkpoints import ArtifactInfo, write_artifact
 from sam3slim.checkpoints.artifact import dtype_shares
 from sam3slim.checkpoints.int8 import is_quantised
+from sam3slim.checkpoints.lazy import LazyTensors, describe
 from sam3slim.errors import UserError
 from sam3slim.models import Sam3
 
@@ -23,20 +25,38 @@ class Method(Protocol):
     name: ClassVar[str]
 
 
+@dataclass(frozen=True)
+class Made:
+    """A tensor as it will be stored (torchao ``Int8Tensor`` or ``StoredInt8`` where quantised).
+
+    Attributes:
+        overflowed: left in FP32, because FP16 cannot hold its largest value.
+        underflowed: how many of its non-zero values became zero.
+    """
+
+    tensor: Any
+    overflowed: bool = False
+    underflowed: int = 0
+
+
+Convert = Callable[[str, Tensor], Made]  # (key, FP32 tensor on the CPU) → stored tensor
+
+
 @dataclass
 class CompressedTensors:
     """What an artifact will store.
 
     Attributes:
         precision: the method's name.
-        tensors: the model's keys → tensors in their stored type (torchao ``Int8Tensor`` where quantised).
+        tensors: the model's keys → tensors in their stored type, made anew whenever one is asked for, so that no more
+            than one is in memory.
         method: the options used, plain values.
         overflowed: keys left in FP32 because FP16 cannot hold their largest value.
         underflowed: key → how many of its non-zero values became zero.
     """
 
     precision: str
-    tensors: dict[str, Tensor]
+    tensors: LazyTensors
     method: dict[str, Any] = field(default_factory=dict)
     overflowed: tuple[str, ...] = ()
     underflowed: dict[str, int] = field(default_factory=dict)
@@ -44,20 +64,20 @@ class CompressedTensors:
     @property
     def bytes(self) -> int:
         """Bytes of all tensors, scales included, without the file's header."""
-        return sum(row["bytes"] for row in dtype_shares(self.tensors).values())
+        return sum(row["bytes"] for row in dtype_shares(self.tensors.described).values())
 
     def facts(self) -> dict[str, Any]:
         """JSON-able account for ``sam3slim.json`` and the record."""
         return {
             "method": self.method,
-            "dtypes": dtype_shares(self.tensors),
+            "dtypes": dtype_shares(self.tensors.described),
             "overflowed": list(self.overflowed),
             "underflowed": {"tensors": len(self.underflowed), "values": sum(self.underflowed.values())},
         }
 
     def describe(self) -> str:
         """One line per fact a user should know."""
-        shares = dtype_shares(self.tensors)
+        shares = dtype_shares(self.tensors.described)
         total = sum(row["params"] for row in shares.values())
         parts = [f"{name} {100 * row['params'] / total:.1f} %" for name, row in shares.items()]
         lines = [f"{self.precision}: {self.bytes / 1e6:.2f} MB; parameters in " + ", ".join(parts)]
@@ -77,14 +97,14 @@ class CompressedTensors:
 
 
 MethodT = TypeVar("MethodT")
-Handler = Callable[[Sam3, Any], CompressedTensors]
+Handler = Callable[[Sam3, Any], Convert]
 _HANDLERS: dict[type, Handler] = {}
 
 
-def register(config_type: type[MethodT]) -> Callable[[Callable[[Sam3, MethodT], CompressedTensors]], Handler]:
+def register(config_type: type[MethodT]) -> Callable[[Callable[[Sam3, MethodT], Convert]], Handler]:
     """Decorate the handler of ``config_type``."""
 
-    def decorate(handler: Callable[[Sam3, MethodT], CompressedTensors]) -> Handler:
+    def decorate(handler: Callable[[Sam3, MethodT], Convert]) -> Handler:
         _HANDLERS[config_type] = handler
         return handler
 
@@ -101,16 +121,33 @@ def compress(model: Sam3, method: Any) -> CompressedTensors:
     handler = _HANDLERS.get(type(method))
     if handler is None:
         raise TypeError(f"no compression handler for {type(method).__name__}")
-    for key, tensor in model.state_dict().items():
+    state = model.state_dict()
+    for key, tensor in state.items():
         if is_quantised(tensor):
             raise UserError(
                 f"compress={method.name}: the model is already INT8 ({key}); start from its FP32 or FP16 parent"
             )
+    convert = handler(model, method)
+    described: dict[str, Any] = {}
+    result = CompressedTensors(
+        getattr(method, "precision", method.name),
+        LazyTensors(described, lambda key: convert(key, _source(state[key])).tensor),
+        {"name": method.name, **asdict(method)},
+    )
+    for key, tensor in state.items():
         if not tensor.isfinite().all():
             raise UserError(f"compress={method.name}: {key} holds NaN or infinity; the checkpoint is broken")
-    result = handler(model, method)
-    result.method = {"name": method.name, **asdict(method)}
+        made = convert(key, _source(tensor))
+        described[key] = describe(made.tensor)
+        if made.overflowed:
+            result.overflowed += (key,)
+        if made.underflowed:
+            result.underflowed[key] = made.underflowed
     return result
+
+
+def _source(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", torch.float32)
 
 
 def method_names() -> list[str]:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
-from sam3slim.compression.registry import CompressedTensors, register
+from sam3slim.compression.registry import Convert, Made, register
 from sam3slim.models import Sam3
 
 
@@ -16,9 +14,9 @@ class WeightsOnly:
     """Exact: a training checkpoint loses two optimiser moments per parameter and no accuracy."""
 
     name: ClassVar[str] = "weights_only"
+    precision: ClassVar[str] = "fp32"
 
 
 @register(WeightsOnly)
-def weights_only(model: Sam3, method: WeightsOnly) -> CompressedTensors:
-    tensors = {key: t.detach().to("cpu", torch.float32) for key, t in model.state_dict().items()}
-    return CompressedTensors("fp32", tensors)
+def weights_only(model: Sam3, method: WeightsOnly) -> Convert:
+    return lambda key, tensor: Made(tensor)

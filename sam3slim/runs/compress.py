@@ -50,7 +50,7 @@ def compress(config: dict[str, Any], output_dir: Path, choices: dict[str, str], 
     ensure_writable_dir(output_dir)
     device = choose_device(spec)
     reference: Found | None = load_reference(spec.reference) if spec.reference else None
-    model, report = load(spec.checkpoint, overrides=spec.overrides)
+    model, report = load(spec.checkpoint, overrides=spec.overrides, mapped=True)
     print(report.render())
     data = spec.data.build(model.spec, spec.seed)
     data.prepare_data()
