@@ -8,6 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from sam3slim.checkpoints.int8 import StoredInt8, int8_tensor, is_dynamic, is_quantised
+from sam3slim.environment import release_memory
+
+RELEASE_EVERY = 20_000_000  # elements
 
 
 class LazyTensors(Mapping[str, Any]):
@@ -15,11 +18,15 @@ class LazyTensors(Mapping[str, Any]):
 
     Attributes:
         described: the same tensors on the meta device: shapes and types, no content (see ``describe``).
+
+    Args:
+        make: called again for every pass, so it must give the same tensor each time.
     """
 
     def __init__(self, described: Mapping[str, Any], make: Callable[[str], Any]) -> None:
         self.described, self._make = described, make
         self._last: tuple[str, Any] | None = None
+        self._made = 0
 
     def __getitem__(self, key: str) -> Any:
         if key not in self.described:
@@ -27,6 +34,10 @@ class LazyTensors(Mapping[str, Any]):
         if self._last is None or self._last[0] != key:
             self._last = None  # two at once would be one too many
             self._last = (key, self._make(key))
+            self._made += self._last[1].numel()
+            if self._made > RELEASE_EVERY:
+                self._made = 0
+                release_memory()
         return self._last[1]
 
     def __iter__(self) -> Iterator[str]:

@@ -128,21 +128,23 @@ def compress(model: Sam3, method: Any) -> CompressedTensors:
                 f"compress={method.name}: the model is already INT8 ({key}); start from its FP32 or FP16 parent"
             )
     convert = handler(model, method)
-    described: dict[str, Any] = {}
     result = CompressedTensors(
         getattr(method, "precision", method.name),
-        LazyTensors(described, lambda key: convert(key, _source(state[key])).tensor),
+        LazyTensors({}, lambda key: convert(key, _source(state[key])).tensor),
         {"name": method.name, **asdict(method)},
     )
-    for key, tensor in state.items():
-        if not tensor.isfinite().all():
+
+    def first(key: str) -> Any:
+        """The first of two passes: what each tensor will be, and what it loses."""
+        if not state[key].isfinite().all():
             raise UserError(f"compress={method.name}: {key} holds NaN or infinity; the checkpoint is broken")
-        made = convert(key, _source(tensor))
-        described[key] = describe(made.tensor)
-        if made.overflowed:
-            result.overflowed += (key,)
+        made = convert(key, _source(state[key]))
+        result.overflowed += (key,) * made.overflowed
         if made.underflowed:
             result.underflowed[key] = made.underflowed
+        return made.tensor
+
+    result.tensors.described = {key: describe(tensor) for key, tensor in LazyTensors(state, first).items()}
     return result
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import resource
 import sys
 import time
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sam3slim.environment import release_memory
 from sam3slim.evaluation.inference import eval_mode, model_device
 from sam3slim.models.sam3 import Sam3
 
@@ -94,7 +94,7 @@ def reset_peak_memory(device: torch.device | str) -> None:
         torch.cuda.reset_peak_memory_stats(device)
     elif STATUS.exists():
         # What was freed goes back first, or the next forward would use it unseen.
-        ctypes.CDLL(None).malloc_trim(0)
+        release_memory()
         RESET.write_text("5")
 
 
