@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,21 @@ def test_budget__bad_input_before_anything_is_measured(root: Path) -> None:
         with pytest.raises(UserError, match=message):
             compress(root, "bad", NANO, *overrides)
         assert not (root / "bad" / "full").exists()
+
+
+def test_budget__searched_on_the_split_it_is_judged_by(root: Path) -> None:
+    with pytest.raises(UserError, match=r"search_split=test is also data\.split"):
+        compress(root, "same", NANO, "compress=[mixed]", "compress.max_drop=1", "compress.search_split=test")
+
+
+def test_budget__splits_that_share_images(root: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(root / "data/val", data / "val")
+    (data / "test").symlink_to(data / "val")
+    (data / "annotations").mkdir()
+    for split in ("val", "test"):
+        shutil.copy(root / "data/annotations/instances_val.json", data / f"annotations/instances_{split}.json")
+    given = [f"checkpoint={NANO}", f"data.root={data}", "data=coco", "compress=[mixed]", "compress.max_drop=1"]
+    config = compose_plain("compress", [*given, "data.split=test"], tmp_path / "out")
+    with pytest.raises(UserError, match=rf"shares {IMAGES} images with data\.split=test"):
+        runs.compress(config, tmp_path / "out", {}, "python compress.py")

@@ -22,7 +22,7 @@ from sam3slim.report.compression import COLUMNS, SHOWN, compression_rows
 from sam3slim.runs.drop import Found, load_reference, print_drop
 from sam3slim.runs.evaluate import source_facts
 from sam3slim.runs.measure import artifact_facts, choose_device, measure, model_facts, print_metrics, to_device
-from sam3slim.runs.plans import PlanMeter, search_plan, sensitivity, verify_budget
+from sam3slim.runs.plans import PlanMeter, check_search_split, search_plan, sensitivity, verify_budget
 from sam3slim.runs.specs import CompressSpec
 from sam3slim.strict import spec_from_dict
 
@@ -54,6 +54,8 @@ def compress(config: dict[str, Any], output_dir: Path, choices: dict[str, str], 
     print(report.render())
     data = spec.data.build(model.spec, spec.seed)
     data.prepare_data()
+    if budget.given:
+        check_search_split(data, budget.search_split, spec.data.split)
     run = _Run(spec, config, choices, command, model, report, data, device, reference)
     full = run.measure_source(output_dir / SOURCE) if reference is None else read_record(str(spec.reference))
     if SENSITIVITY in spec.methods:

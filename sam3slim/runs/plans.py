@@ -108,6 +108,33 @@ def sensitivity(meter: PlanMeter, folder: Path, groups: Sequence[str] = GROUPS) 
     return rows
 
 
+def check_search_split(data: ConceptData, search: str, verify: str) -> None:
+    """A plan must be searched on other images than those it is judged by.
+
+    Raises:
+        UserError: the same split, shared images, or no images.
+    """
+    if search == verify:
+        raise UserError(
+            f"compress.search_split={search} is also data.split; a budget kept on the images it was searched on says "
+            "nothing: choose another split for one of them"
+        )
+    searched, verified = _images(data, search), _images(data, verify)
+    if not searched:
+        raise UserError(f"compress.search_split={search} has no images; choose another split")
+    shared = sorted(searched & verified)
+    if shared:
+        raise UserError(
+            f"compress.search_split={search} shares {len(shared)} images with data.split={verify} (the first: "
+            f"{shared[0]}); choose splits without common images"
+        )
+
+
+def _images(data: ConceptData, split: str) -> set[str]:
+    dataset = data.dataset(split)
+    return {str((dataset.folder / record.file_name).resolve()) for record in dataset.records}
+
+
 def search_plan(meter: PlanMeter, budget: BudgetSpec, folder: Path) -> Searched:
     """The smallest plan within the budget, measured with ``meter``; every plan tried is kept in ``search.json``."""
 
