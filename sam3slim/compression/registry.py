@@ -23,6 +23,22 @@ class Method(Protocol):
     name: ClassVar[str]
 
 
+class Compressed(Protocol):
+    """What a handler returns: facts to print, and an artifact to write.
+
+    Attributes:
+        precision: how the weights are stored.
+        method: the options used, plain values.
+    """
+
+    precision: str
+    method: dict[str, Any]
+
+    def describe(self) -> str: ...
+
+    def write(self, model: Sam3, folder: str | Path, **facts: Any) -> ArtifactInfo: ...
+
+
 @dataclass
 class CompressedTensors:
     """What an artifact will store.
@@ -77,22 +93,28 @@ class CompressedTensors:
 
 
 MethodT = TypeVar("MethodT")
-Handler = Callable[[Sam3, Any], CompressedTensors]
+ResultT = TypeVar("ResultT", bound=Compressed)
+Handler = Callable[[Sam3, Any], Compressed]
 _HANDLERS: dict[type, Handler] = {}
 
 
-def register(config_type: type[MethodT]) -> Callable[[Callable[[Sam3, MethodT], CompressedTensors]], Handler]:
+def register(
+    config_type: type[MethodT],
+) -> Callable[[Callable[[Sam3, MethodT], ResultT]], Callable[[Sam3, MethodT], ResultT]]:
     """Decorate the handler of ``config_type``."""
 
-    def decorate(handler: Callable[[Sam3, MethodT], CompressedTensors]) -> Handler:
+    def decorate(handler: Callable[[Sam3, MethodT], ResultT]) -> Callable[[Sam3, MethodT], ResultT]:
         _HANDLERS[config_type] = handler
         return handler
 
     return decorate
 
 
-def compress(model: Sam3, method: Any) -> CompressedTensors:
+def compress(model: Sam3, method: Any) -> Any:
     """Convert the weights of ``model`` (left untouched) by ``method``, a registered config object.
+
+    Returns:
+        What the method's handler makes: ``CompressedTensors``, or ``OnnxGraphs``.
 
     Raises:
         UserError: the model is already quantised, or a weight is NaN or infinite.

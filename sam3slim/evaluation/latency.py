@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sam3slim.evaluation.inference import eval_mode, model_device
-from sam3slim.models.sam3 import Sam3
+from sam3slim.evaluation.inference import Segmenter, eval_mode
 
 
 def measure_latency(
-    model: Sam3,
+    model: Segmenter,
     pixel_values: Tensor,
     input_ids: Tensor,
     attention_mask: Tensor,
@@ -43,7 +42,7 @@ def measure_latency(
     """
     if repeats < 1 or warmup < 0:
         raise ValueError(f"repeats={repeats} must be at least 1 and warmup={warmup} at least 0")
-    device = model_device(model)
+    device = model.device
     inputs: dict[str, Any] = {
         "pixel_values": pixel_values.to(device, model.dtype),
         "input_ids": input_ids.to(device),

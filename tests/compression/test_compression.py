@@ -34,7 +34,7 @@ def reload(model: Sam3, compressed: CompressedTensors, folder: Path, **options: 
 
 
 def test_method_names__what_the_user_types() -> None:
-    assert set(method_names()) == {"weights_only", "fp16", "bf16", "int8_weight", "mixed"}
+    assert set(method_names()) == {"weights_only", "fp16", "bf16", "int8_weight", "mixed", "onnx", "int8_onnx"}
 
 
 def test_method_from_name__typo_and_unknown_option() -> None:
