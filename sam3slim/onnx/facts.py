@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
+from sam3slim.disk import file_sha256
 from sam3slim.onnx.graphs import signatures
 from sam3slim.onnx.packages import require
 from sam3slim.specs import ModelSpec
-
-BLOCK = 2**22
 
 
 def graph_files(folder: Path, spec: ModelSpec) -> dict[str, Any]:
@@ -19,7 +17,7 @@ def graph_files(folder: Path, spec: ModelSpec) -> dict[str, Any]:
         name: {
             **signature.facts(),
             "files": [
-                {"name": file.name, "bytes": file.stat().st_size, "sha256": _sha256(file)}
+                {"name": file.name, "bytes": file.stat().st_size, "sha256": file_sha256(file)}
                 for file in (folder / f"{name}.onnx", folder / f"{name}.onnx.data")
                 if file.is_file()
             ],
@@ -43,11 +41,3 @@ def dtype_shares(folder: Path, spec: ModelSpec) -> dict[str, dict[str, int]]:
             row["params"] += count
             row["bytes"] += count * dtype.itemsize
     return shares
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
