@@ -52,7 +52,7 @@ def export_onnx(
         model: in any float type, on any device, in any mode; left as it was.
         precision: its name in ``sam3slim.json``.
         int8: names of the Linear and embedding weights to store in INT8; empty: FP32.
-        external_data: weights beside each graph in ``<graph>.onnx.data``; None: only those above 1.9 GB.
+        external_data: weights beside each graph in ``<graph>.onnx.data``; None: only those above 1.5 GB.
         parent, metrics, extra: JSON values kept in ``sam3slim.json``.
 
     Returns:

@@ -6,7 +6,9 @@ of the weights those sums saturate (4.8 % error instead of 0.7 %).
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import logging
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +59,27 @@ def quantise(source: Path, target: Path, weights: Collection[str], *, external_d
         return found
     # The exporter has already folded and optimised; otherwise the quantiser advises to do so, at every call.
     quantization.quant_utils.add_pre_process_metadata(graph_model)
-    quantization.quantize_dynamic(
-        graph_model, target, op_types_to_quantize=["MatMul"], nodes_to_quantize=list(matmuls), per_channel=True,
-        reduce_range=True, weight_type=quantization.QuantType.QInt8, use_external_data_format=external_data,
-    )  # fmt: skip
+    with _quiet():
+        quantization.quantize_dynamic(
+            graph_model, target, op_types_to_quantize=["MatMul"], nodes_to_quantize=list(matmuls), per_channel=True,
+            reduce_range=True, weight_type=quantization.QuantType.QInt8, use_external_data_format=external_data,
+        )  # fmt: skip
     return found
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The quantiser tells the root logger of every tensor that it measures at run time, which is all of them."""
+
+    def warnings_only(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.WARNING
+
+    root = logging.getLogger()
+    root.addFilter(warnings_only)
+    try:
+        yield
+    finally:
+        root.removeFilter(warnings_only)
 
 
 def _quantise_rows(onnx: Any, graph: Any, node: Any, table: Any) -> None:

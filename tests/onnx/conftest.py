@@ -19,7 +19,8 @@ from sam3slim.compression import Int8Rules
 from sam3slim.compression.int8_weight import quantised_names
 from sam3slim.models import Sam3
 from sam3slim.onnx import OnnxSam3, export, export_onnx, load_onnx
-from tests.small import small_model, tiny_spec
+from tests.small import small_model
+from tests.tiny import SPEC
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def traced_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def floats(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    model = small_model(tiny_spec())
+    model = small_model(SPEC)
     info = export_onnx(model, tmp_path_factory.mktemp("onnx") / "fp32", parent="full")
     return Exported(model, info.path, load_onnx(info.path)[0])
 
@@ -65,7 +66,7 @@ def floats(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 @pytest.fixture(scope="session")
 def int8(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """With the weights in files of their own, as a large model has them."""
-    model = small_model(tiny_spec())
+    model = small_model(SPEC)
     folder = tmp_path_factory.mktemp("onnx") / "int8"
     names = quantised_names(model, Int8Rules())
     info = export_onnx(model, folder, precision="int8_onnx", int8=names, external_data=True)

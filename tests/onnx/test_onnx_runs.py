@@ -13,8 +13,9 @@ from sam3slim.checkpoints import write_artifact
 from sam3slim.config import compose_plain
 from sam3slim.errors import UserError
 from sam3slim.records import RunRecord, read_record
-from tests.small import small_model, tiny_spec
+from tests.small import small_model
 from tests.test_runs import data
+from tests.tiny import SPEC
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def compressed(root: Path) -> RunRecord:
-    write_artifact(small_model(tiny_spec()), root / "full")
+    write_artifact(small_model(SPEC), root / "full")
     given = [f"checkpoint={root / 'full'}", *data(root), "latency=true", "limit=2", "compress=[onnx,int8_onnx]"]
     config = compose_plain("compress", given, root / "out")
     return runs.compress(config, root / "out", {}, "python compress.py")[1]
