@@ -47,9 +47,10 @@ def traced_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         if not first:
             trace_graphs(model, kept, **options)
             first.update({key: tensor.clone() for key, tensor in state.items()})
-        assert state.keys() == first.keys()
-        assert all(torch.equal(tensor, first[key]) for key, tensor in state.items())
-        copy_graphs(kept, folder)
+        if state.keys() == first.keys() and all(torch.equal(tensor, first[key]) for key, tensor in state.items()):
+            copy_graphs(kept, folder)
+        else:
+            trace_graphs(model, folder, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export, "trace_graphs", remembered)
