@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-LIBRARIES = ("sam3slim", "torch", "torchvision", "transformers", "lightning", "torchmetrics", "torchao")
+LIBRARIES = ("sam3slim", "torch", "torchvision", "transformers", "lightning", "torchmetrics", "torchao", "onnxruntime")
 
 
 def git_state(folder: str | Path) -> dict[str, Any] | None:

@@ -32,8 +32,7 @@ def spec() -> ModelSpec:
     return tiny_spec()
 
 
-@pytest.fixture
-def model(spec: ModelSpec) -> Sam3:
+def small_model(spec: ModelSpec) -> Sam3:
     """Fresh weights, every bias and norm off its trivial value, eval mode."""
     model = init_for_training(build_model(spec), seed=1).eval()
     generator = torch.Generator().manual_seed(2)
@@ -41,6 +40,11 @@ def model(spec: ModelSpec) -> Sam3:
         for parameter in model.parameters():
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
     return model
+
+
+@pytest.fixture
+def model(spec: ModelSpec) -> Sam3:
+    return small_model(spec)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ FLOORS = [
     {"data", "losses"},
     {"models", "records", "config", "config_messages", "environment"},
     {"evaluation", "slimming", "checkpoints", "report"},
-    {"distill", "compression", "predict"},
+    {"distill", "compression", "onnx", "predict"},
     {"training", "export"},
     {"runs", "cli"},
     {"demo", "reference"},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,13 +30,18 @@ VERSIONED = ("sam3slim", "torch", "transformers", "safetensors", "torchao")
 
 @dataclass(frozen=True)
 class ArtifactInfo:
-    """What was written: ``bytes`` of model.safetensors, ``total_bytes`` of the folder, in bytes."""
+    """What was written: ``bytes`` of the weights' files, ``total_bytes`` of the folder, in bytes.
+
+    ``format`` is ``hf`` (opens in transformers) or ``onnx``; ``sha256`` that of model.safetensors or of ``onnx``'s
+    largest file.
+    """
 
     path: Path
     bytes: int
     sha256: str
     total_bytes: int
     rounding: Rounding = field(default_factory=Rounding)
+    format: str = "hf"
 
 
 def write_artifact(
@@ -99,7 +104,7 @@ def write_folder(
         written = _write_weights(tensors, temporary / WEIGHTS_FILE, dtype, advance)
         plan = described(tensors)
         stored = _as_stored(plan, dtype, written.rounding)
-        _write_config(spec, stored, temporary)
+        write_config(spec, stored, temporary)
         save_processor(spec, temporary)
         facts = {
             "schema": SCHEMA,
@@ -115,7 +120,7 @@ def write_folder(
             **({"source": dict(source())} if source else {}),
             "metrics": dict(metrics or {}),
             "extra": {**(extra or {}), **(written.rounding.facts() if dtype in HALVES else {})},
-            "versions": _versions(),
+            "versions": installed_versions(VERSIONED),
         }
         text = json.dumps(facts, indent=2, allow_nan=False) + "\n"
         (temporary / ARTIFACT_FILE).write_text(text, encoding="utf-8")
@@ -181,7 +186,8 @@ def _as_stored(tensors: Mapping[str, Tensor], dtype: torch.dtype | None, roundin
     }
 
 
-def _write_config(spec: ModelSpec, stored: Mapping[str, Tensor], folder: Path) -> None:
+def write_config(spec: ModelSpec, stored: Mapping[str, Tensor], folder: Path) -> None:
+    """``config.json`` of transformers for an architecture and its stored tensors."""
     config = to_sam3_config(spec)
     config.architectures = ["Sam3Model"]
     dtypes = {t.dtype for t in stored.values()}
@@ -193,9 +199,10 @@ def _write_config(spec: ModelSpec, stored: Mapping[str, Tensor], folder: Path) -
     config.save_pretrained(folder)
 
 
-def _versions() -> dict[str, str]:
+def installed_versions(names: Sequence[str]) -> dict[str, str]:
+    """Name → version of those of ``names`` that are installed."""
     found = {}
-    for name in VERSIONED:
+    for name in names:
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -13,6 +13,7 @@ from sam3slim.checkpoints.report import CheckpointError
 
 ARTIFACT_FILE = "sam3slim.json"
 WEIGHTS_FILE = "model.safetensors"
+ONNX = "onnx"  # the format sam3slim.json names when the weights are ONNX graphs
 INDEX_FILE = "model.safetensors.index.json"
 # Where a run leaves its weights, the best first.
 RUN_CHECKPOINTS = ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "best.ckpt", "last.ckpt")
@@ -51,7 +52,15 @@ def locate(source: str | Path) -> Located:
 
 def weight_files(located: Located) -> list[Path]:
     """The files that hold a source's weights."""
-    return sorted(located.path.glob("*.safetensors")) if located.path.is_dir() else [located.path]
+    if not located.path.is_dir():
+        return [located.path]
+    kinds = ("*.onnx", "*.onnx.data") if is_onnx(located) else ("*.safetensors",)
+    return sorted(path for kind in kinds for path in located.path.glob(kind))
+
+
+def is_onnx(located: Located) -> bool:
+    """Is it an artifact of ONNX graphs, which are run and not loaded into a model?"""
+    return located.kind == "artifact" and read_json(located.path / ARTIFACT_FILE).get("format") == ONNX
 
 
 def _locate_folder(folder: Path) -> Located:

@@ -18,7 +18,7 @@ from transformers import Sam3Config
 from sam3slim.checkpoints.infer import infer_spec, override_spec
 from sam3slim.checkpoints.int8 import DYNAMIC_METADATA
 from sam3slim.checkpoints.layout import Layout, assign, find_layout
-from sam3slim.checkpoints.locate import ARTIFACT_FILE, INDEX_FILE, WEIGHTS_FILE, Kind, Located, read_json
+from sam3slim.checkpoints.locate import ARTIFACT_FILE, INDEX_FILE, ONNX, WEIGHTS_FILE, Kind, Located, read_json
 from sam3slim.checkpoints.report import CheckpointError
 from sam3slim.checkpoints.spec_of import spec_from_config
 from sam3slim.models.build import state_shapes
@@ -81,6 +81,20 @@ def read(located: Located, overrides: Overrides | None = None) -> RawCheckpoint:
 
 def read_artifact(folder: Path, overrides: Overrides) -> RawCheckpoint:
     """Our own artifact: the architecture is the spec in ``sam3slim.json``."""
+    facts = read_facts(folder)
+    if facts.get("format") == ONNX:
+        raise CheckpointError(
+            f"checkpoint {folder} holds ONNX graphs: evaluate.py can run it, but its weights cannot be loaded; "
+            f"give the checkpoint it was made from ({facts.get('parent')})"
+        )
+    tensors, metadata = _read_safetensors(folder / WEIGHTS_FILE)
+    spec = override_spec(ModelSpec.from_dict(facts["spec"]), overrides)
+    dynamic = frozenset(json.loads(metadata.get(DYNAMIC_METADATA, "[]")))
+    return RawCheckpoint(folder, "artifact", str(facts["precision"]), spec, tensors, dynamic=dynamic)
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """``sam3slim.json`` of an artifact, of a schema this version knows. Raises CheckpointError."""
     facts = read_json(folder / ARTIFACT_FILE)
     schema = facts.get("schema")
     if not isinstance(schema, int) or schema > SCHEMA:
@@ -91,10 +105,7 @@ def read_artifact(folder: Path, overrides: Overrides) -> RawCheckpoint:
     for key in ("spec", "precision"):
         if key not in facts:
             raise CheckpointError(f"{folder / ARTIFACT_FILE} lacks {key!r}; write the artifact again")
-    tensors, metadata = _read_safetensors(folder / WEIGHTS_FILE)
-    spec = override_spec(ModelSpec.from_dict(facts["spec"]), overrides)
-    dynamic = frozenset(json.loads(metadata.get(DYNAMIC_METADATA, "[]")))
-    return RawCheckpoint(folder, "artifact", str(facts["precision"]), spec, tensors, dynamic=dynamic)
+    return facts
 
 
 def read_transformers(folder: Path, overrides: Overrides) -> RawCheckpoint:

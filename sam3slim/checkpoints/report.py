@@ -39,8 +39,10 @@ class LoadReport:
 
     Attributes:
         source: the folder or file that was read.
-        kind: ``artifact``, ``transformers``, ``lightning``, ``reference``, ``reference_trainer`` or ``state_dict``.
-        precision: how the weights were stored: ``fp32``, ``fp16``, ``bf16``, ``int8_weight`` or ``mixed``.
+        kind: ``artifact``, ``transformers``, ``lightning``, ``reference``, ``reference_trainer``, ``state_dict`` or
+            ``onnx`` (graphs, which have no keys).
+        precision: how the weights were stored: ``fp32``, ``fp16``, ``bf16``, ``int8_weight``, ``mixed`` or
+            ``int8_onnx``.
         spec: the architecture the file states.
         loaded: keys copied into the model.
         missing: keys of the model the file lacks.

@@ -5,7 +5,9 @@ from sam3slim.compression.half import Bf16, Fp16
 from sam3slim.compression.int8_dynamic import Int8Dynamic, emulated
 from sam3slim.compression.int8_weight import Int8Rules, Int8Weight
 from sam3slim.compression.mixed import Mixed
+from sam3slim.compression.onnx import Int8Onnx, Onnx, OnnxGraphs
 from sam3slim.compression.registry import (
+    Compressed,
     CompressedTensors,
     compress,
     method_from_name,
@@ -17,12 +19,16 @@ from sam3slim.compression.weights_only import WeightsOnly
 __all__ = [
     "GROUPS",
     "Bf16",
+    "Compressed",
     "CompressedTensors",
     "Fp16",
     "Int8Dynamic",
+    "Int8Onnx",
     "Int8Rules",
     "Int8Weight",
     "Mixed",
+    "Onnx",
+    "OnnxGraphs",
     "WeightsOnly",
     "compress",
     "emulated",

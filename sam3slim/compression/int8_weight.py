@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from sam3slim.compression.registry import Convert, Made, register
 from sam3slim.errors import UserError
 from sam3slim.models import Sam3, part_of
 from sam3slim.models.count import PARTS
+from sam3slim.strict import spec_from_dict
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Int8Rules:
         object.__setattr__(self, "keep_float", tuple(self.keep_float))
         unknown = [part for part in self.parts if part not in PARTS]
         if unknown:
-            raise UserError(f"int8_weight: unknown part {unknown[0]!r}; parts: {', '.join(PARTS)}")
+            raise UserError(f"INT8 rules.parts: unknown part {unknown[0]!r}; parts: {', '.join(PARTS)}")
 
     def selects(self, name: str, weight: Tensor) -> bool:
         """Is the Linear or Embedding weight called ``name`` to be quantised?"""
@@ -56,12 +57,20 @@ class Int8Rules:
         return wanted and wide_enough and not any(fnmatchcase(name, pattern) for pattern in self.keep_float)
 
 
+def rules_of(value: Any, method: str) -> Int8Rules:
+    """``value`` itself, or the rules of the plain dict that a configuration holds. Raises SpecError for a bad key."""
+    return value if isinstance(value, Int8Rules) else spec_from_dict(Int8Rules, value, f"compress.{method}.rules")
+
+
 @dataclass(frozen=True)
 class Int8Weight:
     """Linears and the token embedding in INT8, convolutions and everything else in FP16."""
 
     name: ClassVar[str] = "int8_weight"
     rules: Int8Rules = field(default_factory=Int8Rules)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rules", rules_of(self.rules, self.name))
 
 
 @register(Int8Weight)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,6 +15,7 @@ from sam3slim.checkpoints import ArtifactInfo, write_artifact
 from sam3slim.checkpoints.artifact import dtype_shares
 from sam3slim.checkpoints.int8 import is_quantised
 from sam3slim.checkpoints.lazy import LazyTensors, describe
+from sam3slim.environment import release_memory
 from sam3slim.errors import UserError
 from sam3slim.models import Sam3
 
@@ -40,6 +41,22 @@ class Made:
 
 
 Convert = Callable[[str, Tensor], Made]  # (key, FP32 tensor on the CPU) → stored tensor
+
+
+class Compressed(Protocol):
+    """What a handler returns: facts to print, and an artifact to write.
+
+    Attributes:
+        precision: how the weights are stored.
+        method: the options used, plain values.
+    """
+
+    precision: str
+    method: dict[str, Any]
+
+    def describe(self) -> str: ...
+
+    def write(self, model: Sam3, folder: str | Path, **facts: Any) -> ArtifactInfo: ...
 
 
 @dataclass
@@ -96,23 +113,26 @@ class CompressedTensors:
         return write_artifact(model, folder, precision=self.precision, tensors=self.tensors, extra=extra, **facts)
 
 
-MethodT = TypeVar("MethodT")
-Handler = Callable[[Sam3, Any], Convert]
+Handler = Callable[[Sam3, Any], Convert | Compressed]
 _HANDLERS: dict[type, Handler] = {}
+HandlerT = TypeVar("HandlerT", bound=Callable[..., Any])
 
 
-def register(config_type: type[MethodT]) -> Callable[[Callable[[Sam3, MethodT], Convert]], Handler]:
-    """Decorate the handler of ``config_type``."""
+def register(config_type: type) -> Callable[[HandlerT], HandlerT]:
+    """Decorate the handler of ``config_type``: (model, options) → how each tensor is stored, or the whole result."""
 
-    def decorate(handler: Callable[[Sam3, MethodT], Convert]) -> Handler:
+    def decorate(handler: HandlerT) -> HandlerT:
         _HANDLERS[config_type] = handler
         return handler
 
     return decorate
 
 
-def compress(model: Sam3, method: Any) -> CompressedTensors:
+def compress(model: Sam3, method: Any) -> Any:
     """Convert the weights of ``model`` (left untouched) by ``method``, a registered config object.
+
+    Returns:
+        What the method's handler makes: ``CompressedTensors``, or ``OnnxGraphs``.
 
     Raises:
         UserError: the model is already quantised, or a weight is NaN or infinite.
@@ -127,17 +147,26 @@ def compress(model: Sam3, method: Any) -> CompressedTensors:
             raise UserError(
                 f"compress={method.name}: the model is already INT8 ({key}); start from its FP32 or FP16 parent"
             )
-    convert = handler(model, method)
+        if not tensor.isfinite().all():
+            raise UserError(f"compress={method.name}: {key} holds NaN or infinity; the checkpoint is broken")
+    release_memory()
+    made = handler(model, method)
+    options = {"name": method.name, **asdict(method)}
+    if callable(made):
+        return _tensors(state, made, method, options)
+    made.method = options
+    return made
+
+
+def _tensors(state: Mapping[str, Tensor], convert: Convert, method: Any, options: dict[str, Any]) -> CompressedTensors:
     result = CompressedTensors(
         getattr(method, "precision", method.name),
         LazyTensors({}, lambda key: convert(key, _source(state[key])).tensor),
-        {"name": method.name, **asdict(method)},
+        options,
     )
 
     def first(key: str) -> Any:
         """The first of two passes: what each tensor will be, and what it loses."""
-        if not state[key].isfinite().all():
-            raise UserError(f"compress={method.name}: {key} holds NaN or infinity; the checkpoint is broken")
         made = convert(key, _source(state[key]))
         result.overflowed += (key,) * made.overflowed
         if made.underflowed:

@@ -2,7 +2,7 @@
 
 from sam3slim.evaluation.drop import Drop, paired_bootstrap
 from sam3slim.evaluation.evaluate import Calibration, EvalResult, evaluate, first_images, ground_truths
-from sam3slim.evaluation.inference import TextCache, predict_batch
+from sam3slim.evaluation.inference import Segmenter, TextCache, predict_batch
 from sam3slim.evaluation.latency import measure_latency, peak_memory_bytes, reset_peak_memory
 from sam3slim.evaluation.matches import Matches, match
 from sam3slim.evaluation.mean_ap import ConceptMeanAP
@@ -16,6 +16,7 @@ __all__ = [
     "EvalResult",
     "Matches",
     "PromptScores",
+    "Segmenter",
     "TextCache",
     "evaluate",
     "first_images",

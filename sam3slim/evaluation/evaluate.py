@@ -19,10 +19,9 @@ from rich.progress import (
 
 from sam3slim.data.batch import Batch, GroundTruth
 from sam3slim.errors import UserError
-from sam3slim.evaluation.inference import TextCache, predict_batch
+from sam3slim.evaluation.inference import Segmenter, TextCache, predict_batch
 from sam3slim.evaluation.mean_ap import ConceptMeanAP, Metrics
 from sam3slim.evaluation.postprocess import Detections
-from sam3slim.models.sam3 import Sam3
 
 
 @dataclass
@@ -76,7 +75,7 @@ class Calibration:
 
 
 def evaluate(
-    model: Sam3,
+    model: Segmenter,
     dataloader: Iterable[Batch],
     *,
     progress: bool = True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,32 @@ from sam3slim.evaluation.postprocess import (
     prompt_scores,
     select_candidates,
 )
-from sam3slim.models.sam3 import Sam3
+from sam3slim.models.outputs import Sam3Prediction
+
+
+class Segmenter(Protocol):
+    """What evaluation and prediction need of a model: ``Sam3`` has it, and so has an exported one.
+
+    Attributes:
+        device: where its inputs go.
+        dtype: floating type of its inputs.
+    """
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def get_vision_features(self, pixel_values: Any) -> Any: ...
+
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Sam3Prediction: ...
+
+    def modules(self) -> Iterator[nn.Module]: ...
+
+    def eval(self) -> Any: ...
 
 
 class TextCache:
@@ -34,21 +60,21 @@ class TextCache:
     def __len__(self) -> int:
         return len(self._features)
 
-    def features(self, model: Sam3, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def features(self, model: Segmenter, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Text features [P, T, d_model] of token rows [P, T], on the model's device."""
         rows = torch.stack([input_ids, attention_mask.to(input_ids.dtype)], dim=1).cpu()
         keys = [row.numpy().tobytes() for row in rows]
         new = {key: i for i, key in enumerate(keys) if key not in self._features}
         if new:
             index = torch.tensor(list(new.values()))
-            device = model_device(model)
+            device = model.device
             text, _ = model.encode_text(input_ids[index].to(device), attention_mask[index].to(device))
             self._features.update(zip(new, text, strict=True))
         return torch.stack([self._features[key] for key in keys])
 
 
 def predict_batch(
-    model: Sam3,
+    model: Segmenter,
     batch: Batch,
     *,
     prompt_chunk: int = 32,
@@ -79,7 +105,7 @@ def predict_batch(
     """
     if prompt_chunk < 1 or top_k < 1:
         raise ValueError(f"prompt_chunk={prompt_chunk} and top_k={top_k} must be at least 1")
-    device = model_device(model)
+    device = model.device
     cache = TextCache() if text_cache is None else text_cache
     images = len(batch.images)
     found: list[list[Candidates]] = [[] for _ in range(images)]
@@ -112,13 +138,8 @@ def predict_batch(
         ]
 
 
-def model_device(model: nn.Module) -> torch.device:
-    """Where the weights are."""
-    return next(model.parameters()).device
-
-
 @contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: Segmenter) -> Iterator[None]:
     """Switch dropout and the like off for the body, then restore every module's own mode."""
     training = [module for module in model.modules() if module.training]
     try:

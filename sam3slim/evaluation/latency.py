@@ -14,14 +14,13 @@ import torch
 from torch import Tensor
 
 from sam3slim.environment import release_memory
-from sam3slim.evaluation.inference import eval_mode, model_device
-from sam3slim.models.sam3 import Sam3
+from sam3slim.evaluation.inference import Segmenter, eval_mode
 
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def measure_latency(
-    model: Sam3,
+    model: Segmenter,
     pixel_values: Tensor,
     input_ids: Tensor,
     attention_mask: Tensor,
@@ -48,7 +47,7 @@ def measure_latency(
     """
     if repeats < 1 or warmup < 0:
         raise ValueError(f"repeats={repeats} must be at least 1 and warmup={warmup} at least 0")
-    device = model_device(model)
+    device = model.device
     inputs: dict[str, Any] = {
         "pixel_values": pixel_values.to(device, model.dtype),
         "input_ids": input_ids.to(device),

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sam3slim.errors import UserError
-from sam3slim.models.outputs import Sam3Output
+from sam3slim.models.outputs import Sam3Prediction
 
 Rle = dict[str, Any]
 
@@ -81,7 +81,7 @@ class Candidates:
     masks: Tensor | None
 
 
-def prompt_scores(output: Sam3Output) -> tuple[Tensor, Tensor]:
+def prompt_scores(output: Sam3Prediction) -> tuple[Tensor, Tensor]:
     """Scores [P, Q] of all queries and presence [P] of all prompts, float32 in 0..1.
 
     Raises:
@@ -97,7 +97,9 @@ def prompt_scores(output: Sam3Output) -> tuple[Tensor, Tensor]:
     return scores, presence.squeeze(-1)
 
 
-def select_candidates(output: Sam3Output, scores: Tensor, prompts: Tensor, labels: Tensor, top_k: int) -> Candidates:
+def select_candidates(
+    output: Sam3Prediction, scores: Tensor, prompts: Tensor, labels: Tensor, top_k: int
+) -> Candidates:
     """The ``top_k`` best queries over the rows ``prompts`` [p] of ``output`` (all of one image).
 
     Args:

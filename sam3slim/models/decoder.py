@@ -17,7 +17,7 @@ def decode(
     prompt: Tensor,
     memory_pos: Tensor,
     prompt_mask: Tensor,
-    spatial_shapes: Tensor,
+    grid: tuple[int, int],
     *,
     one_to_many: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -29,12 +29,12 @@ def decode(
     Args:
         memory: [P, H·W, d] encoded image features; ``memory_pos`` their position encoding.
         prompt: [P, T, d]; ``prompt_mask`` [P, T] bool, True on real tokens.
-        spatial_shapes: [1, 2] int64, (H, W).
+        grid: (H, W).
 
     Returns:
         normalised queries [L, P, Q, d]; boxes [L, P, Q, 4] (cx, cy, w, h) in 0..1; presence logits [L, P, 1].
     """
-    size = len(memory)
+    size = memory.shape[0]
     queries = decoder.query_embed.weight
     boxes = decoder.reference_points.weight.sigmoid()
     if one_to_many:
@@ -45,14 +45,14 @@ def decode(
     text_mask = create_bidirectional_mask(
         config=decoder.config, inputs_embeds=hidden, attention_mask=prompt_mask, encoder_hidden_states=prompt
     )
-    grid = (spatial_shapes[0, 0], spatial_shapes[0, 1])
 
     all_hidden, all_boxes, all_presence = [], [], []
     for layer in decoder.layers:
         query_pos = decoder.ref_point_head(decoder.position_encoding.encode_boxes(boxes))
         # The presence token has no box: no position, no bias.
         query_pos = F.pad(query_pos, (0, 0, 1, 0))
-        bias = F.pad(decoder._get_rpb_matrix(boxes, grid), (0, 0, 1, 0))
+        # Its annotation says tensors; plain numbers do as well, and can be traced.
+        bias = F.pad(decoder._get_rpb_matrix(boxes, grid), (0, 0, 1, 0))  # type: ignore[arg-type]
         hidden = _layer(layer, hidden, query_pos, prompt, memory, memory_pos, text_mask, bias, one_to_many)
         normed = decoder.output_layer_norm(hidden[:, 1:])
         new_boxes = (decoder.box_head(normed) + inverse_sigmoid(boxes)).sigmoid()

@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 @dataclass
-class Sam3Output:
-    """Outputs for P prompts, Q queries, L decoder layers, masks of h × w.
+class Sam3Prediction:
+    """The last layer's outputs for P prompts, Q queries, masks of h × w; all that detections are made of.
 
-    The first five carry the names and meaning of ``transformers.Sam3Model``'s output (last layer).
+    The fields carry the names and meaning of ``transformers.Sam3Model``'s output.
 
     Attributes:
         pred_logits: [P, Q] class logits.
@@ -19,6 +19,20 @@ class Sam3Output:
         pred_masks: [P, Q, h, w] logits, h = w = 4 × the ViT's grid; None when masks were not asked for.
         presence_logits: [P, 1]: is the concept in the image at all?
         semantic_seg: [P, 1, h, w] logits of the union of all instances; None without masks.
+    """
+
+    pred_logits: Tensor
+    pred_boxes: Tensor
+    pred_masks: Tensor | None
+    presence_logits: Tensor
+    semantic_seg: Tensor | None
+
+
+@dataclass
+class Sam3Output(Sam3Prediction):
+    """The prediction and what training looks at besides, of L decoder layers.
+
+    Attributes:
         layer_logits: [L, P, Q].
         layer_boxes: [L, P, Q, 4] (cx, cy, w, h) in 0..1.
         layer_presence: [L, P, 1].
@@ -30,11 +44,6 @@ class Sam3Output:
         text_features: [P, T, d_model] before the geometry token is appended.
     """
 
-    pred_logits: Tensor
-    pred_boxes: Tensor
-    pred_masks: Tensor | None
-    presence_logits: Tensor
-    semantic_seg: Tensor | None
     layer_logits: Tensor
     layer_boxes: Tensor
     layer_presence: Tensor

@@ -79,7 +79,7 @@ class Sam3(Sam3Model):
         fpn_pos = tuple(vision_embeds.fpn_position_encoding[:-1])
 
         text, text_mask = self.encode_text(input_ids, attention_mask, text_embeds)
-        image_index = self._image_index(image_index, len(text), len(fpn[0]))
+        image_index = self._image_index(image_index, text.shape[0], fpn[0].shape[0])
         geometry, geometry_mask = self._encode_geometry(fpn, fpn_pos, input_boxes, input_boxes_labels, image_index)
         prompt = torch.cat([text, geometry], dim=1)
         prompt_mask = torch.cat([text_mask, geometry_mask], dim=1)
@@ -94,7 +94,7 @@ class Sam3(Sam3Model):
         memory = encoded.last_hidden_state
         hidden, boxes, presence = decode(
             self.detr_decoder, memory, prompt, encoded.pos_embeds_flattened, prompt_mask,
-            encoded.spatial_shapes, one_to_many=one_to_many,
+            (fpn[-1].shape[-2], fpn[-1].shape[-1]), one_to_many=one_to_many,
         )  # fmt: skip
         logits = self.dot_product_scoring(
             decoder_hidden_states=hidden, text_features=prompt, text_mask=prompt_mask
@@ -144,8 +144,8 @@ class Sam3(Sam3Model):
     def _image_index(image_index: Tensor | None, prompts: int, images: int) -> Tensor | None:
         """None when prompt i asks image i: no copy of the feature maps is needed then."""
         if image_index is not None:
-            if len(image_index) != prompts:
-                raise ValueError(f"image_index has {len(image_index)} entries for {prompts} prompts")
+            if image_index.shape[0] != prompts:
+                raise ValueError(f"image_index has {image_index.shape[0]} entries for {prompts} prompts")
             return image_index
         if prompts == images:
             return None
@@ -175,8 +175,8 @@ class Sam3(Sam3Model):
             mask = labels != PADDED_BOX_LABEL
             labels = torch.where(mask, labels, 0)
         else:
-            boxes = level.new_zeros(len(level), 0, 4)
-            labels = torch.zeros(len(level), 0, dtype=torch.long, device=level.device)
+            boxes = level.new_zeros(level.shape[0], 0, 4)
+            labels = torch.zeros(level.shape[0], 0, dtype=torch.long, device=level.device)
             mask = labels.bool()
         encoded = self.geometry_encoder(
             box_embeddings=boxes.to(level.dtype),

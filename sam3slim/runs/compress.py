@@ -16,6 +16,7 @@ from sam3slim.data.module import ConceptData
 from sam3slim.errors import UserError
 from sam3slim.files import ensure_writable_dir
 from sam3slim.models import Sam3
+from sam3slim.onnx import load_runnable
 from sam3slim.records import RunRecord, read_record, recording
 from sam3slim.report import to_markdown, write_table
 from sam3slim.report.compression import COLUMNS, SHOWN, compression_rows
@@ -113,11 +114,11 @@ class _Run:
                 if isinstance(method, Mixed) and self.spec.budget.given:
                     searched = self.search(folder)
                     method = searched.method
-                tensors = compress_model(self.model, method)
-                print(tensors.describe())
-                info = tensors.write(self.model, folder / "artifact", parent=self.spec.checkpoint)
+                compressed = compress_model(self.model, method)
+                print(compressed.describe())
+                info = compressed.write(self.model, folder / "artifact", parent=self.spec.checkpoint)
                 record.artifact = artifact_facts(info, method.name)
-                reloaded, stored = load(info.path, expect=self.model.spec)
+                reloaded, stored = load_runnable(info.path, expect=self.model.spec)
                 record.model = model_facts(self.model)
                 model = to_device(reloaded, self.device, stored.precision)
                 measure(model, self.data, self.spec, record, folder, self.reference)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sam3slim.checkpoints import LoadReport, load, locate, weight_files
+from sam3slim.checkpoints import LoadReport, locate, weight_files
 from sam3slim.files import ensure_writable_dir
+from sam3slim.onnx import load_runnable
 from sam3slim.records import RunRecord, recording
 from sam3slim.runs.drop import load_reference, print_drop
 from sam3slim.runs.measure import choose_device, measure, model_facts, print_metrics, to_device
@@ -27,8 +28,8 @@ def evaluate(config: dict[str, Any], output_dir: Path, choices: dict[str, str], 
     ) as record:
         device = choose_device(spec)
         reference = load_reference(spec.reference) if spec.reference else None
-        model, report = load(spec.checkpoint, overrides=spec.overrides)
-        print(report.render())
+        model, report = load_runnable(spec.checkpoint, overrides=spec.overrides)
+        print(report.render() if report.loaded else f"{report.source} ({report.kind}, {report.precision})")
         record.model, record.artifact = model_facts(model), source_facts(report)
         data = spec.data.build(model.spec, spec.seed)
         data.prepare_data()

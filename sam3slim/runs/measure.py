@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -13,9 +13,18 @@ from sam3slim.compression import emulated
 from sam3slim.data.module import ConceptData
 from sam3slim.data.spec import DataSpec
 from sam3slim.errors import UserError
-from sam3slim.evaluation import EvalResult, Matches, first_images, measure_latency, peak_memory_bytes, reset_peak_memory
+from sam3slim.evaluation import (
+    EvalResult,
+    Matches,
+    Segmenter,
+    first_images,
+    measure_latency,
+    peak_memory_bytes,
+    reset_peak_memory,
+)
 from sam3slim.evaluation import evaluate as evaluate_model
-from sam3slim.models import Sam3, params_by_part
+from sam3slim.models import Sam3, count_params, params_by_part
+from sam3slim.onnx import OnnxSam3
 from sam3slim.records import RunRecord
 from sam3slim.runs.drop import Found, fill_drop, matches_of, save_matches
 from sam3slim.runs.specs import EvaluateSpec
@@ -24,29 +33,37 @@ EMULATION = "torchao's INT8 products emulated in FP32 (latency: the kernel itsel
 HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def to_device(model: Sam3, device: torch.device, precision: str) -> Sam3:
+ModelT = TypeVar("ModelT", Sam3, Sam3 | OnnxSam3)
+
+
+def to_device(model: ModelT, device: torch.device, precision: str) -> ModelT:
     """``model`` on ``device``, computing there in what it was stored in; says which.
 
-    Half precision computes in FP32 on the CPU, where half arithmetic is seven times slower.
+    Half precision computes in FP32 on the CPU, where half arithmetic is seven times slower. ONNX graphs stay on the
+    CPU, the only place they are run on.
     """
+    if isinstance(model, OnnxSam3):
+        print(f"{precision} ONNX graphs, run by ONNX Runtime on the CPU")
+        return model
     dtype = HALVES.get(precision) if device.type == "cuda" else None
-    moved: Sam3 = model.to(device=device, dtype=dtype)  # type: ignore[call-arg]
+    moved: Any = model.to(device=device, dtype=dtype)  # type: ignore[call-arg]
     if precision in HALVES:
         print(f"stored in {precision}, computes in {precision if dtype else 'fp32'} on {device.type}")
     return moved
 
 
 def measure(
-    model: Sam3, data: ConceptData, spec: EvaluateSpec, record: RunRecord, folder: Path, reference: Found | None
+    model: Segmenter, data: ConceptData, spec: EvaluateSpec, record: RunRecord, folder: Path, reference: Found | None
 ) -> dict[str, Matches]:
     """Fill ``record`` with mAP, its drop against ``reference`` and, if asked for, latency of one image.
 
     The matching of detections and objects is left in ``folder`` and returned: a reference for others.
     """
-    device = next(model.parameters()).device
+    device = model.device
     reset_peak_memory(device)
     loader = data.loader(spec.data.split)
-    with emulated(model) if device.type == "cpu" else nullcontext(0) as count:
+    on_cpu = isinstance(model, torch.nn.Module) and device.type == "cpu"
+    with emulated(model) if on_cpu else nullcontext(0) as count:  # type: ignore[arg-type]
         result = evaluate_model(model, loader, limit=spec.limit, keep_detections=True)
     if count:
         record.artifact = {**(record.artifact or {}), "evaluated_with": EMULATION}
@@ -76,15 +93,15 @@ def add_result(record: RunRecord, result: EvalResult, data: DataSpec) -> None:
     }
 
 
-def model_facts(model: Sam3) -> dict[str, Any]:
+def model_facts(model: Sam3 | OnnxSam3) -> dict[str, Any]:
     """The record's ``model`` entry."""
-    parts = params_by_part(model)
+    parts = count_params(model.spec) if isinstance(model, OnnxSam3) else params_by_part(model)
     return {"name": model.spec.name, "params": sum(parts.values()), "params_by_part": parts}
 
 
 def artifact_facts(info: ArtifactInfo, precision: str) -> dict[str, Any]:
     """The record's ``artifact`` entry."""
-    return {"path": str(info.path), "bytes": info.bytes, "format": "hf", "precision": precision}
+    return {"path": str(info.path), "bytes": info.bytes, "format": info.format, "precision": precision}
 
 
 def print_metrics(record: RunRecord) -> None:

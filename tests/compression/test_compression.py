@@ -15,8 +15,10 @@ from sam3slim.checkpoints.int8 import is_quantised
 from sam3slim.compression import (
     CompressedTensors,
     Fp16,
+    Int8Onnx,
     Int8Rules,
     Int8Weight,
+    Onnx,
     WeightsOnly,
     compress,
     method_from_name,
@@ -34,7 +36,8 @@ def reload(model: Sam3, compressed: CompressedTensors, folder: Path, **options: 
 
 
 def test_method_names__what_the_user_types() -> None:
-    assert set(method_names()) == {"weights_only", "fp16", "bf16", "int8_weight", "int8_dynamic", "mixed"}
+    names = {"weights_only", "fp16", "bf16", "int8_weight", "int8_dynamic", "mixed", "onnx", "int8_onnx"}
+    assert set(method_names()) == names
 
 
 def test_method_from_name__typo_and_unknown_option() -> None:
@@ -170,9 +173,26 @@ def test_int8_weight__rules_are_data(model: Sam3) -> None:
         Int8Rules(parts=("txt",))
 
 
+@pytest.mark.parametrize("name", ["int8_weight", "int8_onnx"])
+def test_int8_rules__as_a_configuration_has_them(name: str) -> None:
+    assert method_from_name(name, rules={"parts": ["text"]}).rules == Int8Rules(parts=("text",))
+    with pytest.raises(UserError, match=rf"unknown key compress\.{name}\.rules\.part; did you mean .*rules\.parts"):
+        method_from_name(name, rules={"part": ["text"]})
+    with pytest.raises(UserError, match="unknown part 'txt'"):
+        method_from_name(name, rules={"parts": ["txt"]})
+
+
+def test_onnx__methods(model: Sam3) -> None:
+    assert compress(model, Onnx()).int8 == ()
+    graphs = compress(model, Int8Onnx(Int8Rules(parts=("vision",))))
+    assert {part_of(key) for key in graphs.int8} == {"vision"}
+    assert graphs.method["rules"]["parts"] == ("vision",)
+    assert f"{len(graphs.int8)} weights in INT8" in graphs.describe()
+
+
 def test_int8_weight__already_quantised_is_refused(model: Sam3, tmp_path: Path) -> None:
     loaded = reload(model, compress(model, Int8Weight()), tmp_path / "a")
-    for method in (Int8Weight(), Fp16()):
+    for method in (Int8Weight(), Fp16(), Onnx(), Int8Onnx()):
         with pytest.raises(UserError, match="already INT8"):
             compress(loaded, method)
 

@@ -1,0 +1,154 @@
+"""PyTorch FP32, ONNX Runtime FP32 and ONNX Runtime INT8 on the CPU, in turns.
+
+    python benchmarks/onnx_vision.py vit [--blocks 4] [--rounds 5] [--threads 2]
+    python benchmarks/onnx_vision.py nano [--rounds 20] [--threads 2]
+
+``vit`` is a ViT of SAM 3's width (1,024; 16 heads; 5,184 tokens; blocks as asked, every fourth global) with random
+weights; ``nano`` is the whole of ``assets/nano`` on one image and 23 phrases: both towers, encoder, decoder, masks. One
+call of each per round, after ``WARM_UP`` rounds that do not count; every other round runs in the opposite order. The
+error is that of the output against PyTorch's, as a share of its norm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from sam3slim.checkpoints import load
+from sam3slim.compression import Int8Rules
+from sam3slim.compression.int8_weight import quantised_names
+from sam3slim.environment import describe_device
+from sam3slim.files import atomic_path
+from sam3slim.models import build_model
+from sam3slim.onnx import export_onnx, load_onnx
+from sam3slim.onnx.quantise import quantise
+from sam3slim.onnx.trace import trace
+from sam3slim.specs import ModelSpec, TextSpec
+
+WARM_UP = 1
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = Path(__file__).parent / "results"
+Run = Callable[[], Tensor]
+
+
+class Backbone(nn.Module):
+    """The ViT alone: pixels → tokens."""
+
+    def __init__(self, blocks: int) -> None:
+        super().__init__()
+        vit = replace(ModelSpec().vit, depth=blocks, num_global_blocks=max(blocks // 4, 1))
+        # The rest of the model is built only to be dropped.
+        spec = replace(ModelSpec(), vit=vit, text=TextSpec(width=64, layers=1, num_heads=1, vocab_size=600))
+        torch.manual_seed(0)
+        self.backbone = build_model(spec).vision_encoder.backbone.eval()
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        tokens: Tensor = self.backbone(pixel_values).last_hidden_state
+        return tokens
+
+
+def session(path: Path, feed: dict[str, Any], threads: int) -> Run:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    loaded = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return lambda: torch.from_numpy(loaded.run(None, feed)[0])
+
+
+def vit(folder: Path, blocks: int, threads: int) -> dict[str, Run]:
+    model = Backbone(blocks)
+    pixels = torch.randn(1, 3, 1008, 1008, generator=torch.Generator().manual_seed(1))
+    trace(
+        model, (pixels,), folder / "fp32.onnx", inputs=["pixel_values"], outputs=["tokens"], dynamic_shapes=({},),
+    )  # fmt: skip
+    names = [f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    quantise(folder / "fp32.onnx", folder / "int8.onnx", names)
+    feed = {"pixel_values": pixels.numpy()}
+    return {
+        "torch fp32": lambda: model(pixels),
+        "onnxruntime fp32": session(folder / "fp32.onnx", feed, threads),
+        "onnxruntime int8": session(folder / "int8.onnx", feed, threads),
+    }
+
+
+def nano(folder: Path) -> dict[str, Run]:
+    model, _ = load(ROOT / "assets/nano")
+    spec, generator = model.spec, torch.Generator().manual_seed(0)
+    export_onnx(model, folder / "fp32")
+    names = quantised_names(model, Int8Rules())
+    export_onnx(model, folder / "int8", precision="int8_onnx", int8=names)
+    tokens = (23, spec.text.context_length)
+    inputs = {
+        "pixel_values": torch.rand(1, 3, spec.vit.image_size, spec.vit.image_size, generator=generator) * 2 - 1,
+        "input_ids": torch.randint(0, spec.text.vocab_size, tokens, generator=generator),
+        "attention_mask": torch.ones(tokens, dtype=torch.int64),
+    }
+    models: dict[str, Any] = {
+        "torch fp32": model,
+        "onnxruntime fp32": load_onnx(folder / "fp32")[0],
+        "onnxruntime int8": load_onnx(folder / "int8")[0],
+    }
+    return {name: lambda m=m: m(**inputs).pred_masks for name, m in models.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("subject", choices=["vit", "nano"])
+    parser.add_argument("--blocks", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    subject = f"vit_{arguments.blocks}_blocks" if arguments.subject == "vit" else "nano"
+    rows = []
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        runs = (
+            vit(Path(folder), arguments.blocks, arguments.threads) if arguments.subject == "vit" else nano(Path(folder))
+        )
+        times, outputs = measure(runs, arguments.rounds)
+    reference = outputs["torch fp32"]
+    for name, seconds in times.items():
+        error = float((outputs[name] - reference).norm() / reference.norm())
+        ratios = [base / own for base, own in zip(times["torch fp32"], seconds, strict=True)]
+        rows.append({
+            "subject": subject, "run": name, "rounds": len(seconds), "error": f"{error:.2g}",
+            "median_ms": round(1000 * statistics.median(seconds), 1), "min_ms": round(1000 * min(seconds), 1),
+            "max_ms": round(1000 * max(seconds), 1), "speedup_median": round(statistics.median(ratios), 2),
+            "speedup_min": round(min(ratios), 2), "speedup_max": round(max(ratios), 2),
+            "device": describe_device("cpu"),
+            "torch": version("torch"), "onnxruntime": version("onnxruntime"),
+        })  # fmt: skip
+        print(rows[-1], flush=True)
+    result = RESULTS / f"onnx_{subject}_{arguments.threads}_threads.csv"
+    with atomic_path(result) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def measure(runs: dict[str, Run], rounds: int) -> tuple[dict[str, list[float]], dict[str, Tensor]]:
+    """Seconds of every counted call, and the last outputs."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    outputs: dict[str, Tensor] = {}
+    for number in range(WARM_UP + rounds):
+        for name in runs if number % 2 else reversed(runs):
+            started = time.perf_counter()
+            outputs[name] = runs[name]()
+            if number >= WARM_UP:
+                times[name].append(time.perf_counter() - started)
+    return times, outputs
+
+
+if __name__ == "__main__":
+    main()

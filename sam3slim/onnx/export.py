@@ -1,0 +1,133 @@
+"""Writing an ONNX artifact: three graphs, ``sam3slim.json``, processor files and a model card."""
+
+from __future__ import annotations
+
+import copy
+import json
+import tempfile
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sam3slim.checkpoints import ARTIFACT_FILE, ArtifactInfo
+from sam3slim.checkpoints.artifact import VERSIONED, check_target, installed_versions, write_config
+from sam3slim.checkpoints.card import DEFAULT_LICENSE_NOTE
+from sam3slim.checkpoints.int8 import is_quantised
+from sam3slim.checkpoints.locate import ONNX
+from sam3slim.checkpoints.processor import save_processor
+from sam3slim.checkpoints.readers import SCHEMA
+from sam3slim.errors import UserError
+from sam3slim.evaluation.inference import eval_mode
+from sam3slim.files import atomic_path
+from sam3slim.models import Sam3, params_by_part
+from sam3slim.onnx.card import onnx_card
+from sam3slim.onnx.facts import dtype_shares, graph_files
+from sam3slim.onnx.graphs import MODULES, signatures, traceable
+from sam3slim.onnx.packages import require
+from sam3slim.onnx.quantise import quantise
+from sam3slim.onnx.runner import OnnxSam3
+from sam3slim.onnx.trace import OPSET, trace
+from sam3slim.onnx.verify import verify
+
+
+def export_onnx(
+    model: Sam3,
+    folder: str | Path,
+    *,
+    precision: str = "fp32",
+    int8: Collection[str] = (),
+    external_data: bool | None = None,
+    parent: Any = None,
+    metrics: Mapping[str, Any] | None = None,
+    extra: Mapping[str, Any] | None = None,
+    license_note: str = DEFAULT_LICENSE_NOTE,
+) -> ArtifactInfo:
+    """Write ``model`` to ``folder`` as ONNX, whole or not at all; an artifact already there is replaced.
+
+    The FP32 graphs are compared with the model (``verify``) before anything is quantised.
+
+    Args:
+        model: in any float type, on any device, in any mode; left as it was.
+        precision: its name in ``sam3slim.json``.
+        int8: names of the Linear and embedding weights to store in INT8; empty: FP32.
+        external_data: weights beside each graph in ``<graph>.onnx.data``; None: only those above 1.5 GB.
+        parent, metrics, extra: JSON values kept in ``sam3slim.json``.
+
+    Returns:
+        ``bytes`` of all graphs and their weights.
+
+    Raises:
+        UserError: onnx, onnxscript or onnxruntime is missing; ``model`` is INT8 already; no graph holds a weight
+            of ``int8``; outputs differ from the model's; ``folder`` is not writable or holds something else.
+    """
+    path = Path(folder).expanduser()
+    check_target(path)
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        require(package)
+    model = _plain(model)
+    with atomic_path(path) as temporary:
+        temporary.mkdir()
+        with tempfile.TemporaryDirectory(dir=temporary) as work:
+            floats = Path(work) if int8 else temporary
+            trace_graphs(model, floats, external_data=external_data)
+            differences = verify(model, OnnxSam3(floats, model.spec))
+            quantised = _quantise_all(floats, temporary, int8, external_data) if int8 else 0
+        files = graph_files(temporary, model.spec)
+        facts = {
+            "schema": SCHEMA,
+            "spec": model.spec.to_dict(),
+            "precision": precision,
+            "format": ONNX,
+            "params": sum(params_by_part(model).values()),
+            "dtypes": dtype_shares(temporary, model.spec),
+            "opens_in": ["sam3slim", "onnxruntime"],
+            "bytes": sum(file["bytes"] for graph in files.values() for file in graph["files"]),
+            "onnx": {"opset": OPSET, "graphs": files, "max_difference_fp32": differences, "int8_weights": quantised},
+            "parent": parent,
+            "metrics": dict(metrics or {}),
+            "extra": dict(extra or {}),
+            "versions": installed_versions((*VERSIONED, "onnx", "onnxscript", "onnxruntime")),
+        }
+        write_config(model.spec, {}, temporary)
+        save_processor(model.spec, temporary)
+        text = json.dumps(facts, indent=2, allow_nan=False) + "\n"
+        (temporary / ARTIFACT_FILE).write_text(text, encoding="utf-8")
+        (temporary / "README.md").write_text(onnx_card(facts, model.spec, license_note), encoding="utf-8")
+    largest = max((file for graph in files.values() for file in graph["files"]), key=lambda file: int(file["bytes"]))
+    total = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return ArtifactInfo(path, int(facts["bytes"]), largest["sha256"], total, format=ONNX)
+
+
+def trace_graphs(model: Sam3, folder: Path, *, external_data: bool | None = None) -> None:
+    """Write ``vision.onnx``, ``text.onnx`` and ``prompts.onnx`` of an FP32 model on the CPU."""
+    limits = {"tokens": model.spec.text.context_length}
+    with eval_mode(model), traceable(model):
+        for name, signature in signatures(model.spec).items():
+            trace(
+                MODULES[name](model).eval(), signature.examples(), folder / f"{name}.onnx",
+                inputs=list(signature.inputs), outputs=list(signature.outputs),
+                dynamic_shapes=signature.dynamic_shapes(limits), external_data=external_data,
+            )  # fmt: skip
+
+
+def _plain(model: Sam3) -> Sam3:
+    """``model`` itself where it is FP32 on the CPU, or else such a copy."""
+    for name, parameter in model.named_parameters():
+        if is_quantised(parameter):
+            raise UserError(f"ONNX export: the model is already INT8 ({name}); start from its FP32 or FP16 parent")
+    if all(p.dtype == torch.float32 and p.device.type == "cpu" for p in model.parameters()):
+        return model
+    return copy.deepcopy(model).cpu().float()
+
+
+def _quantise_all(source: Path, target: Path, weights: Collection[str], external_data: bool | None) -> int:
+    """How many of ``weights`` were found; a model has some that no output depends on, and they are in no graph."""
+    found: set[str] = set()
+    for name in MODULES:
+        file = f"{name}.onnx"
+        found.update(quantise(source / file, target / file, weights, external_data=external_data))
+    if not found:
+        raise UserError("ONNX export: none of the weights to quantise is in a graph; choose other parts")
+    return len(found)
