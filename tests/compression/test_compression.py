@@ -184,7 +184,7 @@ def test_int8_rules__as_a_configuration_has_them(name: str) -> None:
 
 def test_onnx__methods(model: Sam3) -> None:
     assert compress(model, Onnx()).int8 == ()
-    graphs = compress(model, Int8Onnx(Int8Rules(parts=("vision",))))
+    graphs = compress(model, Int8Onnx(Int8Rules(parts=("vision",), also=())))
     assert {part_of(key) for key in graphs.int8} == {"vision"}
     assert graphs.method["rules"]["parts"] == ("vision",)
     assert f"{len(graphs.int8)} weights in INT8" in graphs.describe()

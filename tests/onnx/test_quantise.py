@@ -38,7 +38,7 @@ def weights_of(folder: Path) -> set[str]:
 
 
 def test_int8__the_weights_of_the_rules_and_no_others(int8: Exported) -> None:
-    expected = set(quantised_names(int8.model, Int8Rules()))
+    expected = set(quantised_names(int8.model, Int8Rules(also=())))
     # CLIP's own projection, which no output depends on.
     assert weights_of(int8.folder) == expected - {"text_encoder.text_projection.weight"}
 
@@ -78,7 +78,7 @@ def test_int8__weights_in_files_of_their_own(int8: Exported, floats: Exported) -
 
 
 def test_quantise__parts_are_data(floats: Exported, tmp_path: Path) -> None:
-    names = quantised_names(floats.model, Int8Rules(parts=("text",), keep_float=("*token_embedding*",)))
+    names = quantised_names(floats.model, Int8Rules(parts=("text",), also=(), keep_float=("*token_embedding*",)))
     for graph in ("vision", "text", "prompts"):
         quantise(floats.folder / f"{graph}.onnx", tmp_path / f"{graph}.onnx", names)
     found = weights_of(tmp_path)
@@ -97,7 +97,7 @@ def test_large_model__graphs_with_files_of_their_own(floats: Exported, tmp_path:
         outputs=list(signature.outputs), dynamic_shapes=signature.dynamic_shapes({"tokens": 8}), external_data=True,
     )  # fmt: skip
     assert (tmp_path / "text.onnx").stat().st_size < (tmp_path / "text.onnx.data").stat().st_size
-    names = quantised_names(model, Int8Rules())
+    names = quantised_names(model, Int8Rules(also=()))
     (tmp_path / "out").mkdir()
     for folder in (floats.folder, tmp_path):
         quantise(folder / "text.onnx", tmp_path / f"out/{folder.name}.onnx", names)
