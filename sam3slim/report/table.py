@@ -102,8 +102,20 @@ HEADINGS = {
     "segm_drop_interval": "mask drop, points (95 %)",
     "latency_p50_ms": "latency, ms",
     "retraining_needed": "retraining needed",
+    "pareto": "Pareto front",
 }
-TEXT_COLUMNS = {"name", "method", "precision", "retrained", "retraining_needed", "recommended", "error"}
+TEXT_COLUMNS = {
+    "name",
+    "method",
+    "precision",
+    "retrained",
+    "retraining_needed",
+    "recommended",
+    "error",
+    "pareto",
+    "note",
+    "run",
+}
 FORMATS: dict[str, Callable[[Any], str]] = {
     "params": _count,
     "bytes": megabytes,
@@ -116,6 +128,7 @@ FORMATS: dict[str, Callable[[Any], str]] = {
     "retrained": lambda value: "yes" if value else "no",
     "retraining_needed": lambda value: "yes" if value else "no",
     "recommended": lambda value: "yes" if value else "",
+    "pareto": lambda value: "yes" if value else "",
 }
 
 
