@@ -112,8 +112,11 @@ def machine(record: RunRecord) -> str | None:
     latency = record.latency_ms
     if not latency or latency.get("p50") is None:
         return None
-    words = [f"{latency[key]} {key}" for key in ("threads", "batch", "prompts") if latency.get(key) is not None]
-    return "; ".join([record.device or "unknown device", *words])
+    device = record.device or "unknown device"
+    threads = latency.get("threads")
+    words = [] if threads is None or "threads" in device else [f"{threads} threads"]
+    words += [f"{key} {latency[key]}" for key in ("batch", "prompts") if latency.get(key) is not None]
+    return ", ".join([device, *words])
 
 
 def _record_files(paths: Sequence[str | Path]) -> Iterator[Path]:

@@ -66,7 +66,8 @@ def _panel(
         looks[str(row["precision"]), str(row["name"])].append(point)
     for (precision, name), same in looks.items():
         look: dict[str, Any] = {"marker": markers[name], "color": colors[precision]}
-        axes.scatter(*zip(*same, strict=True), s=50, edgecolors="white", linewidths=0.8, zorder=3, **look)
+        xs, ys = zip(*same, strict=True)
+        axes.scatter(xs, ys, s=50, edgecolors="white", linewidths=0.8, zorder=3, **look)
     front = [points[index] for index in pareto_front(points)]
     if front:
         axes.plot(*zip(*front, strict=True), color=INK, linewidth=1, drawstyle="steps-post", zorder=2)

@@ -67,7 +67,7 @@ def test_collect__bad_input(tmp_path: Path) -> None:
 def test_machine__latency_says_where(tmp_path: Path) -> None:
     add_run(tmp_path, "a")
     (run,) = collect([tmp_path]).runs
-    assert machine(run.record) == "a processor; 1 threads; 1 batch; 23 prompts"
+    assert machine(run.record) == "a processor, 1 threads, batch 1, prompts 23"
     run.record.latency_ms = None
     assert machine(run.record) is None
 
