@@ -82,7 +82,8 @@ def main() -> None:
             cpu_seconds.append(children_seconds() - cpu_start)
         page_bytes = (out / "compare.html").stat().st_size
     row = {
-        "records": arguments.records, "rounds": arguments.rounds, "seconds_median": round(statistics.median(seconds), 2),
+        "records": arguments.records, "rounds": arguments.rounds,
+        "seconds_median": round(statistics.median(seconds), 2),
         "seconds_min": round(min(seconds), 2), "seconds_max": round(max(seconds), 2), "page_bytes": page_bytes,
         "cpu_seconds_median": round(statistics.median(cpu_seconds), 2),
         "device": describe_device(), "versions": json.dumps(library_versions()),

@@ -97,7 +97,7 @@ def _add_drop(row: dict[str, Any], kind: str, drop: dict[str, Any] | None) -> No
     low, high = drop.get("ci95") or (None, None)
     row |= {f"{kind}_drop": drop["points"], f"{kind}_drop_low": low, f"{kind}_drop_high": high}
     if kind == "segm":
-        interval = "" if low is None else f" ({low + 0.0:.2f} to {high + 0.0:.2f})"
+        interval = "" if low is None or high is None else f" ({low + 0.0:.2f} to {high + 0.0:.2f})"
         row["segm_drop_interval"] = f"{drop['points'] + 0.0:.2f}{interval}"
 
 
