@@ -49,11 +49,11 @@ def map_vs_size(
     if not points:
         raise UserError(f"nothing to plot in {path}: no row has both bytes and {metric}")
     families = list(dict.fromkeys(_family(row) for row in points))
-    colors = _precision_colors([str(row["precision"]) for row in points])
+    colors = precision_colors([str(row["precision"]) for row in points])
     figure = Figure(figsize=(8, 5), dpi=160, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for family, marker in zip(families, _cycle(MARKERS, len(families)), strict=True):
+    for family, marker in zip(families, cycle(MARKERS, len(families)), strict=True):
         members = sorted((row for row in points if _family(row) == family), key=lambda row: row["bytes"])
         xs, ys = [row["bytes"] / 1e6 for row in members], [100 * row[metric] for row in members]
         axes.plot(xs, ys, color=GREY, linewidth=1, alpha=0.6, zorder=1)
@@ -97,7 +97,7 @@ def _legend(axes: Axes, families: Sequence[str], colors: Mapping[str, str]) -> N
     handles = [Line2D([], [], marker="o", color=color, label=name, **blank) for name, color in colors.items()]
     handles += [
         Line2D([], [], marker=marker, color=GREY, label=family, **blank)
-        for family, marker in zip(families, _cycle(MARKERS, len(families)), strict=True)
+        for family, marker in zip(families, cycle(MARKERS, len(families)), strict=True)
     ]
     axes.figure.legend(handles=handles, loc="outside right upper", frameon=False, labelcolor=INK)
 
@@ -150,7 +150,7 @@ def _family(row: Mapping[str, Any]) -> str:
     return str(row.get("family") or row["name"])
 
 
-def _precision_colors(precisions: Sequence[str]) -> dict[str, str]:
+def precision_colors(precisions: Sequence[str]) -> dict[str, str]:
     """A colour per precision in order of first use; variants such as "int8_weight" take their kind's."""
     spare = iter(OTHER_COLORS * len(precisions))
     colors: dict[str, str] = {}
@@ -161,5 +161,6 @@ def _precision_colors(precisions: Sequence[str]) -> dict[str, str]:
     return colors
 
 
-def _cycle(items: Sequence[str], count: int) -> list[str]:
+def cycle(items: Sequence[str], count: int) -> list[str]:
+    """The first ``count`` of ``items`` repeated."""
     return [items[i % len(items)] for i in range(count)]

@@ -103,17 +103,12 @@ HEADINGS = {
     "calibration_change": "presence / top score",
     "latency_p50_ms": "latency, ms",
     "retraining_needed": "retraining needed",
+    "pareto": "Pareto front",
 }
 TEXT_COLUMNS = {
-    "name",
-    "method",
-    "precision",
-    "retrained",
-    "retraining_needed",
-    "recommended",
-    "calibration_change",
-    "error",
-}
+    "name", "method", "precision", "retrained", "retraining_needed", "recommended", "calibration_change", "error",
+    "pareto", "note", "run",
+}  # fmt: skip
 FORMATS: dict[str, Callable[[Any], str]] = {
     "params": _count,
     "bytes": megabytes,
@@ -126,6 +121,7 @@ FORMATS: dict[str, Callable[[Any], str]] = {
     "retrained": lambda value: "yes" if value else "no",
     "retraining_needed": lambda value: "yes" if value else "no",
     "recommended": lambda value: "yes" if value else "",
+    "pareto": lambda value: "yes" if value else "",
 }
 
 

@@ -49,7 +49,7 @@ def test_map_vs_size__rows_without_numbers_are_left_out(tmp_path: Path) -> None:
     assert not (tmp_path / "none.png").exists()
 
 
-def test_precision_colors__kinds_and_variants_differ() -> None:
-    colors = plots._precision_colors(["fp32", "int8_weight", "int8_dynamic", "nf4"])
+def testprecision_colors__kinds_and_variants_differ() -> None:
+    colors = plots.precision_colors(["fp32", "int8_weight", "int8_dynamic", "nf4"])
     assert colors["int8_weight"] == plots.PRECISION_COLORS["int8"]
     assert len(set(colors.values())) == 4

@@ -1,0 +1,184 @@
+"""Every record below some folders: read, freed of repeats, and grouped by what may share an axis."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sam3slim.errors import UserError
+from sam3slim.records import FILE_NAME, RunRecord, read_record
+
+IDENTITY = ("name", "split", "protocol", "images", "prompts")  # not "root": the same data may lie anywhere
+CURVES = ("train/loss", "val/segm_map", "val/bbox_map")
+CURVE_FILES = ("metrics.csv", "csv/metrics.csv")
+CURVE_POINTS = 80  # enough for a line of some 300 pixels
+Curves = dict[str, list[tuple[float, float]]]
+
+
+@dataclass
+class Run:
+    """A record and where it was found.
+
+    Attributes:
+        folder: of the record.
+        copies: records with the same configuration and the same numbers; this is the last started of them.
+        conflict: another run of the same configuration has other numbers.
+    """
+
+    folder: Path
+    record: RunRecord
+    copies: int = 1
+    conflict: bool = False
+
+
+@dataclass
+class Group:
+    """Runs measured on the same images with the same prompts; ``data`` is None where nothing was measured."""
+
+    data: dict[str, Any] | None
+    runs: list[Run] = field(default_factory=list)
+
+    @property
+    def title(self) -> str:
+        """``shapes, test, protocol all: 300 images, 6,900 prompts``."""
+        if self.data is None:
+            return "nothing measured"
+        named = [str(self.data[key]) for key in ("name", "split") if self.data[key] is not None]
+        if self.data["protocol"] is not None:
+            named.append(f"protocol {self.data['protocol']}")
+        counts = [f"{self.data[key]:,} {key}" for key in ("images", "prompts") if self.data[key] is not None]
+        return ", ".join(named) + (": " + ", ".join(counts) if counts else "")
+
+
+@dataclass
+class Collected:
+    """What ``collect`` found: groups, the largest first, and a line for each record that could not be read."""
+
+    groups: list[Group]
+    unread: list[str]
+
+    @property
+    def runs(self) -> list[Run]:
+        """Of all groups."""
+        return [run for group in self.groups for run in group.runs]
+
+
+def collect(paths: Sequence[str | Path]) -> Collected:
+    """Read every ``record.json`` in and below ``paths``.
+
+    Raises:
+        UserError: a path is missing, there is no record below them, or none can be read.
+    """
+    runs, unread = [], []
+    for file in _record_files(paths):
+        try:
+            runs.append(Run(file.parent, read_record(file)))
+        except UserError as error:
+            unread.append(str(error))
+    if not runs:
+        if unread:
+            raise UserError(f"none of {len(unread)} records can be read; the first: {unread[0]}")
+        where = ", ".join(map(str, paths))
+        raise UserError(
+            f"no {FILE_NAME} in or below {where}; give folders that train.py, evaluate.py or compress.py wrote"
+        )
+    return Collected(_grouped(_without_repeats(runs)), unread)
+
+
+def learning_curves(folder: Path) -> Curves:
+    """{column: [(step, value), …]} of the run's ``metrics.csv``, thinned; {} without one or where it is broken."""
+    path = next((folder / name for name in CURVE_FILES if (folder / name).is_file()), None)
+    if path is None:
+        return {}
+    curves: Curves = defaultdict(list)
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        for row in csv.DictReader(file):
+            for column in CURVES:
+                try:
+                    curves[column].append((float(row["step"]), float(row[column])))
+                except (KeyError, TypeError, ValueError):
+                    continue  # the logger leaves cells empty, and a run that was killed half a line
+    return {column: _thinned(points) for column, points in curves.items() if points}
+
+
+def machine(record: RunRecord) -> str | None:
+    """What a latency is true for: device, threads, batch and prompts. Others share no axis with it."""
+    latency = record.latency_ms
+    if not latency or latency.get("p50") is None:
+        return None
+    device = record.device or "unknown device"
+    threads = latency.get("threads")
+    words = [] if threads is None or "threads" in device else [f"{threads} threads"]
+    words += [f"{key} {latency[key]}" for key in ("batch", "prompts") if latency.get(key) is not None]
+    return ", ".join([device, *words])
+
+
+def _record_files(paths: Sequence[str | Path]) -> Iterator[Path]:
+    seen = set()
+    for path in map(Path, paths):
+        if not path.exists():
+            raise UserError(f"{path} does not exist; give folders with runs in them")
+        for file in [path] if path.is_file() else _walk(path):
+            resolved = file.resolve()
+            if resolved not in seen:
+                seen.add(resolved)
+                yield file
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for root, folders, files in os.walk(folder):
+        # Hidden folders hold half-written artifacts (see ``atomic_path``) and Hydra's own files.
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if FILE_NAME in files:
+            yield Path(root) / FILE_NAME
+
+
+def _without_repeats(runs: Sequence[Run]) -> list[Run]:
+    """Merge runs of equal configuration and numbers; mark those of equal configuration and other numbers."""
+    kept: dict[tuple[str, str], Run] = {}
+    single: list[Run] = []
+    for run in sorted(runs, key=lambda run: run.record.started or ""):
+        if run.record.config_hash is None:
+            single.append(run)
+            continue
+        key = (run.record.config_hash, numbers(run.record))
+        run.copies = kept[key].copies + 1 if key in kept else 1
+        kept[key] = run
+    by_hash = defaultdict(list)
+    for (config, _), run in kept.items():
+        if run.record.status == "finished":
+            by_hash[config].append(run)
+    for same in by_hash.values():
+        for run in same:
+            run.conflict = len(same) > 1
+    return sorted([*single, *kept.values()], key=lambda run: str(run.folder))
+
+
+def numbers(record: RunRecord) -> str:
+    """What must be equal for two runs to count as one; time and memory differ from run to run by themselves."""
+    artifact = {key: (record.artifact or {}).get(key) for key in ("bytes", "format", "precision")}
+    data = [(record.data or {}).get(key) for key in IDENTITY]
+    values = [record.status, record.error, record.kind, record.model, artifact, data, record.metrics, record.drop]
+    return json.dumps(values, sort_keys=True)
+
+
+def _grouped(runs: Sequence[Run]) -> list[Group]:
+    groups: dict[str, Group] = {}
+    for run in runs:
+        measured = run.record.data if run.record.metrics else None
+        data = {key: measured.get(key) for key in IDENTITY} if measured else None
+        groups.setdefault(json.dumps(data), Group(data)).runs.append(run)
+    # What was measured first, then by number of runs.
+    return sorted(groups.values(), key=lambda group: (group.data is None, -len(group.runs), group.title))
+
+
+def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    step = max(1, -(-len(points) // CURVE_POINTS))
+    thin = points[::step]
+    return thin if thin[-1] == points[-1] else [*thin, points[-1]]
