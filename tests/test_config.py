@@ -69,7 +69,7 @@ BAD_INPUT = [
     ("train", ["model/vit=zzz"], "unknown option model/vit=zzz; available: d16, d24, full"),
     ("train", ["data=cocoa"], "unknown option data=cocoa; did you mean data=coco? available: coco, shapes"),
     ("train", ["experiment=foo"], "unknown option experiment=foo; "),
-    ("compress", ["checkpoint=x", "compress=[fp16,int8]"], "unknown option compress=int8; available: bf16, fp16, int8_dynamic, int8_onnx"),
+    ("compress", ["checkpoint=x", "compress=[fp16,int8]"], "unknown option compress=int8; did you mean compress=int8_"),
     ("compress", ["checkpoint=x", "compress=fp17"], "unknown option compress=fp17; did you mean compress=fp16?"),
     ("train", ["optim.lrr=3"], "unknown key optim.lrr; did you mean optim.lr?"),
     ("train", ["optim.qqq=3"], "unknown key optim.qqq; known keys: optim.betas, optim.clip"),

@@ -99,6 +99,8 @@ HEADINGS = {
     "bbox_map": "box mAP %",
     "segm_map": "mask mAP %",
     "segm_drop": "mask drop, points",
+    "bytes_saved": "bytes saved",
+    "bbox_drop_interval": "box drop, points (95 %)",
     "segm_drop_interval": "mask drop, points (95 %)",
     "calibration_change": "presence / top score",
     "latency_p50_ms": "latency, ms",
@@ -106,12 +108,13 @@ HEADINGS = {
     "pareto": "Pareto front",
 }
 TEXT_COLUMNS = {
-    "name", "method", "precision", "retrained", "retraining_needed", "recommended", "calibration_change", "error",
+    "name", "group", "method", "precision", "retrained", "retraining_needed", "recommended", "calibration_change", "error",
     "pareto", "note", "run",
 }  # fmt: skip
 FORMATS: dict[str, Callable[[Any], str]] = {
     "params": _count,
     "bytes": megabytes,
+    "bytes_saved": megabytes,
     "ratio": "{:.1f}×".format,
     "bbox_map": lambda value: f"{100 * value:.1f}",
     "segm_map": lambda value: f"{100 * value:.1f}",

@@ -29,6 +29,8 @@ SENSITIVITY_COLUMNS = (
     "segm_drop_high",
 )  # fmt: skip
 
+SENSITIVITY_SHOWN = ("group", "params", "bytes_saved", "bbox_drop_interval", "segm_drop_interval")
+
 
 class PlanMeter:
     """Drops of precision plans of one model on one split, each measured on a reloaded artifact.
@@ -91,7 +93,7 @@ def sensitivity(meter: PlanMeter, folder: Path, groups: Sequence[str] = GROUPS) 
     rows: list[dict[str, Any]] = []
     for group in groups:
         method = Mixed({name: "int8" if name == group else "fp32" for name in GROUPS}, rest="fp32")
-        row: dict[str, Any] = dict.fromkeys(SENSITIVITY_COLUMNS)
+        row: dict[str, Any] = dict.fromkeys((*SENSITIVITY_COLUMNS, *SENSITIVITY_SHOWN))
         row |= {
             "group": group,
             "params": sum(state[name].numel() for name in names[group]),
@@ -99,12 +101,13 @@ def sensitivity(meter: PlanMeter, folder: Path, groups: Sequence[str] = GROUPS) 
         }
         for kind, drop in meter.drops(method).items():
             low, high = drop.ci95
+            row[f"{kind}_drop_interval"] = f"{drop.points + 0.0:.2f} ({low + 0.0:.2f} to {high + 0.0:.2f})"
             row |= {f"{kind}_drop": drop.points, f"{kind}_drop_low": low, f"{kind}_drop_high": high}
         rows.append(row)
         # After every group, so that an interrupted run leaves what it knows.
-        write_table(rows, folder, columns=SENSITIVITY_COLUMNS, stem="sensitivity")
+        write_table(rows, folder, columns=SENSITIVITY_COLUMNS, shown=SENSITIVITY_SHOWN, stem="sensitivity")
         print(f"{group}: {row['segm_drop'] if row['segm_drop'] is not None else row['bbox_drop']:.2f} points")
-    print("\n" + to_markdown(rows, SENSITIVITY_COLUMNS))
+    print("\n" + to_markdown(rows, SENSITIVITY_SHOWN))
     return rows
 
 
