@@ -108,8 +108,8 @@ HEADINGS = {
     "pareto": "Pareto front",
 }
 TEXT_COLUMNS = {
-    "name", "group", "method", "precision", "retrained", "retraining_needed", "recommended", "calibration_change", "error",
-    "pareto", "note", "run",
+    "name", "group", "method", "precision", "retrained", "retraining_needed", "recommended", "calibration_change",
+    "error", "pareto", "note", "run",
 }  # fmt: skip
 FORMATS: dict[str, Callable[[Any], str]] = {
     "params": _count,
