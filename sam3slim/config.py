@@ -203,6 +203,8 @@ class _Job:
         with _told(str(context.job.config_name), overrides):
             plain = _to_plain(cfg)
         self.check(plain)
+        if context.mode is RunMode.MULTIRUN:
+            _refuse_processes(plain.get("trainer") or {})
         self.started = True
         choices = {
             str(group): str(option)
@@ -211,6 +213,22 @@ class _Job:
         }
         command = shlex.join(["python", Path(sys.argv[0]).name, *overrides])
         return self.run_fn(plain, Path(context.runtime.output_dir), choices, command)
+
+
+def _refuse_processes(trainer: Mapping[str, Any]) -> None:
+    """A process that Lightning starts in a sweep would start the whole sweep again.
+
+    Raises:
+        UserError: the trainer has more than one device or node.
+    """
+    devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
+    one = devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)
+    if not one or nodes != 1:
+        key = f"trainer.devices={devices}" if not one else f"trainer.num_nodes={nodes}"
+        raise UserError(
+            f"{key} in a sweep (-m): every process would start the sweep again; use one device per job "
+            "(trainer=cpu or trainer=gpu), or start each run alone, without -m (torchrun, sbatch)"
+        )
 
 
 def _compose(config_name: str, overrides: Sequence[str]) -> DictConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -324,3 +325,17 @@ def test_house__only_config_imports_hydra() -> None:
                for line in map(str.strip, path.read_text().splitlines()))
     ]  # fmt: skip
     assert importers == ["config.py"]
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("trainer=cpu_ddp", r"trainer\.devices=2"),
+        ("trainer=ddp", r"trainer\.devices=-1"),
+        ("trainer.num_nodes=2", r"trainer\.num_nodes=2"),
+    ],
+)
+def test_entry_point__sweep_of_several_processes_is_refused(run: Any, override: str, key: str) -> None:
+    status, err, jobs = run("-m", "model=nano,nano_slim", override)
+    assert (status, jobs) == (2, [])
+    assert re.search(rf"error: job 0: {key} in a sweep \(-m\): .*one device per job", err)
