@@ -108,7 +108,10 @@ class Predictor:
             UserError: a picture that cannot be read, nothing asked, a box outside its picture.
         """
         pictures = [images] if isinstance(images, (str, Path, Image.Image, np.ndarray)) else list(images)
-        phrases = read_phrases([prompts] if isinstance(prompts, str) else prompts)
+        given = [prompts] if isinstance(prompts, str) else list(prompts)
+        phrases = read_phrases(given)
+        if len(phrases) < len(given):
+            raise UserError("prompts holds a phrase more than once, so labels would not count its entries; drop one")
         own = [()] * len(pictures) if boxes is None else [tuple(row) for row in boxes]
         if len(own) != len(pictures):
             raise UserError(f"boxes has {len(own)} entries for {len(pictures)} images; give one list per image")

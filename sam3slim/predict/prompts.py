@@ -90,8 +90,6 @@ def read_phrases(given: Sequence[str], file: str | Path | None = None) -> tuple[
             raise UserError(f"prompts file {file} holds no phrase; write one on every line")
         phrases += lines
     distinct = tuple(dict.fromkeys(phrases))
-    if len(distinct) < len(phrases):
-        log.warning("%d phrases are given more than once and asked once", len(phrases) - len(distinct))
     return distinct
 
 
