@@ -30,16 +30,46 @@ def read_image(path: Path, height: int, width: int) -> NDArray[np.uint8]:
             if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
                 turned = ImageOps.exif_transpose(image)
                 if turned.size == (width, height):
-                    return _to_rgb(turned)
+                    return to_rgb(turned)
             if image.size != (width, height):
                 found = f"{image.size[0]}x{image.size[1]}"
                 raise UnreadableImage(f"is {found} pixels, the annotations say {width}x{height}")
-            return _to_rgb(image)
+            return to_rgb(image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UnreadableImage(f"cannot be decoded ({' '.join(str(error).split())})") from error
 
 
-def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
+def read_upright(path: Path) -> NDArray[np.uint8]:
+    """[height, width, 3] uint8 RGB of a picture as a viewer shows it: turned as its EXIF entry says.
+
+    Raises:
+        UnreadableImage: not there, not a picture, or cut off.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return to_rgb(ImageOps.exif_transpose(image))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UnreadableImage(f"cannot be decoded ({' '.join(str(error).split())})") from error
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """(height, width) of what ``read_upright`` returns, from the file's header alone.
+
+    Raises:
+        UnreadableImage: not there, or not a picture.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            turned = image.getexif().get(EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UnreadableImage(f"cannot be decoded ({' '.join(str(error).split())})") from error
+    return (width, height) if turned else (height, width)
+
+
+def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    """[height, width, 3] uint8 RGB of a picture of any mode but floating point (UnreadableImage)."""
     if image.mode.startswith("I"):
         # Pillow clips 16-bit grey levels at 255 when converting; keep the upper byte instead.
         grey = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8)

@@ -14,6 +14,7 @@ from sam3slim.evaluation.postprocess import (
     Candidates,
     Detections,
     PromptScores,
+    above,
     finish_detections,
     merge_candidates,
     no_detections,
@@ -79,6 +80,7 @@ def predict_batch(
     *,
     prompt_chunk: int = 32,
     top_k: int = 100,
+    min_score: float = 0.0,
     with_masks: bool = True,
     text_cache: TextCache | None = None,
     input_boxes: Tensor | None = None,
@@ -95,6 +97,7 @@ def predict_batch(
         batch: on any device; its targets are not looked at.
         prompt_chunk: prompts that pass encoder, decoder and mask head together; bounds memory.
         top_k: detections kept per image over all its prompts (100 is COCO's limit).
+        min_score: detections below it are dropped before their masks are enlarged.
         with_masks: False skips the mask head.
         text_cache: shared by the batches of one evaluation.
         input_boxes: [P, N, 4] (cx, cy, w, h) in 0..1, box prompts besides the phrases.
@@ -130,7 +133,9 @@ def predict_batch(
             scores, presence = prompt_scores(output)
             for image in image_index.unique().tolist():
                 rows = (image_index == image).nonzero().squeeze(1)
-                found[image].append(select_candidates(output, scores, rows, labels[rows], top_k))
+                best = above(select_candidates(output, scores, rows, labels[rows], top_k), min_score)
+                # Merged at once: masks of thousands of prompts would not fit.
+                found[image] = [merge_candidates([*found[image], best], top_k)]
                 asked[image].append(_asked(labels[rows], presence[rows], scores[rows]))
         return [
             _finish(found[i], asked[i], info.image_id, info.height, info.width, top_k, with_masks)

@@ -130,6 +130,15 @@ def merge_candidates(parts: Sequence[Candidates], top_k: int) -> Candidates:
     )
 
 
+def above(candidates: Candidates, min_score: float) -> Candidates:
+    """The candidates whose score is at least ``min_score``."""
+    if min_score <= 0:
+        return candidates
+    keep = candidates.scores >= min_score
+    masks = None if candidates.masks is None else candidates.masks[keep]
+    return Candidates(candidates.boxes[keep], candidates.scores[keep], candidates.labels[keep], masks)
+
+
 def finish_detections(candidates: Candidates, image_id: int, height: int, width: int) -> Detections:
     """Candidates in the pixels of a ``height`` × ``width`` image, masks as RLE."""
     scale = candidates.boxes.new_tensor([width, height, width, height])
@@ -149,6 +158,8 @@ def encode_masks(logits: Tensor, height: int, width: int) -> list[Rle]:
 
     Upsampled in slices and encoded at once, so memory does not grow with N.
     """
+    if not len(logits):
+        return []
     step = max(1, MAX_UPSAMPLED_PIXELS // (height * width))
     rles: list[Rle] = []
     for part in logits.split(step):

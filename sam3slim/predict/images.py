@@ -1,0 +1,118 @@
+"""Which pictures to predict on: folders, globs, files and lists of files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from glob import glob, has_magic
+from pathlib import Path
+
+from sam3slim.errors import UserError
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+LIST_SUFFIX = ".txt"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture to predict on.
+
+    Attributes:
+        path: absolute.
+        name: path below the folder that all pictures share, with forward slashes; unique.
+        image_id: 1..N in the order of the pictures.
+    """
+
+    path: Path
+    name: str
+    image_id: int
+
+
+def find_pictures(sources: Sequence[str | Path], leave_out: Path | None = None) -> list[Picture]:
+    """Every picture of ``sources``, each once, in their order.
+
+    Args:
+        sources: folders (with everything below, hidden files left out), globs (``**`` goes down), files, and
+            ``.txt`` lists with a path on every line, relative to the list's folder.
+        leave_out: a folder whose pictures are not taken from folders and globs: the output, inside the input.
+
+    Raises:
+        UserError: a source that does not exist or gives no picture, a list with a missing file.
+    """
+    paths: dict[Path, None] = {}
+    for source in sources:
+        found = [Path(os.path.abspath(path)) for path in _expand(source, leave_out)]
+        if not found:
+            raise UserError(
+                f"no images in {source}; expected files ending in {', '.join(SUFFIXES)} "
+                "(another ending: name the file itself)"
+            )
+        paths.update(dict.fromkeys(found))
+    if not paths:
+        raise UserError("no images given; name folders, globs, files or .txt lists")
+    root = shared_folder(list(paths))
+    return [Picture(path, path.relative_to(root).as_posix(), number) for number, path in enumerate(paths, start=1)]
+
+
+def shared_folder(paths: Sequence[Path]) -> Path:
+    """The deepest folder that holds all of the absolute ``paths``."""
+    return Path(os.path.commonpath([path.parent for path in paths]))
+
+
+def _expand(source: str | Path, leave_out: Path | None) -> Iterator[Path]:
+    path = Path(source).expanduser()
+    if path.is_dir():
+        yield from _below(path, leave_out)
+    elif path.is_file():
+        yield from _listed(path) if path.suffix.lower() == LIST_SUFFIX else [path]
+    elif has_magic(str(source)):
+        for match in sorted(glob(str(path), recursive=True)):
+            if Path(match).is_dir():
+                # "**" matches folders besides what is in them.
+                yield from [] if "**" in str(source) else _below(Path(match), leave_out)
+            elif _is_picture(Path(match)) and not _inside(Path(match), leave_out):
+                yield Path(match)
+    else:
+        raise UserError(f"images {path}: no such file or folder; give folders, globs, files or .txt lists")
+
+
+def _below(folder: Path, leave_out: Path | None) -> Iterator[Path]:
+    for place, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and not _inside(Path(place, name), leave_out)
+        )
+        yield from (path for path in (Path(place, name) for name in sorted(files)) if _is_picture(path))
+
+
+def _refuse(error: OSError) -> None:
+    raise UserError(f"cannot list {error.filename}: {error.strerror}; fix its permissions or leave it out")
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def _inside(path: Path, folder: Path | None) -> bool:
+    return folder is not None and Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))
+
+
+def _listed(path: Path) -> Iterator[Path]:
+    for number, line in enumerate(read_lines(path), start=1):
+        if line:
+            listed = path.parent / Path(line).expanduser()
+            if not listed.is_file():
+                raise UserError(
+                    f"{path} line {number}: no file {listed}; paths are relative to the list's folder, or absolute"
+                )
+            yield listed
+
+
+def read_lines(path: Path) -> list[str]:
+    """Lines of a UTF-8 text file without surrounding blanks. Raises UserError when it cannot be read."""
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; give a text file") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error

@@ -1,0 +1,164 @@
+"""``sam3slim predict`` without its command line: many pictures into a folder."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from sam3slim.errors import UserError
+from sam3slim.predict.images import Picture, find_pictures
+from sam3slim.predict.opening import choose_device, choose_dtype, identity
+from sam3slim.predict.overlay import write_overlay
+from sam3slim.predict.predictor import Predictor
+from sam3slim.predict.prompts import Prompts, read_boxes, read_phrases
+from sam3slim.predict.reading import Decoded, Unread, batches, decode
+from sam3slim.predict.writer import FINAL_FILE, OutputFolder
+
+
+@dataclass(frozen=True)
+class PredictSpec:
+    """The options of ``sam3slim predict``, checked.
+
+    Attributes:
+        source: the model; images: see ``find_pictures``; out: the output folder.
+        prompts, prompts_file, boxes_file: what to ask.
+        threshold: least score of a detection, 0..1; max_per_image: kept per picture.
+        batch_size, prompt_chunk: pictures and prompts that pass the model together.
+        overlays: also write pictures with the detections on them.
+        overwrite: begin again in a folder that has predictions.
+
+    Raises:
+        UserError: a value out of its range.
+    """
+
+    source: str
+    images: Sequence[str]
+    out: str
+    prompts: Sequence[str] = ()
+    prompts_file: str | None = None
+    boxes_file: str | None = None
+    threshold: float = 0.5
+    max_per_image: int = 100
+    batch_size: int = 8
+    prompt_chunk: int = 32
+    device: str = "auto"
+    dtype: str = "auto"
+    overlays: bool = True
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold <= 1:
+            raise UserError(f"--threshold {self.threshold}: expected a score in 0..1")
+        for name in ("max_per_image", "batch_size", "prompt_chunk"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected at least 1")
+        if not (self.prompts or self.prompts_file or self.boxes_file):
+            raise UserError("nothing to look for; give --prompt PHRASE, --prompts FILE or --boxes FILE")
+
+
+@dataclass
+class Done:
+    """What a run did.
+
+    Attributes:
+        images, kept: pictures predicted now, and found finished from before.
+        detections: in ``path``, the COCO file.
+        skipped: picture's name → why it could not be read.
+        unasked: pictures that only boxes were to be asked of, and that have none.
+        seconds: of prediction, without opening the model.
+    """
+
+    path: Path
+    images: int = 0
+    kept: int = 0
+    detections: int = 0
+    unasked: int = 0
+    seconds: float = 0.0
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+def predict_files(spec: PredictSpec, *, progress: bool = True) -> Done:
+    """Predict on every picture and write ``detections.json`` and overlays; go on where an earlier run stopped.
+
+    All input is checked before the model is opened. Memory does not grow with the number of pictures but for
+    their names.
+
+    Raises:
+        UserError: bad input, in one line, or no picture could be read.
+    """
+    out = Path(spec.out).expanduser()
+    pictures = find_pictures(spec.images, leave_out=out)
+    phrases = read_phrases(spec.prompts, spec.prompts_file)
+    boxes, digest = read_boxes(spec.boxes_file, pictures) if spec.boxes_file else ({}, "")
+    prompts = Prompts(phrases, boxes, digest)
+    device = choose_device(spec.device)
+    settings: dict[str, Any] = {
+        "model": identity(spec.source), "dtype": choose_dtype(spec.dtype, device), "prompts": list(phrases),
+        "boxes": digest, "threshold": spec.threshold, "max_per_image": spec.max_per_image,
+    }  # fmt: skip
+    with OutputFolder(out, settings, overwrite=spec.overwrite) as folder:
+        todo = [p for p in pictures if not _finished(folder, p, spec.overlays)]
+        done = Done(out / FINAL_FILE, kept=len(pictures) - len(todo))
+        try:
+            if todo:
+                _work(spec, folder, todo, prompts, done, progress)
+        except KeyboardInterrupt:
+            print(f"{len(folder)} images are kept in {out}; the same command goes on", file=sys.stderr)
+            raise
+        if len(done.skipped) == len(pictures):
+            name, why = next(iter(done.skipped.items()))
+            raise UserError(f"none of the {len(pictures)} images can be read; the first, {name}, {why}")
+        done.unasked = 0 if phrases else sum(p.name not in boxes for p in pictures)
+        done.detections = folder.finish(pictures, prompts.categories, done.skipped)
+    return done
+
+
+def _finished(folder: OutputFolder, picture: Picture, overlays: bool) -> bool:
+    return folder.is_done(picture) and (not overlays or folder.overlay(picture).is_file())
+
+
+def _work(
+    spec: PredictSpec, folder: OutputFolder, todo: Sequence[Picture], prompts: Prompts, done: Done, progress: bool
+) -> None:
+    predictor = Predictor(
+        spec.source, spec.device, dtype=spec.dtype, batch_size=spec.batch_size, prompt_chunk=spec.prompt_chunk
+    )
+    categories = prompts.categories
+    names = {number: phrase for phrase, number in categories.items()}
+    predictor.warn_long(categories)
+    started = time.perf_counter()
+    with _progress(progress) as bar:
+        task = bar.add_task("predicting", total=len(todo))
+        pictures = decode(todo, predictor, prompts, ahead=2 * spec.batch_size, keep=spec.overlays)
+        for batch in batches(pictures, spec.batch_size):
+            good = [one for one in batch if isinstance(one, Decoded)]
+            found = predictor.answer([one.asked for one in good], spec.threshold, spec.max_per_image) if good else []
+            for one, detections in zip(good, found, strict=True):
+                info = one.asked.info
+                if one.image is not None:
+                    path = folder.overlay(one.picture)
+                    write_overlay(path, one.image, detections, names, info.height, info.width)
+                # After its overlay: a picture counts as finished from here on.
+                folder.add(one.picture, one.stamp, detections, info.height, info.width)
+            done.images += len(good)
+            done.skipped |= {one.picture.name: one.reason for one in batch if isinstance(one, Unread)}
+            bar.advance(task, len(batch))
+    done.seconds = time.perf_counter() - started
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:.1f} images/s")
+
+
+def _progress(show: bool) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True, disable=not show)

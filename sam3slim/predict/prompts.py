@@ -1,0 +1,199 @@
+"""What to ask of the pictures: phrases of all of them, boxes of some."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sam3slim.data.images import UnreadableImage, upright_size
+from sam3slim.errors import UserError
+from sam3slim.predict.images import Picture, read_lines
+
+log = logging.getLogger(__name__)
+
+# The phrase SAM 3 was trained with where only boxes are given.
+BOXES_ONLY = "visual"
+ENTRY = '{"bbox": [x, y, width, height], "prompt": "phrase", "label": 1}'
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class BoxPrompt:
+    """An example of what is meant (``label`` 1) or not meant (0).
+
+    Attributes:
+        box: (x, y, width, height) in pixels of the upright picture, inside it.
+        phrase: the phrase it goes with; ``visual`` for none.
+    """
+
+    box: Box
+    phrase: str = BOXES_ONLY
+    label: int = 1
+
+
+@dataclass(frozen=True)
+class Question:
+    """One prompt to one picture: a phrase and its boxes."""
+
+    category_id: int
+    phrase: str
+    boxes: tuple[BoxPrompt, ...] = ()
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Everything that is asked.
+
+    Attributes:
+        phrases: asked of every picture.
+        boxes: picture's name → its boxes.
+        digest: of the boxes, "" without any.
+    """
+
+    phrases: tuple[str, ...]
+    boxes: Mapping[str, tuple[BoxPrompt, ...]] = field(default_factory=dict)
+    digest: str = ""
+
+    @property
+    def categories(self) -> dict[str, int]:
+        """Phrase → category id, 1..N: the phrases in their order, then those that only boxes name."""
+        named = (box.phrase for boxes in self.boxes.values() for box in boxes)
+        return {phrase: number for number, phrase in enumerate(dict.fromkeys([*self.phrases, *named]), start=1)}
+
+
+def questions(phrases: Iterable[str], boxes: Sequence[BoxPrompt], categories: Mapping[str, int]) -> list[Question]:
+    """What is asked of one picture: every phrase, with its boxes where it has some, then what only boxes name."""
+    by_phrase: dict[str, list[BoxPrompt]] = {phrase: [] for phrase in phrases}
+    for box in boxes:
+        by_phrase.setdefault(box.phrase, []).append(box)
+    return [Question(categories[phrase], phrase, tuple(own)) for phrase, own in by_phrase.items()]
+
+
+def read_phrases(given: Sequence[str], file: str | Path | None = None) -> tuple[str, ...]:
+    """Phrases of the command line, then one of every line of ``file`` that is not blank, each once.
+
+    Raises:
+        UserError: a blank phrase, a file that cannot be read or holds none.
+    """
+    phrases = [phrase.strip() for phrase in given]
+    if "" in phrases:
+        raise UserError("--prompt '' is empty; give a phrase")
+    if file is not None:
+        lines = [line for line in read_lines(Path(file)) if line]
+        if not lines:
+            raise UserError(f"prompts file {file} holds no phrase; write one on every line")
+        phrases += lines
+    distinct = tuple(dict.fromkeys(phrases))
+    return distinct
+
+
+def read_boxes(file: str | Path, pictures: Sequence[Picture]) -> tuple[dict[str, tuple[BoxPrompt, ...]], str]:
+    """Boxes of the pictures that ``file`` names, and the file's digest.
+
+    Args:
+        file: JSON, ``{picture: [{"bbox": [x, y, w, h], "prompt": phrase, "label": 1 or 0}, …]}``; pixels of
+            the upright picture; ``prompt`` and ``label`` (1) may be left out.
+        pictures: a picture goes by its ``name``, or by its file name where no other has it.
+
+    Returns:
+        ``{picture.name: boxes}``; boxes that reach over the edge are cut there, with a warning.
+
+    Raises:
+        UserError: not such a file, an unknown picture, a box wholly outside or without area.
+    """
+    path = Path(file)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise UserError(f"cannot read boxes file {path}: {error.strerror}; give a JSON file") from error
+    except ValueError as error:
+        raise UserError(f"boxes file {path} is not JSON: {error}") from error
+    if not isinstance(content, dict) or not content:
+        raise UserError(f"boxes file {path} must hold a JSON object {{picture: [{ENTRY}, …]}} with an entry")
+    known = _by_name(pictures)
+    found: dict[str, tuple[BoxPrompt, ...]] = {}
+    for name, entries in content.items():
+        picture = _find(name, known, path)
+        if picture.name in found:
+            raise UserError(f"boxes file {path} names {picture.name} twice; join the two entries")
+        if not isinstance(entries, list):
+            raise UserError(f"boxes file {path}, {name}: expected a list of {ENTRY}")
+        found[picture.name] = _boxes_of(picture, entries, path)
+    text = json.dumps({name: entries for name, entries in sorted(content.items())}, sort_keys=True)
+    return {name: boxes for name, boxes in found.items() if boxes}, hashlib.sha256(text.encode()).hexdigest()
+
+
+def _by_name(pictures: Sequence[Picture]) -> dict[str, list[Picture]]:
+    known: dict[str, list[Picture]] = {}
+    for picture in pictures:
+        for name in {picture.name, picture.path.name}:
+            known.setdefault(name, []).append(picture)
+    return known
+
+
+def _find(name: str, known: Mapping[str, list[Picture]], path: Path) -> Picture:
+    found = known.get(name, [])
+    exact = [picture for picture in found if picture.name == name]
+    if len(exact) == 1 or len(found) == 1:
+        return (exact or found)[0]
+    if found:
+        names = ", ".join(picture.name for picture in found[:3])
+        raise UserError(f"boxes file {path}: {name} is the name of {len(found)} images; write {names}")
+    raise UserError(f"boxes file {path}: {name} is not among the images; expected a name such as {next(iter(known))}")
+
+
+def _boxes_of(picture: Picture, entries: Sequence[Any], path: Path) -> tuple[BoxPrompt, ...]:
+    try:
+        size = upright_size(picture.path) if entries else (1, 1)
+    except UnreadableImage:
+        return ()  # skipped and reported when its turn comes
+    boxes = tuple(_box(entry, size, f"boxes file {path}, {picture.name}[{i}]") for i, entry in enumerate(entries))
+    by_phrase: dict[str, list[int]] = {}
+    for box in boxes:
+        by_phrase.setdefault(box.phrase, []).append(box.label)
+    if BOXES_ONLY in by_phrase and 1 not in by_phrase[BOXES_ONLY]:
+        raise UserError(
+            f"boxes file {path}, {picture.name}: boxes without a prompt are all negative (label 0); "
+            "add a positive box, or a prompt"
+        )
+    return boxes
+
+
+def _box(entry: Any, size: tuple[int, int], where: str) -> BoxPrompt:
+    if not isinstance(entry, dict) or not {"bbox"} <= entry.keys() <= {"bbox", "prompt", "label"}:
+        raise UserError(f"{where} is {json.dumps(entry)[:80]}, expected {ENTRY}")
+    values, phrase, label = entry["bbox"], entry.get("prompt", BOXES_ONLY), entry.get("label", 1)
+    numbers = isinstance(values, list) and len(values) == 4 and all(type(v) in (int, float) for v in values)
+    if not numbers or not all(map(math.isfinite, values)):
+        raise UserError(f"{where}: bbox is {json.dumps(values)[:80]}, expected [x, y, width, height] in pixels")
+    if type(label) is not int or label not in (0, 1):
+        raise UserError(f"{where}: label is {json.dumps(label)[:80]}, expected 1 (this) or 0 (not this)")
+    if not isinstance(phrase, str) or not phrase.strip():
+        raise UserError(f"{where}: prompt is {json.dumps(phrase)[:80]}, expected a phrase; leave it out for none")
+    return BoxPrompt(clip_box(values, size, where), phrase.strip(), label)
+
+
+def clip_box(box: Sequence[float], size: tuple[int, int], where: str) -> Box:
+    """``box`` (x, y, w, h) cut at the edges of a picture of ``size`` (height, width), with a warning.
+
+    Raises:
+        UserError: nothing of it is inside.
+    """
+    x, y, w, h = map(float, box)
+    height, width = size
+    left, top, right, bottom = max(x, 0.0), max(y, 0.0), min(x + w, float(width)), min(y + h, float(height))
+    if w <= 0 or h <= 0 or right <= left or bottom <= top:
+        raise UserError(
+            f"{where}: bbox {[x, y, w, h]} covers nothing of the {width}x{height} picture; "
+            "expected [x, y, width, height] in its pixels"
+        )
+    if (left, top) != (x, y) or right < x + w or bottom < y + h:
+        log.warning("%s: bbox %s is cut at the edge of the %dx%d picture", where, [x, y, w, h], width, height)
+        return left, top, right - left, bottom - top
+    return x, y, w, h
