@@ -77,7 +77,7 @@ BAD_INPUT = [
     ("train", ["model.vit.depht=3"], "unknown key model.vit.depht; did you mean model.vit.depth?"),
     ("train", ["modle=nano"], "unknown key modle; did you mean model?"),
     ("train", ["encoder=l4"], "unknown key encoder; did you mean model/encoder?"),
-    ("train", ["depth=4"], "unknown key depth; did you mean model.vit.depth?"),
+    ("train", ["depth=4"], "unknown key depth; did you mean model.vit.depth or init.depth?"),
     ("train", ["optim.lrr=1", "model.vit.qqq=2"], "unknown key optim.lrr; did you mean optim.lr?"),
     ("train", ["~optim.lrx"], "unknown key optim.lrx; did you mean optim.lr?"),
     ("train", ["init=pruned"], "init.checkpoint has no value; pass init.checkpoint=PATH"),

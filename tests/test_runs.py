@@ -164,6 +164,21 @@ def test_train__pruned_and_distilled(trained: tuple[RunRecord, Path], root: Path
     content = torch.load(out / "checkpoints/last.ckpt", weights_only=True)
     assert len(content["state_dict"]) == len(load(out)[0].state_dict())
     assert "distill_fpn" in (out / "csv/metrics.csv").read_text().splitlines()[0]
+    assert json.loads((out / "slimming_plan.json").read_text())["importance"] == "magnitude"
+
+
+@pytest.mark.parametrize("importance", ["activation", "taylor"])
+def test_train__pruned_by_data(trained: tuple[RunRecord, Path], root: Path, importance: str) -> None:
+    given = [f"init.importance={importance}", "init.depth=importance", "init.importance_batches=2"]
+    _, out = train(root, f"by_{importance}", *SLIMMER, "init=pruned", f"init.checkpoint={trained[1]}", *given)
+    plan = json.loads((out / "slimming_plan.json").read_text())
+    facts = {"importance": importance, "depth": "importance", "batches": 2, "seed": 0}
+    assert facts.items() <= plan.items()
+    assert plan["axes"]["vit[0].neurons"]["how"] == importance
+    assert plan["axes"]["vit.blocks"]["how"] == "block influence, kind with kind"
+    assert json.loads((out / "artifact/sam3slim.json").read_text())["extra"]["slimming"] == facts
+    again = train(root, f"by_{importance}_again", *SLIMMER, "init=pruned", f"init.checkpoint={trained[1]}", *given)[1]
+    assert json.loads((again / "slimming_plan.json").read_text()) == plan
 
 
 @pytest.mark.parametrize(
@@ -172,6 +187,11 @@ def test_train__pruned_and_distilled(trained: tuple[RunRecord, Path], root: Path
         (["init=checkpoint", "init.checkpoint=nowhere"], "nowhere does not exist"),
         (["init=checkpoint", "init.checkpoint={full}", "model.vit.depth=1"], "another architecture"),
         (["init=pruned", "init.checkpoint={full}", "model.vit.depth=3"], "model.vit.depth"),
+        (["init=pruned", "init.checkpoint=x", "init.importance_batches=0"], "importance_batches=0 must be at least 1"),
+        (
+            ["init=pruned", "init.checkpoint=x", "init.importance=uniform", "init.depth=importance"],
+            "init.importance=uniform ranks nothing",
+        ),
         (["resume=nowhere.ckpt"], "resume=nowhere.ckpt is not a file"),
         (["data.split=tset"], "data.split=tset"),
         (["data=coco", "data.root=nowhere"], "nowhere"),

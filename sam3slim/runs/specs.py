@@ -8,6 +8,7 @@ from typing import Any, Literal
 from sam3slim.data.spec import DataSpec
 from sam3slim.distill import DistillSpec
 from sam3slim.losses import LossWeights
+from sam3slim.slimming import Depth, Importance, check_rule
 from sam3slim.specs import ModelSpec
 from sam3slim.strict import SpecError, spec_from_dict
 from sam3slim.training import OptimSpec, ScheduleSpec
@@ -15,13 +16,25 @@ from sam3slim.training import OptimSpec, ScheduleSpec
 
 @dataclass(frozen=True)
 class InitSpec:
-    """Where the first weights come from: ``scratch``, a ``checkpoint`` of the same architecture, or ``pruned``."""
+    """Where the first weights come from: ``scratch``, a ``checkpoint`` of the same architecture, or ``pruned``.
+
+    Attributes:
+        importance, depth: what ``pruned`` keeps, see ``slimming.inherit``.
+        importance_batches: training batches that ``activation`` and ``taylor`` look at.
+    """
 
     kind: Literal["scratch", "checkpoint", "pruned"] = "scratch"
     checkpoint: str | None = None
     overrides: dict[str, Any] | None = None
     allow_fresh: tuple[str, ...] = ()
-    importance: Literal["magnitude", "uniform", "random"] = "magnitude"
+    importance: Importance = "magnitude"
+    depth: Depth = "even"
+    importance_batches: int = 4
+
+    def __post_init__(self) -> None:
+        check_rule(self.importance, self.depth)
+        if self.importance_batches < 1:
+            raise SpecError(f"init.importance_batches={self.importance_batches} must be at least 1")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 
 from sam3slim import config as cfg
 from sam3slim.checkpoints import load, write_artifact
@@ -14,16 +15,18 @@ from sam3slim.data.module import ConceptData
 from sam3slim.distill import DistillSpec, FrozenTeacher
 from sam3slim.errors import UserError
 from sam3slim.evaluation import evaluate as evaluate_model
-from sam3slim.files import ensure_writable_dir
+from sam3slim.files import ensure_writable_dir, write_json
 from sam3slim.losses import Criterion
-from sam3slim.models import Sam3, build_model, init_for_training
+from sam3slim.models import Sam3
 from sam3slim.records import RunRecord, plain, recording
+from sam3slim.runs.initial import initial_model
 from sam3slim.runs.measure import add_result, artifact_facts, model_facts
-from sam3slim.runs.specs import InitSpec, TrainSpec
-from sam3slim.slimming import inherit
-from sam3slim.specs import ModelSpec
+from sam3slim.runs.specs import TrainSpec
+from sam3slim.slimming import Plan
 from sam3slim.strict import spec_from_dict
 from sam3slim.training import ConceptSegmentation, FinalValidation, GracefulStop, RandomState, TrainingClock
+
+PLAN_FILE = "slimming_plan.json"  # what an inherited model kept, in the run's folder
 
 
 def train(config: dict[str, Any], output_dir: Path, choices: dict[str, str], command: str) -> RunRecord:
@@ -40,9 +43,11 @@ def train(config: dict[str, Any], output_dir: Path, choices: dict[str, str], com
         lightning.seed_everything(spec.seed, verbose=False)
         # Adam's second moments decay into denormal numbers, which CPUs handle a hundred times slower.
         torch.set_flush_denormal(True)
-        model = initial_model(spec.model, spec.init, spec.seed)
-        record.model = model_facts(model)
         data = spec.data.build(spec.model, spec.seed)
+        model, plan = initial_model(spec, data)
+        record.model = model_facts(model)
+        if plan is not None:
+            rank_zero_only(write_json)(output_dir / PLAN_FILE, plan.to_dict())
         module = ConceptSegmentation(
             model,
             Criterion(spec.loss),
@@ -61,11 +66,13 @@ def train(config: dict[str, Any], output_dir: Path, choices: dict[str, str], com
                 print(f"stopped; {last} is saved: go on with resume=auto hydra.run.dir={output_dir}")
             raise KeyboardInterrupt from error
         if trainer.is_global_zero:
-            _finish_training(spec, output_dir, data, record)
+            _finish_training(spec, output_dir, data, record, plan)
     return record
 
 
-def _finish_training(spec: TrainSpec, output_dir: Path, data: ConceptData, record: RunRecord) -> None:
+def _finish_training(
+    spec: TrainSpec, output_dir: Path, data: ConceptData, record: RunRecord, plan: Plan | None
+) -> None:
     """Measure the best checkpoint and write it as an artifact that names its metrics."""
     model, _ = load(output_dir, expect=spec.model)
     metrics: dict[str, Any] = {}
@@ -79,6 +86,7 @@ def _finish_training(spec: TrainSpec, output_dir: Path, data: ConceptData, recor
         "data": record.data,
         "training_seconds": training_seconds(output_dir),
         "versions": record.versions,
+        **({"slimming": plan.facts()} if plan else {}),
     }
     info = write_artifact(
         model, output_dir / "artifact", parent=spec.init.checkpoint, metrics=plain(metrics), extra=plain(extra)
@@ -90,25 +98,6 @@ def training_seconds(run: Path) -> int:
     """Seconds in ``fit`` up to the last checkpoint, over all resumed parts (the clock is in the checkpoint)."""
     content = torch.load(run / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True, mmap=True)
     return round(content["callbacks"][TrainingClock.__name__]["seconds"])
-
-
-def initial_model(spec: ModelSpec, init: InitSpec, seed: int) -> Sam3:
-    """The model training starts from. Raises UserError when the checkpoint does not fit."""
-    if init.kind == "scratch":
-        return init_for_training(build_model(spec), seed)
-    if init.checkpoint is None:
-        raise UserError(f"init.checkpoint is missing; init={init.kind} needs the checkpoint to start from")
-    if init.kind == "checkpoint":
-        model, report = load(
-            init.checkpoint, overrides=init.overrides, expect=spec, allow_fresh=init.allow_fresh, dequantize=True
-        )
-        print(report.render())
-        return model
-    source, report = load(init.checkpoint, overrides=init.overrides, dequantize=True)
-    print(report.render())
-    model, plan = inherit(source, spec, importance=init.importance, seed=seed)
-    print(plan.describe())
-    return model
 
 
 def _teacher(spec: DistillSpec, student: Sam3) -> FrozenTeacher | None:

@@ -1,7 +1,23 @@
 """Slimmer architectures that start from the full model's own weights."""
 
 from sam3slim.slimming.check import check_slimmer
-from sam3slim.slimming.inherit import inherit
+from sam3slim.slimming.collect import DATA_IMPORTANCES, DataScores, collect_scores
+from sam3slim.slimming.depth import Depth
+from sam3slim.slimming.inherit import check_rule, inherit
 from sam3slim.slimming.plan import Kept, Plan
+from sam3slim.slimming.select import Importance
+from sam3slim.slimming.verify import check_plan
 
-__all__ = ["Kept", "Plan", "check_slimmer", "inherit"]
+__all__ = [
+    "DATA_IMPORTANCES",
+    "DataScores",
+    "Depth",
+    "Importance",
+    "Kept",
+    "Plan",
+    "check_plan",
+    "check_rule",
+    "check_slimmer",
+    "collect_scores",
+    "inherit",
+]

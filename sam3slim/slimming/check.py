@@ -66,6 +66,13 @@ def text_neurons(spec: ModelSpec) -> int:
     return int(spec.text.width * spec.text.mlp_ratio)
 
 
+def unit_size(spec: ModelSpec, axis: str) -> int:
+    """Consecutive entries of one unit on an axis: a head's size, else 1."""
+    if not axis.endswith(".heads"):
+        return 1
+    return spec.vit.head_dim if axis.startswith("vit[") else spec.text.width // spec.text.num_heads
+
+
 def _check_heads(tower: str, width_key: str, source: tuple[int, int], target: tuple[int, int]) -> None:
     """Heads are kept whole: their size is the full model's (RoPE rotates fixed pairs within a head)."""
     size, width, heads = source[0] // source[1], *target

@@ -53,3 +53,13 @@ def hidden_scores(state: Mapping[str, Tensor], members: Sequence[Member], unit: 
             writes = writes + part
     grouped = [side.reshape(-1, unit).sum(1).sqrt() for side in (writes, reads)]
     return grouped[0] * grouped[1]
+
+
+def block_energy(state: Mapping[str, Tensor], prefix: str) -> Tensor:
+    """Squared norm of all matrices of each block under ``prefix``: [depth] float64."""
+    totals: dict[int, float] = {}
+    for key, tensor in state.items():
+        if key.startswith(prefix) and tensor.ndim >= 2:
+            number = int(key.removeprefix(prefix).split(".", 1)[0])
+            totals[number] = totals.get(number, 0.0) + float(torch.linalg.vector_norm(tensor.float())) ** 2
+    return torch.tensor([totals[number] for number in sorted(totals)], dtype=torch.float64)

@@ -37,7 +37,9 @@ class Plan:
     source: str
     target: str
     importance: str
+    depth: str
     seed: int
+    batches: int | None  # of data, where importance came from data
     params_before: int
     params_after: int
     kept: tuple[Kept, ...]
@@ -59,18 +61,23 @@ class Plan:
         return {
             "source": self.source,
             "target": self.target,
-            "importance": self.importance,
-            "seed": self.seed,
+            **self.facts(),
             "params_before": self.params_before,
             "params_after": self.params_after,
             "axes": axes,
         }
 
+    def facts(self) -> dict[str, Any]:
+        """How it was chosen, without the axes."""
+        return {"importance": self.importance, "depth": self.depth, "batches": self.batches, "seed": self.seed}
+
     def describe(self) -> str:
         """A few lines for a person: axes of all blocks of a tower are summed up in one."""
         share = 100 * self.params_after / self.params_before
+        data = "" if self.batches is None else f", from {self.batches} batches"
         lines = [
-            f"{self.source} → {self.target}: {self.params_before:,} → {self.params_after:,} parameters ({share:.1f} %)"
+            f"{self.source} → {self.target}: {self.params_before:,} → {self.params_after:,} parameters "
+            f"({share:.1f} %); importance {self.importance}{data}, depth {self.depth}"
         ]
         families: dict[str, list[Kept]] = {}
         for kept in self.kept:
@@ -91,6 +98,6 @@ def _describe_family(name: str, members: list[Kept]) -> str:
         low, high = f"{min(shares):.1f}", f"{max(shares):.1f}"
         span = low if low == high else f"{low}–{high}"
         text += f", {span} % of importance"
-    else:
+    if len(members) == 1 and (not shares or name.endswith(".blocks")):
         text += f": {', '.join(map(str, first.indices))}" if len(first.indices) <= 40 else ""
     return f"{text} ({first.how})"

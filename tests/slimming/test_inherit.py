@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,41 +10,31 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sam3slim.errors import UserError
+from sam3slim.losses import Criterion
 from sam3slim.models import Sam3, build_model, count_params, init_for_training
-from sam3slim.slimming import inherit
+from sam3slim.slimming import DATA_IMPORTANCES, DataScores, collect_scores, inherit
 from sam3slim.specs import DecoderSpec, EncoderSpec, GeometrySpec, ModelSpec
+from tests.slimming.cuts import cut, seam_cut
 from tests.small import assert_same_outputs, tiny_spec
+from tests.tiny import tiny_batch
 
+IMPORTANCES = ["magnitude", "activation", "taylor", "uniform", "random"]
 VIT = "vision_encoder.backbone.layers"
 
 
-def cut(spec: ModelSpec, **changes: Any) -> ModelSpec:
-    """``spec`` with ``part__field=value`` changes."""
-    parts: dict[str, dict[str, Any]] = {}
-    top: dict[str, Any] = {"name": "slim"}
-    for key, value in changes.items():
-        part, _, name = key.partition("__")
-        if name:
-            parts.setdefault(part, {})[name] = value
-        else:
-            top[key] = value
-    for part, values in parts.items():
-        top[part] = replace(getattr(spec, part), **values)
-    return replace(spec, **top)
+def scores(model: Sam3, importance: Any) -> DataScores | None:
+    """Data scores, for those importances that need them."""
+    if importance not in DATA_IMPORTANCES:
+        return None
+    return collect_scores(model, [tiny_batch(0), tiny_batch(1)], importance, lambda o, t: Criterion()(o, t)["loss"])
 
 
-def seam_cut(spec: ModelSpec) -> ModelSpec:
-    """Every axis at once."""
-    return cut(
-        spec, vit__embed_dim=16, vit__num_heads=1, vit__depth=3, vit__mlp_ratio=1.5, text__width=16,
-        text__num_heads=1, text__layers=1, text__context_length=5, text__projection_dim=20,
-        encoder__num_layers=1, decoder__num_layers=1, decoder__num_queries=3, ffn_dim=20,
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("importance", ["magnitude", "uniform", "random"])
-def test_inherit__keeping_everything_is_bit_equal(model: Sam3, spec: ModelSpec, importance: Any) -> None:
-    slim, plan = inherit(model, spec, importance=importance)
+@pytest.mark.parametrize("depth", ["even", "first", "importance"])
+@pytest.mark.parametrize("importance", IMPORTANCES)
+def test_inherit__keeping_everything_is_bit_equal(model: Sam3, spec: ModelSpec, importance: Any, depth: Any) -> None:
+    if (importance, depth) == ("uniform", "importance"):
+        pytest.skip("refused")
+    slim, plan = inherit(model, spec, importance=importance, depth=depth, data=scores(model, importance))
     for (key, mine), theirs in zip(model.state_dict().items(), slim.state_dict().values(), strict=True):
         assert torch.equal(mine, theirs), key
         assert mine.data_ptr() != theirs.data_ptr(), key
@@ -53,12 +42,12 @@ def test_inherit__keeping_everything_is_bit_equal(model: Sam3, spec: ModelSpec, 
     assert "everything is kept" in plan.describe()
 
 
-@pytest.mark.parametrize("importance", ["magnitude", "uniform", "random"])
+@pytest.mark.parametrize("importance", IMPORTANCES)
 def test_inherit__every_axis_at_once_runs(
     model: Sam3, spec: ModelSpec, inputs: dict[str, Tensor], importance: Any
 ) -> None:
     target = seam_cut(spec)
-    slim, plan = inherit(model, target, importance=importance)
+    slim, plan = inherit(model, target, importance=importance, data=scores(model, importance))
     assert plan.params_after == sum(count_params(target).values())
     assert slim.spec == target
     with torch.no_grad():
@@ -242,8 +231,14 @@ def test_inherit__impossible_cut_names_the_key(
 
 
 def test_inherit__unknown_importance(model: Sam3, spec: ModelSpec) -> None:
-    with pytest.raises(UserError, match=r"init.importance=.taylor. is unknown"):
-        inherit(model, spec, importance="taylor")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"init.importance=.tailor. is unknown; use magnitude\|activation\|taylor"):
+        inherit(model, spec, importance="tailor")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"init.depth=.last. is unknown; use even\|first\|importance"):
+        inherit(model, spec, depth="last")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"init.importance=uniform ranks nothing"):
+        inherit(model, spec, importance="uniform", depth="importance")
+    with pytest.raises(ValueError, match="importance taylor with data scores of None"):
+        inherit(model, spec, importance="taylor")
 
 
 def test_inherit__plan_describes_the_cut(model: Sam3, spec: ModelSpec) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from sam3slim.models import build_model
 from sam3slim.slimming.axes import axes_of, members, source_key
 from sam3slim.slimming.select import align, choose, spread
+from tests.slimming.cuts import seam_cut
 from tests.small import tiny_spec
 
 
@@ -20,6 +21,17 @@ def test_align__full_to_slim_keeps_kind_with_kind() -> None:
 
 def test_align__nano_to_nano_slim() -> None:
     assert align("wgwg", "wgg") == (0, 1, 3)
+
+
+def test_align__first_of_each_kind() -> None:
+    assert align("wwg" * 3, "wg" * 2, lambda i, s: s) == (0, 2, 3, 5)
+    assert align("wwwwwwwg" * 4, "wwwwwg" * 4, lambda i, s: s)[:7] == (0, 1, 2, 3, 4, 7, 8)  # type: ignore[index]
+
+
+def test_align__cheapest_sum_keeps_kind_with_kind() -> None:
+    scores = [0.1, 0.5, 0.2, 0.9, 0.3, 0.4]
+    assert align("wwgwwg", "wgw", lambda i, s: -scores[s]) == (1, 2, 3)
+    assert align("llllll", "lll", lambda i, s: -scores[s]) == (1, 3, 5)
 
 
 def test_align__impossible() -> None:
@@ -54,8 +66,6 @@ def test_choose__magnitude_takes_the_highest_in_order() -> None:
 
 def test_axes_of__cover_every_size_that_a_spec_can_shrink() -> None:
     """Any tensor that changes shape when every axis shrinks lies on the table, and nothing else does."""
-    from .test_inherit import seam_cut
-
     spec = tiny_spec()
     full = build_model(spec, device="meta").state_dict()
     slim = build_model(seam_cut(spec), device="meta").state_dict()

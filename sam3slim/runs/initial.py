@@ -1,0 +1,79 @@
+"""The model training starts from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from itertools import islice
+
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+
+from sam3slim.checkpoints import load
+from sam3slim.data.batch import Batch, Targets
+from sam3slim.data.module import ConceptData
+from sam3slim.errors import UserError
+from sam3slim.losses import Criterion
+from sam3slim.models import Sam3, Sam3Output, build_model, init_for_training
+from sam3slim.runs.specs import TrainSpec
+from sam3slim.slimming import DATA_IMPORTANCES, DataScores, Plan, check_slimmer, collect_scores, inherit
+
+
+def initial_model(spec: TrainSpec, data: ConceptData) -> tuple[Sam3, Plan | None]:
+    """Fresh, loaded or inherited weights, and what was kept of a larger model.
+
+    Args:
+        data: not set up yet; only ``init.importance=activation|taylor`` looks at it.
+
+    Raises:
+        UserError: the checkpoint does not fit; no training data where importance needs some.
+    """
+    init = spec.init
+    if init.kind == "scratch":
+        return init_for_training(build_model(spec.model), spec.seed), None
+    if init.checkpoint is None:
+        raise UserError(f"init.checkpoint is missing; init={init.kind} needs the checkpoint to start from")
+    if init.kind == "checkpoint":
+        model, report = load(
+            init.checkpoint, overrides=init.overrides, expect=spec.model, allow_fresh=init.allow_fresh, dequantize=True
+        )
+        rank_zero_only(print)(report.render())
+        return model, None
+    source, report = load(init.checkpoint, overrides=init.overrides, dequantize=True)
+    rank_zero_only(print)(report.render())
+    check_slimmer(source.spec, spec.model)
+    scores = data_scores(source, spec, data) if init.importance in DATA_IMPORTANCES else None
+    model, plan = inherit(source, spec.model, importance=init.importance, depth=init.depth, seed=spec.seed, data=scores)
+    rank_zero_only(print)(plan.describe())
+    return model, plan
+
+
+def data_scores(source: Sam3, spec: TrainSpec, data: ConceptData) -> DataScores:
+    """Importance of the full model's units on the first ``init.importance_batches`` training batches.
+
+    The batches are those of the first epoch, with its augmentation, so the seed decides them; every process of
+    a distributed run sees the same ones. Leaves the random state as it was.
+    """
+    assert spec.init.importance in ("activation", "taylor")
+    criterion = Criterion(spec.loss)
+
+    def loss(outputs: Sam3Output, targets: Targets) -> torch.Tensor:
+        total: torch.Tensor = criterion(outputs, targets)["loss"]
+        return total
+
+    on_gpu = torch.cuda.is_available() and spec.trainer.get("accelerator") != "cpu"
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_gpu else torch.device("cpu")
+    with torch.random.fork_rng():
+        found = collect_scores(
+            source.to(device),  # type: ignore[arg-type]
+            islice(_batches(data), spec.init.importance_batches),
+            spec.init.importance,
+            loss,
+        )
+    source.to("cpu")  # type: ignore[arg-type]
+    return found
+
+
+def _batches(data: ConceptData) -> Iterator[Batch]:
+    data.prepare_data()
+    return (batch for batch in data.loader("train", training=True) if len(batch.input_ids))
