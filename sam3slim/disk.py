@@ -18,6 +18,7 @@ from pathlib import Path
 
 BLOCK = 2 << 20  # bytes
 DEPTH = 4  # reads under way: a disk with a queue is several times faster than with one request at a time
+TRAIL = 8  # blocks that may wait to be hashed
 PAGE = mmap.PAGESIZE
 DIRECT = getattr(os, "O_DIRECT", 0)
 
@@ -28,34 +29,104 @@ def file_sha256(path: Path) -> str:
     Raises:
         OSError: the file cannot be read.
     """
-    digest, size = hashlib.sha256(), path.stat().st_size
-    starts = iter(range(0, size, BLOCK))
-    free = _blocks(DEPTH)
-    with _reading(path) as read, ThreadPoolExecutor(DEPTH) as pool:
-        ahead: deque[tuple[mmap.mmap, Future[int]]] = deque()
-        while True:
-            while free and (start := next(starts, None)) is not None:
-                block = free.pop()
-                ahead.append((block, pool.submit(read, block, start)))
-            if not ahead:
-                return digest.hexdigest()
-            block, reading = ahead.popleft()
-            with memoryview(block) as view, view[: reading.result()] as content:
-                digest.update(content)
-            free.append(block)
+    with HashingReader(path) as file:
+        return file.hexdigest()
+
+
+class HashingReader:
+    """A file that goes by once, from front to back: all of it is hashed, and what is wanted is copied out on the way.
+
+    Used as a context manager. Reading and hashing run on threads of their own, a few blocks ahead and behind.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._size = path, path.stat().st_size
+        self._starts = iter(range(0, self._size, BLOCK))
+        self._free = _blocks(DEPTH + TRAIL)
+        self._ahead: deque[tuple[mmap.mmap, int, Future[int]]] = deque()
+        self._behind: deque[tuple[mmap.mmap, Future[None]]] = deque()
+        self._digest = hashlib.sha256()
+        # The block that is going by: its memory, where it begins and ends.
+        self._block: mmap.mmap | None = None
+        self._start = self._end = 0
+
+    def __enter__(self) -> HashingReader:
+        self._stack = ExitStack()
+        self._read = self._stack.enter_context(_reading(self._path))
+        self._readers = self._stack.enter_context(ThreadPoolExecutor(DEPTH))
+        self._hasher = self._stack.enter_context(ThreadPoolExecutor(1))
+        self._read_ahead()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def take(self, place: int, target: memoryview) -> bool:
+        """Fill ``target`` with the file's bytes from ``place`` on; False, and nothing is read, if they have gone by.
+
+        Raises:
+            OSError: the file cannot be read, or ends before.
+        """
+        if place < self._start:
+            return False
+        done = 0
+        while done < len(target):
+            while place + done >= self._end:
+                if not self._next():
+                    raise OSError(f"{self._path} has {self._size} bytes, {place + len(target)} were wanted")
+            assert self._block is not None
+            first = place + done - self._start
+            count = min(self._end - self._start - first, len(target) - done)
+            with memoryview(self._block) as view:
+                target[done : done + count] = view[first : first + count]
+            done += count
+        return True
+
+    def hexdigest(self) -> str:
+        """Hexadecimal SHA-256 of the whole file; what has not gone by yet is read."""
+        while self._next():
+            pass
+        for _, hashing in self._behind:
+            hashing.result()
+        return self._digest.hexdigest()
+
+    def _next(self) -> bool:
+        """The next block goes by; False at the end."""
+        if not self._ahead:
+            return False
+        block, start, reading = self._ahead.popleft()
+        count = reading.result()
+        self._block, self._start, self._end = block, start, start + count
+        self._behind.append((block, self._hasher.submit(self._hash, block, count)))
+        self._read_ahead()
+        return True
+
+    def _read_ahead(self) -> None:
+        # The last block behind is the one going by; the others are free once they are hashed.
+        while len(self._behind) > 1 and (self._behind[0][1].done() or (not self._free and not self._ahead)):
+            block, hashing = self._behind.popleft()
+            hashing.result()
+            self._free.append(block)
+        while self._free and len(self._ahead) < DEPTH and (start := next(self._starts, None)) is not None:
+            block = self._free.pop()
+            self._ahead.append((block, start, self._readers.submit(self._read, block, start)))
+
+    def _hash(self, block: mmap.mmap, count: int) -> None:
+        with memoryview(block) as view:
+            self._digest.update(view[:count])
 
 
 class HashingWriter:
-    """A new file, written from front to back; blocks are hashed and written on threads of their own.
+    """A new file, filled from front to back; blocks are hashed and written on threads of their own.
 
     Used as a context manager; ``size`` and ``hexdigest()`` hold once it is left.
     """
 
     def __init__(self, path: Path) -> None:
-        self._path, self._blocks, self._filled = path, _blocks(2), 0
+        self._path, self._blocks, self._filled = path, _blocks(1 + DEPTH), 0
         self._digest = hashlib.sha256()
-        self._pool = ThreadPoolExecutor(2)
-        self._pending: list[Future[None]] = []
+        self._hasher, self._writers = ThreadPoolExecutor(1), ThreadPoolExecutor(DEPTH)
+        self._pending: deque[tuple[mmap.mmap, Future[None], Future[None]]] = deque()
         self.size = 0
 
     def __enter__(self) -> HashingWriter:
@@ -73,10 +144,12 @@ class HashingWriter:
         try:
             if kind is None:
                 self._flush()
-                self._wait()
+                while self._pending:
+                    self._wait()
                 os.ftruncate(self._descriptor, self.size)
         finally:
-            self._pool.shutdown(wait=True)
+            self._hasher.shutdown(wait=True)
+            self._writers.shutdown(wait=True)
             os.close(self._descriptor)
 
     def write(self, data: bytes | memoryview) -> None:
@@ -95,20 +168,21 @@ class HashingWriter:
         return self._digest.hexdigest()
 
     def _flush(self) -> None:
-        self._wait()
         if self._filled:
-            block, count = self._blocks[0], self._filled
-            self._pending = [
-                self._pool.submit(self._hash, block, count),
-                self._pool.submit(self._put, block, count, self.size),
-            ]
+            block, count = self._blocks.pop(0), self._filled
+            hashing = self._hasher.submit(self._hash, block, count)
+            self._pending.append((block, hashing, self._writers.submit(self._put, block, count, self.size)))
             self.size += self._filled
-            self._blocks.reverse()
             self._filled = 0
+        if not self._blocks:
+            self._wait()
 
     def _wait(self) -> None:
-        for future in self._pending:
+        """The oldest block is written and hashed, and free again."""
+        block, *work = self._pending.popleft()
+        for future in work:
             future.result()
+        self._blocks.append(block)
 
     def _hash(self, block: mmap.mmap, count: int) -> None:
         with memoryview(block) as view:

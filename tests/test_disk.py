@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sam3slim import disk
-from sam3slim.disk import PAGE, HashingWriter, file_sha256
+from sam3slim.disk import PAGE, HashingReader, HashingWriter, file_sha256
 
 
 @pytest.mark.parametrize("size", [0, 1, PAGE, 3 * PAGE - 1, 4 * PAGE, 4 * PAGE + 1, 9 * PAGE + 5])
@@ -76,3 +76,35 @@ def test_hashing_writer__disk_full(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(disk.os, "pwrite", full)
     with pytest.raises(OSError, match="No space"), HashingWriter(tmp_path / "file") as file:
         file.write(bytes(4 * PAGE))
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_hashing_reader__takes_what_goes_by_and_hashes_all(
+    direct: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk, "BLOCK", 2 * PAGE)
+    if not direct:
+        monkeypatch.setattr(disk, "DIRECT", 0)
+    path = tmp_path / "file"
+    content = bytes(i * 7 % 251 for i in range(41 * PAGE + 5))
+    path.write_bytes(content)
+    with HashingReader(path) as file:
+        # Inside a block, over several, an odd piece, nothing, and a gap of many blocks.
+        for start, count in ((10, 100), (500, 9 * PAGE), (11 * PAGE + 1, 1), (11 * PAGE + 2, 0), (40 * PAGE, PAGE + 5)):
+            piece = bytearray(count)
+            assert file.take(start, memoryview(piece))
+            assert piece == content[start : start + count]
+        assert file.hexdigest() == hashlib.sha256(content).hexdigest()
+
+
+def test_hashing_reader__what_has_gone_by_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk, "BLOCK", PAGE)
+    path = tmp_path / "file"
+    path.write_bytes(bytes(8 * PAGE))
+    piece = bytearray(b"kept")
+    with HashingReader(path) as file:
+        assert file.take(5 * PAGE, memoryview(bytearray(4)))
+        assert not file.take(PAGE, memoryview(piece))
+        assert piece == b"kept"
+        with pytest.raises(OSError, match="were wanted"):
+            file.take(8 * PAGE, memoryview(piece))

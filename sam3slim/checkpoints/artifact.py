@@ -19,7 +19,7 @@ from sam3slim.checkpoints.locate import ARTIFACT_FILE, WEIGHTS_FILE
 from sam3slim.checkpoints.processor import save_processor
 from sam3slim.checkpoints.readers import SCHEMA
 from sam3slim.checkpoints.rounding import HALVES, Rounding
-from sam3slim.checkpoints.stream import Written, write_safetensors
+from sam3slim.checkpoints.stream import Fetch, Written, write_safetensors
 from sam3slim.errors import UserError
 from sam3slim.files import atomic_path
 from sam3slim.models import Sam3, to_sam3_config
@@ -89,19 +89,21 @@ def write_folder(
     license_note: str = DEFAULT_LICENSE_NOTE,
     card: str | None = None,
     source: Callable[[], Mapping[str, Any]] | None = None,
+    fetch: Fetch = lambda part: part,
     advance: Callable[[int], object] = lambda count: None,
 ) -> ArtifactInfo:
     """``write_artifact`` without a model: ``tensors`` (all of the architecture's) are rounded to ``dtype`` on the way.
 
     Args:
         source: facts of where the weights come from; asked for when they have been written.
+        fetch: as for ``write_safetensors``.
         advance: called with the number of elements just written.
     """
     path = Path(folder).expanduser()
     check_target(path)
     with atomic_path(path) as temporary:
         temporary.mkdir()
-        written = _write_weights(tensors, temporary / WEIGHTS_FILE, dtype, advance)
+        written = _write_weights(tensors, temporary / WEIGHTS_FILE, dtype, fetch, advance)
         plan = described(tensors)
         stored = _as_stored(plan, dtype, written.rounding)
         write_config(spec, stored, temporary)
@@ -165,11 +167,15 @@ def check_target(path: Path) -> None:
 
 
 def _write_weights(
-    tensors: Mapping[str, Tensor], path: Path, dtype: torch.dtype | None, advance: Callable[[int], object]
+    tensors: Mapping[str, Tensor],
+    path: Path,
+    dtype: torch.dtype | None,
+    fetch: Fetch,
+    advance: Callable[[int], object],
 ) -> Written:
     flat, metadata = int8.flatten(described(tensors))
     lazy = LazyTensors(flat, lambda key: int8.stored_part(tensors, key))
-    return write_safetensors(path, lazy, dtype=dtype, metadata=metadata, advance=advance)
+    return write_safetensors(path, lazy, dtype=dtype, metadata=metadata, fetch=fetch, advance=advance)
 
 
 def _has_int8_kernels(tensors: Mapping[str, Any]) -> bool:

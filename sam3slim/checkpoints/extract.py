@@ -19,8 +19,8 @@ from sam3slim.checkpoints.readers import SPEC_METADATA, Overrides, RawCheckpoint
 from sam3slim.checkpoints.reference_file import reference_tensors, write_reference
 from sam3slim.checkpoints.report import by_part
 from sam3slim.checkpoints.rounding import Rounding
+from sam3slim.checkpoints.single_pass import SinglePass
 from sam3slim.checkpoints.stream import Written, write_safetensors
-from sam3slim.disk import file_sha256
 from sam3slim.errors import UserError
 from sam3slim.files import atomic_path, ensure_writable_dir, require_space, write_json
 from sam3slim.models import part_of
@@ -81,10 +81,9 @@ def extract(
     files = weight_files(located)
     width = DTYPES[dtype].itemsize if dtype else None
     require_space(ensure_writable_dir(path.parent), sum(_part_bytes(tensors, width).values()))
-    # Written first, then hashed: both at once only hold each other up at the disk.
-    hashes = lambda: {file.name: file_sha256(file) for file in files}  # noqa: E731
     write = {"hf": _write_hf, "safetensors": _write_safetensors, "reference": _write_reference}[format]
-    size, rounding = write(path, raw, tensors, dtype, hashes, lambda count: advance(count, total))
+    with SinglePass(files) as source_pass:
+        size, rounding = write(path, raw, tensors, dtype, source_pass, lambda count: advance(count, total))
     return Extracted(
         path,
         _part_bytes(tensors) | {name: size for name, size in {**raw.ignored, **raw.other}.items() if size},
@@ -95,45 +94,65 @@ def extract(
     )
 
 
-Hashes = Callable[[], dict[str, str]]
 Advance = Callable[[int], object]
 
 
 def _write_hf(
-    path: Path, raw: RawCheckpoint, tensors: Mapping[str, Tensor], dtype: str | None, hashes: Hashes, advance: Advance
+    path: Path,
+    raw: RawCheckpoint,
+    tensors: Mapping[str, Tensor],
+    dtype: str | None,
+    source: SinglePass,
+    advance: Advance,
 ) -> tuple[int, Rounding]:
     info = write_folder(
         path,
         raw.spec,
-        tensors,
+        source.in_order(tensors),
         precision=dtype or raw.precision,
         dtype=DTYPES[dtype] if dtype else None,
         parent=str(raw.path),
-        source=lambda: _provenance(raw, hashes()),
+        source=lambda: _provenance(raw, source.hashes()),
+        fetch=source.fetch,
         advance=advance,
     )
     return info.bytes, info.rounding
 
 
 def _write_safetensors(
-    path: Path, raw: RawCheckpoint, tensors: Mapping[str, Tensor], dtype: str | None, hashes: Hashes, advance: Advance
+    path: Path,
+    raw: RawCheckpoint,
+    tensors: Mapping[str, Tensor],
+    dtype: str | None,
+    source: SinglePass,
+    advance: Advance,
 ) -> tuple[int, Rounding]:
     metadata = {SPEC_METADATA: json.dumps(raw.spec.to_dict())}
     with atomic_path(path) as temporary:
         written = write_safetensors(
-            temporary, tensors, dtype=DTYPES[dtype] if dtype else None, metadata=metadata, advance=advance
+            temporary,
+            source.in_order(tensors),
+            dtype=DTYPES[dtype] if dtype else None,
+            metadata=metadata,
+            fetch=source.fetch,
+            advance=advance,
         )
-    _write_facts(path, raw, dtype, written, hashes())
+    _write_facts(path, raw, dtype, written, source.hashes())
     return written.bytes, written.rounding
 
 
 def _write_reference(
-    path: Path, raw: RawCheckpoint, tensors: Mapping[str, Tensor], dtype: str | None, hashes: Hashes, advance: Advance
+    path: Path,
+    raw: RawCheckpoint,
+    tensors: Mapping[str, Tensor],
+    dtype: str | None,
+    source: SinglePass,
+    advance: Advance,
 ) -> tuple[int, Rounding]:
     with atomic_path(path) as temporary:
         pending = reference_tensors(raw.spec, tensors, raw.originals)
         written = write_reference(temporary, pending, dtype=DTYPES[dtype] if dtype else None, advance=advance)
-    _write_facts(path, raw, dtype, written, hashes())
+    _write_facts(path, raw, dtype, written, source.hashes())
     return written.bytes, written.rounding
 
 

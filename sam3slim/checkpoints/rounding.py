@@ -43,9 +43,13 @@ class Rounding:
         }
 
 
-def round_values(tensor: Tensor, dtype: torch.dtype) -> tuple[Tensor | None, int]:
-    """``tensor`` in half precision and the number of non-zero values that became zero; None where one overflows."""
-    half = tensor.to(dtype)
+def round_values(tensor: Tensor, dtype: torch.dtype, out: Tensor | None = None) -> tuple[Tensor | None, int]:
+    """``tensor`` in half precision and the number of non-zero values that became zero; None where one overflows.
+
+    Args:
+        out: memory to round into, of ``tensor``'s shape and ``dtype``; fresh memory costs more than rounding does.
+    """
+    half = tensor.to(dtype) if out is None else out.copy_(tensor)
     if not tensor.numel():
         return half, 0
     # aminmax hands NaN on, and is 20 times faster than isfinite on half precision; so are bits without their sign.
