@@ -13,7 +13,6 @@ EQUAL = (
     "vit.image_size",
     "vit.pretrain_image_size",
     "vit.window_size",
-    "geometry.roi_size",
     "text.vocab_size",
 )
 AT_MOST = (
@@ -24,6 +23,7 @@ AT_MOST = (
     "text.context_length",
     "text.projection_dim",
     "geometry.num_layers",
+    "geometry.roi_size",
     "encoder.num_layers",
     "decoder.num_layers",
     "decoder.num_queries",

@@ -20,6 +20,7 @@ from sam3slim.slimming.collect import DATA_IMPORTANCES, DataScores
 from sam3slim.slimming.depth import DEPTHS, Depth, choose_blocks
 from sam3slim.slimming.plan import Kept, Plan
 from sam3slim.slimming.ranking import Ranking
+from sam3slim.slimming.roi import ROI_WEIGHT, merge_bins
 from sam3slim.slimming.select import Importance, choose, spread
 from sam3slim.slimming.verify import check_plan
 from sam3slim.specs import ModelSpec
@@ -40,7 +41,7 @@ def inherit(
 
     Blocks are kept in order, windowed with windowed and global with global, as ``depth`` says; channels,
     whole heads and MLP neurons by ``importance``; queries evenly; the first ``context_length`` text
-    positions. Keeping everything reproduces ``source`` bit for bit.
+    positions; the bins of a box are merged. Keeping everything reproduces ``source`` bit for bit.
 
     Args:
         source: the full model, float weights on any device; it is not changed.
@@ -65,6 +66,7 @@ def inherit(
     state = {key: tensor.detach() for key, tensor in source.state_dict().items()}
     if any(hasattr(tensor, "qdata") for tensor in state.values()):
         raise UserError("an INT8 model cannot be slimmed; start from its FP32 or FP16 parent")
+    state[ROI_WEIGHT] = merge_bins(state[ROI_WEIGHT], target_spec.geometry.roi_size)
     generator = torch.Generator().manual_seed(seed)
     ranking = Ranking(state, importance, data, generator)
     blocks = choose_blocks(source.spec, target_spec, depth, ranking.blocks)
@@ -151,6 +153,8 @@ def _choose_all(cut: _Cut, source: ModelSpec, target: ModelSpec) -> None:
     cut.add(Kept("text.context", tuple(range(context)), source.text.context_length, None, "first"))
     total = source.decoder.num_queries
     cut.add(Kept("decoder.queries", spread(total, queries), total, None, "even"))
+    bins = target.geometry.roi_size
+    cut.add(Kept("geometry.roi", tuple(range(bins)), source.geometry.roi_size, None, "bins merged by area"))
 
 
 @torch.no_grad()
