@@ -66,7 +66,6 @@ def inherit(
     state = {key: tensor.detach() for key, tensor in source.state_dict().items()}
     if any(hasattr(tensor, "qdata") for tensor in state.values()):
         raise UserError("an INT8 model cannot be slimmed; start from its FP32 or FP16 parent")
-    state[ROI_WEIGHT] = merge_bins(state[ROI_WEIGHT], target_spec.geometry.roi_size)
     generator = torch.Generator().manual_seed(seed)
     ranking = Ranking(state, importance, data, generator)
     blocks = choose_blocks(source.spec, target_spec, depth, ranking.blocks)
@@ -162,6 +161,8 @@ def _copy(state: dict[str, Tensor], cut: _Cut, target: Sam3) -> None:
     """Fill every tensor of ``target`` from the entries its axes kept."""
     for key, destination in target.state_dict().items():
         tensor = state[source_key(key, cut.layers)]
+        if key == ROI_WEIGHT:
+            tensor = merge_bins(tensor, target.spec.geometry.roi_size)
         for dim, axis in axes_of(key).items():
             entries = cut.entries[axis]
             if len(entries) != tensor.shape[dim]:

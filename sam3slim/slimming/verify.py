@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sam3slim.slimming.axes import STACKS, axes_of, source_key
 from sam3slim.slimming.plan import Plan
+from sam3slim.slimming.roi import ROI_WEIGHT, merge_bins
 
 
 def check_plan(source: Mapping[str, Tensor], target: Mapping[str, Tensor], plan: Plan) -> None:
@@ -23,6 +24,8 @@ def check_plan(source: Mapping[str, Tensor], target: Mapping[str, Tensor], plan:
     layers = {stack: kept[f"{stack}.blocks"].indices for stack in STACKS}
     for key, found in target.items():
         expected = source[source_key(key, layers)]
+        if key == ROI_WEIGHT:
+            expected = merge_bins(expected, len(kept["geometry.roi"].indices))
         for dim, axis in axes_of(key).items():
             entry = kept[axis]
             # A unit is a stretch of equal length: a head, or one entry.
