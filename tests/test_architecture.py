@@ -19,7 +19,7 @@ FLOORS = [
     {"distill", "compression", "onnx", "predict"},
     {"training", "export"},
     {"runs", "cli"},
-    {"demo", "reference"},
+    {"demo", "reference", "study"},
 ]
 PURE = ("models", "losses", "slimming", "distill/losses.py")
 

@@ -72,7 +72,7 @@ def export_onnx(
         with tempfile.TemporaryDirectory(dir=temporary) as work:
             floats = Path(work) if int8 else temporary
             trace_graphs(model, floats, external_data=external_data)
-            differences = verify(model, OnnxSam3(floats, model.spec))
+            differences = verify(model, OnnxSam3(floats, model.spec, lean=True))
             quantised = _quantise_all(floats, temporary, int8, external_data) if int8 else 0
         files = graph_files(temporary, model.spec)
         facts = {

@@ -24,6 +24,7 @@ class OnnxSam3(nn.Module):
         folder: holds the graphs.
         spec: the architecture they were exported from.
         threads: of a graph's operations; None: as many as torch uses now.
+        lean: give memory back after every operation, slower: for checking a model that barely fits.
 
     Raises:
         UserError: onnxruntime is not installed.
@@ -32,13 +33,17 @@ class OnnxSam3(nn.Module):
     device = torch.device("cpu")
     dtype = torch.float32
 
-    def __init__(self, folder: Path, spec: ModelSpec, *, threads: int | None = None) -> None:
+    def __init__(self, folder: Path, spec: ModelSpec, *, threads: int | None = None, lean: bool = False) -> None:
         super().__init__()
         runtime = require("onnxruntime")
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads or torch.get_num_threads()
         # Below warnings: ONNX Runtime's remarks about its own optimisations are of no use to a user.
         options.log_severity_level = 3
+        if lean:
+            # The arena keeps its largest extent, and packed weights are a second copy of them.
+            options.enable_cpu_mem_arena = False
+            options.add_session_config_entry("session.disable_prepacking", "1")
         self.spec = spec
         self.signatures = signatures(spec)
         self.sessions: dict[str, Any] = {

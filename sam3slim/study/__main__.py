@@ -1,0 +1,45 @@
+"""``make study``: run what is missing of the slimming study (hours), then write docs/slimming.md's tables."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from sam3slim import runs
+from sam3slim.config import compose_plain
+from sam3slim.errors import UserError, one_line_exits
+from sam3slim.records import read_record
+from sam3slim.study.cells import SOURCE, all_cells
+from sam3slim.study.run import finished, run_cells
+from sam3slim.study.table import write_study
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m sam3slim.study", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("outputs/study"), help="a folder per cell")
+    parser.add_argument("--jobs", type=int, default=2, help="cells at a time, a thread each")
+    parser.add_argument("--only", default="", help="cells whose name contains this")
+    parser.add_argument("--table", action="store_true", help="run nothing, write the tables of what there is")
+    arguments = parser.parse_args()
+    with one_line_exits():
+        cells = [cell for cell in all_cells() if arguments.only in cell.name]
+        if not cells:
+            raise UserError(f"--only {arguments.only}: no cell's name contains it")
+        evaluation = arguments.out / "nano"
+        if not (evaluation / "record.json").is_file():
+            options = [f"checkpoint={SOURCE}", "latency=false"]
+            config = compose_plain("evaluate", options, evaluation)
+            runs.evaluate(config, evaluation, {}, f"python evaluate.py {' '.join(options)}")
+        failed = {} if arguments.table else run_cells(cells, arguments.out, jobs=arguments.jobs)
+        page, table = Path("docs/slimming.md"), Path("docs/slimming.csv")
+        write_study(
+            lambda cell: finished(cell, arguments.out), read_record(evaluation), page, table,
+            Path("docs/images/slimming_axes.png"),
+        )  # fmt: skip
+        print(f"written: {page}, {table}")
+        if failed:
+            raise UserError(f"{len(failed)} cells failed: {', '.join(failed)}; their records say why")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Run the cells, several side by side, each a process of its own; what is finished is not run again."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from sam3slim.config import compose_plain
+from sam3slim.errors import UserError
+from sam3slim.records import FILE_NAME, RunRecord, config_hash, read_record
+from sam3slim.study.cells import Cell
+
+LOG_FILE = "study.log"  # what a cell printed
+
+
+def overrides_of(cell: Cell, more: Sequence[str] = ()) -> list[str]:
+    """Overrides of ``train.py`` for a cell; ``more`` goes to every cell (``trainer.max_steps=10``)."""
+    return ["experiment=nano_study", *cell.overrides, *more]
+
+
+def finished(cell: Cell, out: Path, more: Sequence[str] = ()) -> RunRecord | None:
+    """The cell's record, if it says that just this configuration has been run to its end."""
+    folder = out / cell.name
+    if not (folder / FILE_NAME).is_file():
+        return None
+    record = read_record(folder)
+    config = compose_plain("train", [*overrides_of(cell, more), "resume=auto"], folder)
+    same = record.status == "finished" and record.config_hash == config_hash(config)
+    return record if same else None
+
+
+def run_cells(
+    cells: Sequence[Cell],
+    out: Path,
+    *,
+    jobs: int,
+    more: Sequence[str] = (),
+    say: Callable[[str], object] = print,
+) -> dict[str, str]:
+    """Train what is not finished; a cell that fails does not stop the others.
+
+    Args:
+        out: gets a folder per cell.
+        jobs: cells at a time, one thread each.
+        more: overrides for all cells.
+
+    Returns:
+        Cell → the first line of what went wrong, for those that failed.
+    """
+    for cell in cells:
+        compose_plain("train", overrides_of(cell, more), out / cell.name)  # a mistake is told before hours of work
+    waiting = [cell for cell in cells if finished(cell, out, more) is None]
+    say(f"{len(cells) - len(waiting)} of {len(cells)} cells are finished; {len(waiting)} to go, {jobs} at a time")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+               TimeRemainingColumn())  # fmt: skip
+    failed: dict[str, str] = {}
+    with Progress(*columns) as bar, ThreadPoolExecutor(jobs) as pool:
+        task = bar.add_task("study", total=len(waiting))
+        running = {pool.submit(_run, cell, out, more): cell for cell in waiting}
+        try:
+            for future in as_completed(running):
+                error = future.result()
+                if error:
+                    failed[running[future].name] = error
+                    say(f"{running[future].name} failed: {error}")
+                bar.advance(task)
+        except KeyboardInterrupt:
+            for future in running:
+                future.cancel()
+            raise
+    return failed
+
+
+def _run(cell: Cell, out: Path, more: Sequence[str]) -> str | None:
+    folder = out / cell.name
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "train.py", *overrides_of(cell, more), "resume=auto", f"hydra.run.dir={folder}"]
+    threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    with (folder / LOG_FILE).open("a", encoding="utf-8") as log:
+        code = subprocess.run(command, env=os.environ | threads, stdout=log, stderr=subprocess.STDOUT).returncode
+    if code == 0:
+        return None
+    try:
+        error = read_record(folder).error
+    except UserError:
+        error = None  # it never came to a record
+    return error or f"exit code {code}, see {folder / LOG_FILE}"

@@ -1,0 +1,130 @@
+"""The study's tables, CSV and curves, made from records alone."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import mean
+
+from sam3slim.files import atomic_path
+from sam3slim.records import RunRecord
+from sam3slim.study.cells import AXES, INITS, SEEDS, SIZES, TEACHINGS, Cell, axis_cells, table_cells
+
+BEGIN, END = "<!-- study: begin -->", "<!-- study: end -->"
+NOT_RUN = "not run"
+Find = Callable[[Cell], RunRecord | None]
+
+
+def mask_map(record: RunRecord) -> float:
+    """Mask mAP in percent."""
+    return 100 * float((record.metrics or {})["segm"]["map"])
+
+
+def study_markdown(find: Find, full: RunRecord) -> str:
+    """Both tables; a cell that has not been run says so."""
+    return "\n".join([*_grid(find, full), "", *_axes(find, full)]) + "\n"
+
+
+def _grid(find: Find, full: RunRecord) -> list[str]:
+    heads, sizes = ["first weights", "taught by"], {}
+    for size in SIZES:
+        params = [int((r.model or {})["params"]) for c in table_cells() if c.group[0] == size and (r := find(c))]
+        sizes[size] = params[0] if params else None
+        count = f"{sizes[size]:,} parameters" if sizes[size] else NOT_RUN
+        heads += [f"{size} ({count})", "of nano's"]
+    lines = ["| " + " | ".join(heads) + " |", "|---|---|" + "---:|---:|" * len(SIZES)]
+    for teaching in TEACHINGS:
+        for init in INITS:
+            row = [init, teaching]
+            for size in SIZES:
+                found = [
+                    mask_map(r)
+                    for c in table_cells()
+                    if c.group == (size, init, teaching) and (r := find(c)) is not None
+                ]
+                row += [_spread(found), f"{100 * mean(found) / mask_map(full):.1f} %" if found else "–"]
+            lines.append("| " + " | ".join(row) + " |")
+    return lines
+
+
+def _spread(values: Sequence[float]) -> str:
+    """``71.3 (70.9 to 71.7)``; one seed has no spread."""
+    if not values:
+        return NOT_RUN
+    if len(values) == 1:
+        return f"{values[0]:.1f} (1 seed of {len(SEEDS)})"
+    return f"{mean(values):.1f} ({min(values):.1f} to {max(values):.1f})"
+
+
+def _axes(find: Find, full: RunRecord) -> list[str]:
+    total = int((full.model or {})["params"])
+    lines = ["| axis | cut to | parameters | of nano's | mask mAP | drop, points |", "|---|---|---:|---:|---:|---:|"]
+    for cell in axis_cells():
+        cut = ", ".join(text.removeprefix("model.") for text in AXES[cell.group[0]][int(cell.group[1]) - 1])
+        record = find(cell)
+        if record is None:
+            lines.append(f"| {cell.group[0]} | {cut} | {NOT_RUN} | – | – | – |")
+            continue
+        params, found = int((record.model or {})["params"]), mask_map(record)
+        lines.append(
+            f"| {cell.group[0]} | {cut} | {params:,} | {100 * params / total:.1f} % | {found:.1f} | "
+            f"{mask_map(full) - found:.1f} |"
+        )
+    return lines
+
+
+def write_study(find: Find, full: RunRecord, page: Path, table: Path, plot: Path) -> None:
+    """Put the tables between the page's markers, and write a CSV of all cells and the plot of the curves.
+
+    Args:
+        find: the record of a finished cell, or None.
+        full: the evaluation of the full model.
+
+    Raises:
+        ValueError: the page has no markers.
+    """
+    text = page.read_text(encoding="utf-8")
+    if BEGIN not in text or END not in text:
+        raise ValueError(f"{page} lacks {BEGIN} and {END}")
+    before, rest = text.split(BEGIN, 1)
+    after = rest.split(END, 1)[1]
+    with atomic_path(page) as temporary:
+        temporary.write_text(f"{before}{BEGIN}\n{study_markdown(find, full)}{END}{after}", encoding="utf-8")
+    rows = [
+        {
+            "cell": cell.name,
+            "seed": cell.seed,
+            "params": (record.model or {}).get("params"),
+            "mask_map": round(mask_map(record), 3),
+            "box_map": round(100 * float((record.metrics or {})["bbox"]["map"]), 3),
+            "sha": (record.git or {}).get("sha"),
+            "config_hash": record.config_hash,
+        }
+        for cell in (*table_cells(), *axis_cells())
+        if (record := find(cell)) is not None
+    ]
+    with atomic_path(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["cell", "seed", "params", "mask_map", "box_map", "sha", "config_hash"])
+        writer.writeheader()
+        writer.writerows(rows)
+    _plot(find, full, plot)
+
+
+def _plot(find: Find, full: RunRecord, path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    start = (int((full.model or {})["params"]) / 1e6, mask_map(full))
+    for axis, marker in zip(AXES, "osD^v", strict=True):
+        found = [record for cell in axis_cells() if cell.group[0] == axis and (record := find(cell)) is not None]
+        points = [start, *((int((r.model or {})["params"]) / 1e6, mask_map(r)) for r in found)]
+        if found:
+            axes.plot(*zip(*points, strict=True), marker=marker, label=axis)
+    axes.set(xlabel="parameters, millions", ylabel="mask mAP, %", title="nano, one axis cut at a time")
+    axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend()
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=130)

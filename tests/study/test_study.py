@@ -1,0 +1,92 @@
+"""The study says what was run, what not, and nothing that no record says."""
+
+from pathlib import Path
+
+import pytest
+
+from sam3slim.config import compose_plain
+from sam3slim.records import RunRecord, config_hash
+from sam3slim.specs import ModelSpec
+from sam3slim.study import cells, run, table
+from sam3slim.study.cells import Cell, all_cells, axis_cells, table_cells
+
+
+def record(params: int, value: float) -> RunRecord:
+    return RunRecord(
+        "train", "", model={"params": params}, metrics={"segm": {"map": value}, "bbox": {"map": value / 2}}
+    )
+
+
+def test_all_cells__names_are_folders_and_every_group_has_every_seed() -> None:
+    names = [cell.name for cell in all_cells()]
+    assert len(set(names)) == len(names) == 58
+    assert not any(set(name) & set(" /\\:") for name in names)
+    seeds = {cell.group: {c.seed for c in table_cells() if c.group == cell.group} for cell in table_cells()}
+    assert set(map(frozenset, seeds.values())) == {frozenset(cells.SEEDS)}
+
+
+def test_all_cells__compose_and_are_as_small_as_their_names_say() -> None:
+    nano = ModelSpec.from_dict(compose_plain("train", ["model=nano"])["model"])
+    for cell in table_cells()[: len(cells.INITS)] + axis_cells():
+        config = compose_plain("train", run.overrides_of(cell))
+        spec = ModelSpec.from_dict(config["model"])
+        assert spec != nano
+        assert config["seed"] == cell.seed
+
+
+def test_study_markdown__shows_spread_and_what_was_not_run() -> None:
+    done = {"half_taylor_full_0": record(1_300_000, 0.7), "half_taylor_full_1": record(1_300_000, 0.72),
+            "half_scratch_full_0": record(1_300_000, 0.4), "axis_depth_1": record(2_400_000, 0.79)}  # fmt: skip
+    text = table.study_markdown(lambda cell: done.get(cell.name), record(2_600_000, 0.8))
+    lines = text.splitlines()
+    assert lines[0].startswith("| first weights | taught by | half (1,300,000 parameters) |")
+    assert "| Taylor | full | 71.0 (70.0 to 72.0) | 88.8 % | not run | – |" in lines
+    assert "| scratch | full | 40.0 (1 seed of 2) | 50.0 % | not run | – |" in lines
+    assert "| depth | vit.depth=3 | 2,400,000 | 92.3 % | 79.0 | 1.0 |" in lines
+    assert "| text | text.layers=1 | not run | – | – | – |" in lines
+
+
+def test_write_study__only_between_the_markers(tmp_path: Path) -> None:
+    page = tmp_path / "slimming.md"
+    page.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
+    done = {"axis_depth_1": record(2_400_000, 0.79)}
+    table.write_study(
+        lambda cell: done.get(cell.name), record(2_600_000, 0.8), page, tmp_path / "t.csv", tmp_path / "p.png"
+    )
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    assert "old" not in text
+    assert (tmp_path / "t.csv").read_text().splitlines()[1].startswith("axis_depth_1,0,2400000,79.0,39.5")
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    page.write_text("no markers")
+    with pytest.raises(ValueError, match="lacks"):
+        table.write_study(lambda cell: None, record(1, 0.8), page, tmp_path / "t.csv", tmp_path / "p.png")
+
+
+def test_finished__only_the_same_configuration(tmp_path: Path) -> None:
+    cell = axis_cells()[0]
+    folder = tmp_path / cell.name
+    folder.mkdir()
+    config = compose_plain("train", [*run.overrides_of(cell), "resume=auto"], folder)
+    RunRecord("train", "", config_hash=config_hash(config)).write(folder)
+    assert run.finished(cell, tmp_path) is not None
+    assert run.finished(cell, tmp_path, ["trainer.max_steps=7"]) is None
+    RunRecord("train", "", status="interrupted", config_hash=config_hash(config)).write(folder)
+    assert run.finished(cell, tmp_path) is None
+
+
+def test_run_cells__a_failure_is_told_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = list(axis_cells()[:3])
+    ran: list[str] = []
+
+    def fake(cell: Cell, out: Path, more: object) -> str | None:
+        ran.append(cell.name)
+        return "disk full" if cell is chosen[1] else None
+
+    monkeypatch.setattr(run, "_run", fake)
+    said: list[str] = []
+    failed = run.run_cells(chosen, tmp_path, jobs=2, say=said.append)
+    assert failed == {chosen[1].name: "disk full"}
+    assert sorted(ran) == sorted(cell.name for cell in chosen)
+    assert said[0] == "0 of 3 cells are finished; 3 to go, 2 at a time"
