@@ -18,7 +18,7 @@ from sam3slim.checkpoints.reference_keys import CLASS_TOKEN, FREQS_CIS, POINTS, 
 from sam3slim.checkpoints.rounding import HALVES, Rounding, round_values
 from sam3slim.checkpoints.stream import Written, chunks, write_bytes
 from sam3slim.disk import file_sha256
-from sam3slim.models.build import state_shapes
+from sam3slim.models.shapes import state_shapes
 from sam3slim.specs import ModelSpec
 
 PREFIX = "detector."  # the reference's loader takes only keys that contain it

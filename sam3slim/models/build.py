@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -82,9 +81,3 @@ def build_model(spec: ModelSpec, *, device: str | torch.device | None = None) ->
         model = Sam3(to_sam3_config(spec))
     model.spec = spec
     return model
-
-
-@lru_cache(maxsize=8)
-def state_shapes(spec: ModelSpec) -> dict[str, torch.Size]:
-    """Key → shape of every tensor in a model's ``state_dict``; nothing is allocated. Not to be changed."""
-    return {key: tensor.shape for key, tensor in build_model(spec, device="meta").state_dict().items()}

@@ -1,37 +1,37 @@
-"""Weights and hashes out of one read of the source.
+"""Tensors of mapped files, read past the mapping.
 
-A memory-mapped tensor costs a page fault every 4 KiB, and hashing reads the file a second time. Both need the same
-bytes in the same order, so the files go by once: what belongs to a tensor is copied out, everything is hashed.
+A memory-mapped tensor costs a page fault every 4 KiB. Where it is known which bytes of which file a tensor is, reading
+them with a few large requests is several times faster.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from sam3slim.disk import HashingReader
+from sam3slim.disk import BlockReader
 
 MAPS = Path("/proc/self/maps")  # Linux; elsewhere tensors are read through their mapping
 WORTHWHILE = 1 << 16  # bytes
 
 
-class SinglePass:
-    """Reads ``files`` once while their tensors are written; a context manager.
+class DirectReader:
+    """Reads tensors that are mapped from ``files``; a context manager.
 
     Args:
-        files: what tensors were mapped from, before.
+        files: what the tensors given to it may be mapped from, when they are given.
     """
 
     def __init__(self, files: Sequence[Path]) -> None:
-        self._files, self._readers = list(files), dict[Path, HashingReader]()
-        self._maps = _mapped(files)
+        self._files, self._readers = list(files), dict[Path, BlockReader]()
         self._buffer = bytearray()
 
-    def __enter__(self) -> SinglePass:
+    def __enter__(self) -> DirectReader:
         self._stack = ExitStack()
         return self
 
@@ -39,7 +39,7 @@ class SinglePass:
         self._stack.close()
 
     def in_order(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """``tensors`` as they follow each other in the files; what is in none of them comes last."""
+        """``tensors`` as they follow each other in the files, which is how reading ahead pays; others come last."""
         order = {file: number for number, file in enumerate(self._files)}
 
         def place(key: str) -> tuple[int, int]:
@@ -60,38 +60,30 @@ class SinglePass:
         file, start = found
         if len(self._buffer) < part.nbytes:
             self._buffer = bytearray(part.nbytes)
-        with memoryview(self._buffer) as view, view[: part.nbytes] as target:
-            if not self._opened(file).take(start, target):
-                return part
-        return torch.frombuffer(self._buffer, dtype=part.dtype, count=part.numel()).view(part.shape)
-
-    def hashes(self) -> dict[str, str]:
-        """File name → SHA-256; what has not gone by yet is read."""
-        return {file.name: self._opened(file).hexdigest() for file in self._files}
-
-    def _opened(self, file: Path) -> HashingReader:
         if file not in self._readers:
-            self._readers[file] = self._stack.enter_context(HashingReader(file))
-        return self._readers[file]
+            self._readers[file] = self._stack.enter_context(BlockReader(file))
+        with memoryview(self._buffer) as view, view[: part.nbytes] as target:
+            self._readers[file].take(start, target)
+        return torch.frombuffer(self._buffer, dtype=part.dtype, count=part.numel()).view(part.shape)
 
     def _place(self, tensor: Tensor) -> tuple[Path, int] | None:
         """The file a tensor is mapped from, and where it begins in it."""
         first = tensor.data_ptr() if tensor.device.type == "cpu" else 0
-        for start, end, offset, file in self._maps:
+        for start, end, offset, file in self._mapped:
             if start <= first and first + tensor.nbytes <= end:
                 return file, first - start + offset
         return None
 
-
-def _mapped(files: Sequence[Path]) -> list[tuple[int, int, int, Path]]:
-    """First and last address, place in the file, and file of every mapping of ``files``."""
-    if not MAPS.is_file():
-        return []
-    wanted = {str(file.resolve()): file for file in files}
-    found = []
-    for line in MAPS.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
-        addresses, _, offset, _, _, *name = line.split(maxsplit=5)
-        if name and name[0] in wanted:
-            start, end = (int(address, 16) for address in addresses.split("-"))
-            found.append((start, end, int(offset, 16), wanted[name[0]]))
-    return found
+    @cached_property
+    def _mapped(self) -> list[tuple[int, int, int, Path]]:
+        """First and last address, place in the file, and file of every mapping of the files."""
+        if not MAPS.is_file():
+            return []
+        wanted = {str(file.resolve()): file for file in self._files}
+        found = []
+        for line in MAPS.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+            addresses, _, offset, _, _, *name = line.split(maxsplit=5)
+            if name and name[0] in wanted:
+                start, end = (int(address, 16) for address in addresses.split("-"))
+                found.append((start, end, int(offset, 16), wanted[name[0]]))
+        return found
