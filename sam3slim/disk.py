@@ -11,122 +11,109 @@ import hashlib
 import mmap
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from threading import Event
 
 BLOCK = 2 << 20  # bytes
 DEPTH = 4  # reads under way: a disk with a queue is several times faster than with one request at a time
+TRAIL = 8  # blocks that may wait to be hashed
 PAGE = mmap.PAGESIZE
 DIRECT = getattr(os, "O_DIRECT", 0)
 
 
-def file_sha256(path: Path, stopped: Callable[[], bool] = lambda: False) -> str:
+def file_sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of the file, hashed while other threads read ahead.
-
-    Args:
-        stopped: asked between blocks; True gives up.
 
     Raises:
         OSError: the file cannot be read.
-        InterruptedError: ``stopped`` said so.
     """
-    digest = hashlib.sha256()
-    with BlockReader(path) as file:
-        for start in range(0, file.size, BLOCK):
-            if stopped():
-                raise InterruptedError(f"hashing {path} was stopped")
-            with file.block(start) as block:
-                digest.update(block)
-    return digest.hexdigest()
+    with HashingReader(path) as file:
+        return file.hexdigest()
 
 
-class Hashes:
-    """SHA-256 of files, found on a thread beside other work; a context manager, and leaving it gives up."""
+class HashingReader:
+    """A file that goes by once, from front to back: all of it is hashed, and what is wanted is copied out on the way.
 
-    def __init__(self, files: Sequence[Path]) -> None:
-        self._files, self._stop = list(files), Event()
-
-    def __enter__(self) -> Hashes:
-        self._pool = ThreadPoolExecutor(1)
-        self._found = [self._pool.submit(file_sha256, file, self._stop.is_set) for file in self._files]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._pool.shutdown(wait=True, cancel_futures=True)
-
-    def result(self) -> dict[str, str]:
-        """File name → hexadecimal SHA-256; waits. Raises OSError for a file that cannot be read."""
-        return {file.name: found.result() for file, found in zip(self._files, self._found, strict=True)}
-
-
-class BlockReader:
-    """A file read from any place on, while threads fetch the blocks that come next. A context manager."""
+    Used as a context manager. Reading and hashing run on threads of their own, a few blocks ahead and behind.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._path, self.size = path, path.stat().st_size
-        self._free = _blocks(1 + DEPTH)
+        self._path, self._size = path, path.stat().st_size
+        self._starts = iter(range(0, self._size, BLOCK))
+        self._free = _blocks(DEPTH + TRAIL)
         self._ahead: deque[tuple[mmap.mmap, int, Future[int]]] = deque()
-        self._next = 0
-        # The block in hand: its memory, where it begins and ends.
-        self._block: mmap.mmap = self._free.pop()
+        self._behind: deque[tuple[mmap.mmap, Future[None]]] = deque()
+        self._digest = hashlib.sha256()
+        # The block that is going by: its memory, where it begins and ends.
+        self._block: mmap.mmap | None = None
         self._start = self._end = 0
 
-    def __enter__(self) -> BlockReader:
+    def __enter__(self) -> HashingReader:
         self._stack = ExitStack()
         self._read = self._stack.enter_context(_reading(self._path))
         self._readers = self._stack.enter_context(ThreadPoolExecutor(DEPTH))
+        self._hasher = self._stack.enter_context(ThreadPoolExecutor(1))
+        self._read_ahead()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def take(self, place: int, target: memoryview) -> None:
-        """Fill ``target`` with the file's bytes from ``place`` on.
+    def take(self, place: int, target: memoryview) -> bool:
+        """Fill ``target`` with the file's bytes from ``place`` on; False, and nothing is read, if they have gone by.
 
         Raises:
             OSError: the file cannot be read, or ends before.
         """
-        if place + len(target) > self.size:
-            raise OSError(f"{self._path} has {self.size} bytes, {place + len(target)} were wanted")
+        if place < self._start:
+            return False
         done = 0
         while done < len(target):
-            with self.block(place + done) as view:
-                count = min(len(view), len(target) - done)
-                target[done : done + count] = view[:count]
+            while place + done >= self._end:
+                if not self._next():
+                    raise OSError(f"{self._path} has {self._size} bytes, {place + len(target)} were wanted")
+            assert self._block is not None
+            first = place + done - self._start
+            count = min(self._end - self._start - first, len(target) - done)
+            with memoryview(self._block) as view:
+                target[done : done + count] = view[first : first + count]
             done += count
+        return True
 
-    @contextmanager
-    def block(self, place: int) -> Iterator[memoryview]:
-        """The bytes from ``place`` (inside the file) to the end of its block; good until the next call."""
-        if not self._start <= place < self._end:
-            self._fetch(place - place % BLOCK)
-        with memoryview(self._block) as whole, whole[place - self._start : self._end - self._start] as view:
-            yield view
+    def hexdigest(self) -> str:
+        """Hexadecimal SHA-256 of the whole file; what has not gone by yet is read."""
+        while self._next():
+            pass
+        for _, hashing in self._behind:
+            hashing.result()
+        return self._digest.hexdigest()
 
-    def _fetch(self, start: int) -> None:
-        self._free.append(self._block)
-        while self._ahead and self._ahead[0][1] != start:
-            # A jump: what was read ahead is not wanted.
-            block, _, reading = self._ahead.popleft()
-            reading.result()
+    def _next(self) -> bool:
+        """The next block goes by; False at the end."""
+        if not self._ahead:
+            return False
+        block, start, reading = self._ahead.popleft()
+        count = reading.result()
+        self._block, self._start, self._end = block, start, start + count
+        self._behind.append((block, self._hasher.submit(self._hash, block, count)))
+        self._read_ahead()
+        return True
+
+    def _read_ahead(self) -> None:
+        # The last block behind is the one going by; the others are free once they are hashed.
+        while len(self._behind) > 1 and (self._behind[0][1].done() or (not self._free and not self._ahead)):
+            block, hashing = self._behind.popleft()
+            hashing.result()
             self._free.append(block)
-        if not self._ahead:
-            self._next = start
-        while len(self._free) > 1 and self._next < self.size:
-            self._request()
-        if not self._ahead:
-            self._request()
-        self._block, self._start, reading = self._ahead.popleft()
-        self._end = self._start + reading.result()
+        while self._free and len(self._ahead) < DEPTH and (start := next(self._starts, None)) is not None:
+            block = self._free.pop()
+            self._ahead.append((block, start, self._readers.submit(self._read, block, start)))
 
-    def _request(self) -> None:
-        block = self._free.pop()
-        self._ahead.append((block, self._next, self._readers.submit(self._read, block, self._next)))
-        self._next += BLOCK
+    def _hash(self, block: mmap.mmap, count: int) -> None:
+        with memoryview(block) as view:
+            self._digest.update(view[:count])
 
 
 class HashingWriter:

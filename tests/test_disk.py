@@ -3,14 +3,12 @@
 import errno
 import hashlib
 import os
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from sam3slim import disk
-from sam3slim.disk import PAGE, BlockReader, Hashes, HashingWriter, file_sha256
+from sam3slim.disk import PAGE, HashingReader, HashingWriter, file_sha256
 
 
 @pytest.mark.parametrize("size", [0, 1, PAGE, 3 * PAGE - 1, 4 * PAGE, 4 * PAGE + 1, 9 * PAGE + 5])
@@ -81,53 +79,32 @@ def test_hashing_writer__disk_full(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("direct", [True, False])
-def test_block_reader__any_place_in_any_order(direct: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hashing_reader__takes_what_goes_by_and_hashes_all(
+    direct: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(disk, "BLOCK", 2 * PAGE)
     if not direct:
         monkeypatch.setattr(disk, "DIRECT", 0)
     path = tmp_path / "file"
     content = bytes(i * 7 % 251 for i in range(41 * PAGE + 5))
     path.write_bytes(content)
-    # Inside a block, over several, an odd piece, nothing, a gap of many blocks, back again, over the end of a block.
-    places = ((10, 100), (500, 9 * PAGE), (11 * PAGE + 1, 1), (11 * PAGE + 2, 0), (40 * PAGE, PAGE + 5), (3, 5),
-              (0, 41 * PAGE + 5), (2 * PAGE - 1, 2))  # fmt: skip
-    with BlockReader(path) as file:
-        for start, count in places:
+    with HashingReader(path) as file:
+        # Inside a block, over several, an odd piece, nothing, and a gap of many blocks.
+        for start, count in ((10, 100), (500, 9 * PAGE), (11 * PAGE + 1, 1), (11 * PAGE + 2, 0), (40 * PAGE, PAGE + 5)):
             piece = bytearray(count)
-            file.take(start, memoryview(piece))
+            assert file.take(start, memoryview(piece))
             assert piece == content[start : start + count]
-        with pytest.raises(OSError, match="were wanted"):
-            file.take(41 * PAGE, memoryview(bytearray(6)))
+        assert file.hexdigest() == hashlib.sha256(content).hexdigest()
 
 
-def test_hashes__found_beside_other_work(tmp_path: Path) -> None:
-    files = [tmp_path / "a", tmp_path / "b"]
-    for file in files:
-        file.write_bytes(file.name.encode() * 5000)
-    with Hashes(files) as hashes:
-        assert hashes.result() == {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
-
-
-def test_file_sha256__gives_up_between_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hashing_reader__what_has_gone_by_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(disk, "BLOCK", PAGE)
     path = tmp_path / "file"
     path.write_bytes(bytes(8 * PAGE))
-    answers = iter([False, False, True])
-    with pytest.raises(InterruptedError, match="stopped"):
-        file_sha256(path, lambda: next(answers))
-    assert next(answers, None) is None
-
-
-def test_hashes__leaving_gives_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ended = []
-
-    def endless(path: Path, stopped: Callable[[], bool]) -> str:
-        while not stopped():
-            time.sleep(0.001)
-        ended.append(path)
-        return ""
-
-    monkeypatch.setattr(disk, "file_sha256", endless)
-    with Hashes([tmp_path / "file"]):
-        pass
-    assert ended == [tmp_path / "file"]
+    piece = bytearray(b"kept")
+    with HashingReader(path) as file:
+        assert file.take(5 * PAGE, memoryview(bytearray(4)))
+        assert not file.take(PAGE, memoryview(piece))
+        assert piece == b"kept"
+        with pytest.raises(OSError, match="were wanted"):
+            file.take(8 * PAGE, memoryview(piece))

@@ -14,14 +14,13 @@ from torch import Tensor
 from sam3slim.checkpoints import int8
 from sam3slim.checkpoints.account import require_all
 from sam3slim.checkpoints.artifact import check_target, write_folder
-from sam3slim.checkpoints.direct import DirectReader
 from sam3slim.checkpoints.locate import ARTIFACT_FILE, Located, locate, weight_files
 from sam3slim.checkpoints.readers import SPEC_METADATA, Overrides, RawCheckpoint, read
 from sam3slim.checkpoints.reference_file import reference_tensors, write_reference
 from sam3slim.checkpoints.report import by_part
 from sam3slim.checkpoints.rounding import Rounding
+from sam3slim.checkpoints.single_pass import SinglePass
 from sam3slim.checkpoints.stream import Written, write_safetensors
-from sam3slim.disk import Hashes
 from sam3slim.errors import UserError
 from sam3slim.files import atomic_path, ensure_writable_dir, require_space, write_json
 from sam3slim.models.count import part_of
@@ -75,19 +74,26 @@ def extract(
     """
     located, path = locate(source), Path(target).expanduser()
     _check_options(located, path, dtype, format, overwrite)
+    raw = read(located, overrides)
+    tensors = int8.unflatten(raw.tensors, raw.path, dequantize=True)
+    require_all(raw, tensors)
+    total = sum(tensor.numel() for tensor in tensors.values())
     files = weight_files(located)
-    # The source is hashed from the first moment: that takes a core as long as all the rest takes the other.
-    with Hashes(files) as hashes, DirectReader(files) as direct:
-        raw = read(located, overrides)
-        tensors = int8.unflatten(raw.tensors, raw.path, dequantize=True)
-        require_all(raw, tensors)
-        total = sum(tensor.numel() for tensor in tensors.values())
-        width = DTYPES[dtype].itemsize if dtype else None
-        require_space(ensure_writable_dir(path.parent), sum(_part_bytes(tensors, width).values()))
-        job = _Job(path, raw, tensors, dtype, hashes, direct, lambda count: advance(count, total))
-        size, rounding = {"hf": _write_hf, "safetensors": _write_safetensors, "reference": _write_reference}[format](
-            job
-        )
+    width = DTYPES[dtype].itemsize if dtype else None
+    require_space(ensure_writable_dir(path.parent), sum(_part_bytes(tensors, width).values()))
+    write = {"hf": _write_hf, "safetensors": _write_safetensors, "reference": _write_reference}[format]
+    with SinglePass(files) as source_pass:
+        done = 0
+
+        def advanced(count: int) -> None:
+            nonlocal done
+            done += count
+            advance(count, total)
+            if done == total:
+                # Most of a training checkpoint lies behind its weights: hashed while the rest is written and imported.
+                source_pass.hash_rest()
+
+        size, rounding = write(path, raw, tensors, dtype, source_pass, advanced)
     return Extracted(
         path,
         _part_bytes(tensors) | {name: size for name, size in {**raw.ignored, **raw.other}.items() if size},
@@ -98,77 +104,83 @@ def extract(
     )
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What every format's writer needs."""
-
-    path: Path
-    raw: RawCheckpoint
-    tensors: Mapping[str, Tensor]
-    dtype: str | None
-    hashes: Hashes
-    direct: DirectReader
-    advance: Callable[[int], object]
-
-    @property
-    def stored(self) -> torch.dtype | None:
-        return DTYPES[self.dtype] if self.dtype else None
-
-    def provenance(self) -> dict[str, Any]:
-        """Where the weights come from; waits for the source's hash."""
-        raw = self.raw
-        return {"path": str(raw.path), "kind": raw.kind, "precision": raw.precision, "sha256": self.hashes.result()}
+Advance = Callable[[int], object]
 
 
-def _write_hf(job: _Job) -> tuple[int, Rounding]:
+def _write_hf(
+    path: Path,
+    raw: RawCheckpoint,
+    tensors: Mapping[str, Tensor],
+    dtype: str | None,
+    source: SinglePass,
+    advance: Advance,
+) -> tuple[int, Rounding]:
     info = write_folder(
-        job.path,
-        job.raw.spec,
-        job.direct.in_order(job.tensors),
-        precision=job.dtype or job.raw.precision,
-        dtype=job.stored,
-        parent=str(job.raw.path),
-        source=job.provenance,
-        fetch=job.direct.fetch,
-        advance=job.advance,
+        path,
+        raw.spec,
+        source.in_order(tensors),
+        precision=dtype or raw.precision,
+        dtype=DTYPES[dtype] if dtype else None,
+        parent=str(raw.path),
+        source=lambda: _provenance(raw, source.hashes()),
+        fetch=source.fetch,
+        advance=advance,
     )
     return info.bytes, info.rounding
 
 
-def _write_safetensors(job: _Job) -> tuple[int, Rounding]:
-    metadata = {SPEC_METADATA: json.dumps(job.raw.spec.to_dict())}
-    with atomic_path(job.path) as temporary:
+def _write_safetensors(
+    path: Path,
+    raw: RawCheckpoint,
+    tensors: Mapping[str, Tensor],
+    dtype: str | None,
+    source: SinglePass,
+    advance: Advance,
+) -> tuple[int, Rounding]:
+    metadata = {SPEC_METADATA: json.dumps(raw.spec.to_dict())}
+    with atomic_path(path) as temporary:
         written = write_safetensors(
             temporary,
-            job.direct.in_order(job.tensors),
-            dtype=job.stored,
+            source.in_order(tensors),
+            dtype=DTYPES[dtype] if dtype else None,
             metadata=metadata,
-            fetch=job.direct.fetch,
-            advance=job.advance,
+            fetch=source.fetch,
+            advance=advance,
         )
-    _write_facts(job, written)
+    _write_facts(path, raw, dtype, written, source.hashes())
     return written.bytes, written.rounding
 
 
-def _write_reference(job: _Job) -> tuple[int, Rounding]:
-    with atomic_path(job.path) as temporary:
-        pending = reference_tensors(job.raw.spec, job.tensors, job.raw.originals)
-        written = write_reference(temporary, pending, dtype=job.stored, advance=job.advance)
-    _write_facts(job, written)
+def _write_reference(
+    path: Path,
+    raw: RawCheckpoint,
+    tensors: Mapping[str, Tensor],
+    dtype: str | None,
+    source: SinglePass,
+    advance: Advance,
+) -> tuple[int, Rounding]:
+    with atomic_path(path) as temporary:
+        pending = reference_tensors(raw.spec, tensors, raw.originals)
+        written = write_reference(temporary, pending, dtype=DTYPES[dtype] if dtype else None, advance=advance)
+    _write_facts(path, raw, dtype, written, source.hashes())
     return written.bytes, written.rounding
 
 
-def _write_facts(job: _Job, written: Written) -> None:
+def _write_facts(path: Path, raw: RawCheckpoint, dtype: str | None, written: Written, hashes: dict[str, str]) -> None:
     """Beside a single file, what ``sam3slim.json`` is in a folder."""
     facts = {
-        "spec": job.raw.spec.to_dict(),
-        "precision": job.dtype or job.raw.precision,
+        "spec": raw.spec.to_dict(),
+        "precision": dtype or raw.precision,
         "bytes": written.bytes,
         "sha256": written.sha256,
-        "source": job.provenance(),
+        "source": _provenance(raw, hashes),
         **written.rounding.facts(),
     }
-    write_json(job.path.with_name(f"{job.path.name}.{ARTIFACT_FILE}"), facts)
+    write_json(path.with_name(f"{path.name}.{ARTIFACT_FILE}"), facts)
+
+
+def _provenance(raw: RawCheckpoint, hashes: dict[str, str]) -> dict[str, Any]:
+    return {"path": str(raw.path), "kind": raw.kind, "precision": raw.precision, "sha256": hashes}
 
 
 def _part_bytes(
