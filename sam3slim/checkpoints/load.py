@@ -60,7 +60,7 @@ def load(
     _check_parts(allow_fresh)
     raw = read(locate(source), overrides)
     if expect is not None:
-        _check_architecture(raw, expect)
+        check_architecture(raw, expect)
     tensors = int8.unflatten(raw.tensors, raw.path, dequantize=dequantize, dynamic=raw.dynamic)
     report = require_all(raw, tensors, allow_fresh)
     # Here, because accounting for a file's keys needs no module.
@@ -83,7 +83,8 @@ def _copy(model: Sam3, tensors: dict[str, Tensor], mapped: bool) -> None:
             targets[key].copy_(tensor)  # upcasts
 
 
-def _check_architecture(raw: RawCheckpoint, expect: ModelSpec) -> None:
+def check_architecture(raw: RawCheckpoint, expect: ModelSpec) -> None:
+    """Raise CheckpointError, naming what differs, unless ``raw`` is of the architecture ``expect``."""
     differences = spec_difference(raw.spec, expect)
     if not differences:
         return

@@ -12,9 +12,8 @@ def save_processor(spec: ModelSpec, folder: Path) -> None:
     # A second of imports, which reading checkpoints has no use for.
     from transformers import Sam3ImageProcessor, Sam3Processor
 
-    from sam3slim.data.tokenizer import clip_tokenizer
+    from sam3slim.data.phrases import tokenizer_of
 
     size, mask = spec.vit.image_size, 4 * spec.vit.grid_size
     images = Sam3ImageProcessor(size={"height": size, "width": size}, mask_size={"height": mask, "width": mask})
-    tokenizer = clip_tokenizer(spec.text.vocab_size, spec.text.context_length)
-    Sam3Processor(image_processor=images, tokenizer=tokenizer, target_size=size).save_pretrained(folder)
+    Sam3Processor(image_processor=images, tokenizer=tokenizer_of(spec.text), target_size=size).save_pretrained(folder)

@@ -108,6 +108,8 @@ def _flat(spec: ModelSpec) -> dict[str, Any]:
         elif key not in NOT_ARCHITECTURE:
             flat[key] = value
     flat["vit.global_attention_blocks"] = list(spec.vit.global_blocks)
+    # Which tokens there are, in words short enough for a message; what an unknown phrase meets changes no tensor.
+    flat["text.vocabulary"] = str(spec.text.vocabulary)
     del flat["vit.num_global_blocks"]
     for tower, width in (("vit", spec.vit.embed_dim), ("text", spec.text.width)):
         # Two ratios that give the same integer width are the same architecture.

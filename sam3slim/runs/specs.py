@@ -46,7 +46,12 @@ class LossSpec(LossWeights):
 
 @dataclass(frozen=True)
 class TrainSpec:
-    """``conf/train.yaml`` after composition, checked. ``trainer``, ``callbacks`` and ``logger`` are built late."""
+    """``conf/train.yaml`` after composition, checked. ``trainer``, ``callbacks`` and ``logger`` are built late.
+
+    Attributes:
+        vocabulary: what the text tower's vocabulary is trimmed to: ``data``, the category names of every split the
+            run uses, or a file with a phrase on every line; None leaves it whole.
+    """
 
     name: str
     model: ModelSpec
@@ -62,6 +67,7 @@ class TrainSpec:
     output_dir: str
     seed: int = 0
     resume: str | None = None
+    vocabulary: str | None = None
     eval_at_end: bool = True
     experiment: Any = None
 
