@@ -77,7 +77,7 @@ class CocoConcepts(Dataset[Sample]):
         path = find_annotations(self.root, split, annotations)
         index = load_index(path)
         self.annotation_file, self.categories, self.report = path, index.categories, index.report
-        self.has_masks = index.has_masks
+        self.has_masks = index.has_masks and not self.prompts.unlabelled
         self.folder = find_images(self.root, split, path, [record.file_name for record in index.records], images)
         self.records = self._without_missing(index.records)[:limit]
         self._sampler = PromptSampler(self.categories, self.prompts)
@@ -134,6 +134,8 @@ class CocoConcepts(Dataset[Sample]):
 
     def targets_of(self, record: ImageRecord) -> dict[int, list[int]]:
         """Category id → positions in ``record.annotations`` that are its instances (no crowd regions)."""
+        if self.prompts.unlabelled:
+            return {}
         least = self.prompts.min_area if self.prompts.training else 0.0
         found: dict[int, list[int]] = {}
         for position, annotation in enumerate(record.annotations):
@@ -226,6 +228,8 @@ class CocoConcepts(Dataset[Sample]):
 
     def _keep_usable(self) -> None:
         """Drop images that nothing can be asked of, and stop when no target is left."""
+        if self.prompts.unlabelled:
+            return
         usable = [bool(self.targets_of(record)) for record in self.records]
         if not any(usable):
             raise UserError(

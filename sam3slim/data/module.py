@@ -69,7 +69,7 @@ class ConceptData(lightning.LightningDataModule):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.num_workers = num_workers
         self.prompts = replace(prompts or PromptSpec(), protocol="train")
-        self.eval_prompts = replace(self.prompts, protocol=eval_prompts)
+        self.eval_prompts = replace(self.prompts, protocol=eval_prompts, labels=True)
         self.augment, self.limit, self.eval_limit = augment, limit, eval_limit
         self._annotations, self._images = annotations, images
         self._common: dict[str, Any] = {

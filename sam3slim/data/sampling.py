@@ -27,6 +27,8 @@ class PromptSpec:
             but one present category always stays.
         min_area: in ``train``, annotations of fewer pixels (of the original image) are no targets, and
             a category with no other ones in the image is not asked for.
+        labels: False ignores the annotations of ``train``: any ``max_prompts`` categories are asked for, and
+            there are no targets.
     """
 
     protocol: str = "train"
@@ -34,6 +36,7 @@ class PromptSpec:
     hard_negatives: float = 0.5
     max_prompts: int = 8
     min_area: float = 0.0
+    labels: bool = True
 
     def __post_init__(self) -> None:
         if fixed := re.fullmatch(r"present\+(\d+)", self.protocol):
@@ -55,6 +58,11 @@ class PromptSpec:
     def training(self) -> bool:
         """Whether prompts change from epoch to epoch."""
         return self.protocol == "train"
+
+    @property
+    def unlabelled(self) -> bool:
+        """Whether annotations are not looked at."""
+        return self.training and not self.labels
 
 
 class PromptSampler:
@@ -79,6 +87,8 @@ class PromptSampler:
         spec = self.spec
         if spec.protocol == "all":
             return list(self.categories)
+        if spec.unlabelled:
+            return self._any(rng)
         positives = [category for category in self.categories if category in present]
         count = 0 if spec.protocol == "present" else spec.negatives
         if spec.training:
@@ -88,6 +98,11 @@ class PromptSampler:
             chosen = rng.choice(len(positives), spec.max_prompts - len(negatives), replace=False)
             positives = [positives[index] for index in sorted(chosen)]
         return positives + negatives
+
+    def _any(self, rng: np.random.Generator) -> list[int]:
+        """Categories of different phrases, in no order."""
+        distinct = list({category.phrase: category.id for category in self.categories.values()}.values())
+        return [distinct[index] for index in rng.permutation(len(distinct))[: self.spec.max_prompts]]
 
     def _negatives(
         self, present: Collection[int], unclear: Collection[int], count: int, rng: np.random.Generator

@@ -54,17 +54,18 @@ class DataSpec:
                 raise UserError(f"data.{key}={value} must be at least 1, or null for all images")
         self.prompts()
 
-    def prompts(self) -> PromptSpec:
-        """How training prompts are chosen."""
+    def prompts(self, labels: bool = True) -> PromptSpec:
+        """How training prompts are chosen; without ``labels`` annotations are not looked at."""
         return PromptSpec(
             protocol="train",
             negatives=self.negatives,
             hard_negatives=self.hard_negatives,
             max_prompts=self.max_prompts,
             min_area=self.min_area,
+            labels=labels,
         )
 
-    def build(self, model: ModelSpec, seed: int = 0) -> ConceptData:
+    def build(self, model: ModelSpec, seed: int = 0, *, labels: bool = True) -> ConceptData:
         """The data module for ``model``: its image size and text tower."""
         return ConceptData(
             self.root,
@@ -74,7 +75,7 @@ class DataSpec:
             eval_batch_size=self.eval_batch_size,
             num_workers=self.num_workers,
             cache=self.cache,
-            prompts=self.prompts(),
+            prompts=self.prompts(labels),
             eval_prompts=self.protocol,
             augment=self.augment,
             annotations=self.annotations,

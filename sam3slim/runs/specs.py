@@ -71,6 +71,13 @@ class TrainSpec:
     eval_at_end: bool = True
     experiment: Any = None
 
+    def __post_init__(self) -> None:
+        if not self.distill.labels and self.init.kind == "pruned" and self.init.importance == "taylor":
+            raise SpecError(
+                "init.importance=taylor needs the loss against labels, and distill.labels=false; "
+                "choose activation or magnitude"
+            )
+
 
 @dataclass(frozen=True)
 class EvaluateSpec:

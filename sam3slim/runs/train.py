@@ -48,14 +48,14 @@ def train(config: dict[str, Any], output_dir: Path, choices: dict[str, str], com
         lightning.seed_everything(spec.seed, verbose=False)
         # Adam's second moments decay into denormal numbers, which CPUs handle a hundred times slower.
         torch.set_flush_denormal(True)
-        data = spec.data.build(spec.model, spec.seed)
+        data = spec.data.build(spec.model, spec.seed, labels=spec.distill.labels)
         model, plan = initial_model(spec, data)
         record.model = model_facts(model)
         if plan is not None:
             rank_zero_only(write_json)(output_dir / PLAN_FILE, plan.to_dict())
         module = ConceptSegmentation(
             model,
-            Criterion(spec.loss),
+            Criterion(spec.loss) if spec.distill.labels else None,
             spec.optim,
             spec.schedule,
             one_to_many=spec.loss.one_to_many,
@@ -109,7 +109,7 @@ def _teacher(spec: DistillSpec, student: Sam3) -> FrozenTeacher | None:
     if spec.teacher is None:
         return None
     model, _ = load(spec.teacher, dequantize=True)
-    return FrozenTeacher(model, spec, student)
+    return FrozenTeacher(model, spec, student.spec)
 
 
 def build_trainer(spec: TrainSpec, output_dir: Path) -> lightning.Trainer:
