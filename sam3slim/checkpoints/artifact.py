@@ -196,7 +196,7 @@ def _as_stored(tensors: Mapping[str, Tensor], dtype: torch.dtype | None, roundin
 
 def write_config(spec: ModelSpec, stored: Mapping[str, Tensor], folder: Path) -> None:
     """``config.json`` of transformers for an architecture and its stored tensors."""
-    from sam3slim.models.build import to_sam3_config
+    from sam3slim.models.configuration import to_sam3_config
 
     config = to_sam3_config(spec)
     config.architectures = ["Sam3Model"]

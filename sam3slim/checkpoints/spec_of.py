@@ -39,7 +39,7 @@ def spec_from_config(config: Sam3Config, name: str = "transformers") -> ModelSpe
         CheckpointError: the config sets something a ModelSpec cannot say (the field is named).
         SpecError: sizes that do not fit together.
     """
-    from sam3slim.models.build import to_sam3_config
+    from sam3slim.models.configuration import to_sam3_config
 
     # transformers types its sub-configs as "dict, config or None"; after construction they are configs.
     parts: Any = config

@@ -10,7 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sam3slim.models.build import build_model, to_sam3_config
+    from sam3slim.models.build import build_model
+    from sam3slim.models.configuration import to_sam3_config
     from sam3slim.models.count import bytes_by_part, count_params, params_by_part, part_of
     from sam3slim.models.init import init_for_training
     from sam3slim.models.outputs import Sam3Output, Sam3Prediction
@@ -41,7 +42,7 @@ _HOMES = {
     "params_by_part": "count",
     "part_of": "count",
     "state_shapes": "shapes",
-    "to_sam3_config": "build",
+    "to_sam3_config": "configuration",
 }
 
 
