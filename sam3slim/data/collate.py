@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from sam3slim.data.batch import Batch, Sample, Targets
+from sam3slim.data.soft import SoftTargets
 from sam3slim.data.tokenizer import FULL_VOCAB_SIZE, clip_tokenizer, encode
+
+LookUp = Callable[[Sequence[Sample]], SoftTargets]
 
 
 class Collate:
@@ -16,10 +19,13 @@ class Collate:
 
     Args:
         vocab_size, context_length: of the model's text tower.
+        taught: looks up what a teacher says of samples; picklable.
     """
 
-    def __init__(self, vocab_size: int = FULL_VOCAB_SIZE, context_length: int = 32) -> None:
-        self.vocab_size, self.context_length = vocab_size, context_length
+    def __init__(
+        self, vocab_size: int = FULL_VOCAB_SIZE, context_length: int = 32, taught: LookUp | None = None
+    ) -> None:
+        self.vocab_size, self.context_length, self.taught = vocab_size, context_length, taught
         clip_tokenizer(vocab_size, context_length)  # a bad size is told now, not from a worker
         self._known: dict[str, tuple[Tensor, Tensor]] = {}
 
@@ -46,6 +52,7 @@ class Collate:
             targets=targets,
             phrases=phrases,
             images=[sample.info for sample in samples],
+            taught=None if self.taught is None else self.taught(samples),
         )
 
     def _tokens(self, phrases: list[str]) -> tuple[Tensor, Tensor]:
