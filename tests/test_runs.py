@@ -174,6 +174,75 @@ def test_train__pruned_and_distilled(trained: tuple[RunRecord, Path], root: Path
     assert json.loads((out / "slimming_plan.json").read_text())["importance"] == "magnitude"
 
 
+def test_train__taught_everything_with_and_without_labels(trained: tuple[RunRecord, Path], root: Path) -> None:
+    given = [*SLIMMER, "init=pruned", f"init.checkpoint={trained[1]}", "distill=full", "distill.min_score=0.02"]
+    _, out = train(root, "full_distill", *given)
+    columns = (out / "csv/metrics.csv").read_text().splitlines()[0]
+    assert {"train/distill_scores", "train/distill_mask", "train/loss_cls"} <= set(columns.split(","))
+    _, out = train(root, "no_labels", *given, "distill.labels=false", "init.importance=activation")
+    columns = (out / "csv/metrics.csv").read_text().splitlines()[0]
+    assert "train/distill_scores" in columns
+    assert "train/loss_cls" not in columns
+    assert read_record(out).status == "finished"
+
+
+def test_train__pictures_without_annotations(trained: tuple[RunRecord, Path], root: Path) -> None:
+    source = root / "shapes/annotations"
+    others = ",".join(f"{split}:{source}/instances_{split}.json" for split in ("val", "test"))
+    bare = json.loads((source / "instances_train.json").read_text()) | {"annotations": []}
+    (root / "bare_train.json").write_text(json.dumps(bare))
+    given = [f"init.checkpoint={trained[1]}", "distill=full", "distill.min_score=0.02"]
+    files = f"data.annotations={{train:{root}/bare_train.json,{others}}}"
+    record, _ = train(root, "bare", "init=checkpoint", *given, files, "distill.labels=false")
+    assert record.status == "finished"
+    with pytest.raises(UserError, match=r"bare_train.json has no usable target .*distill.labels=false"):
+        train(root, "bare_labels", "init=checkpoint", *given, files)
+    (root / "phrases.txt").write_text("red circle\n\nblue square\nred  circle\n")
+    pictures = [f"data.phrases={root / 'phrases.txt'}", "data.images={train: train}"]
+    record, _ = train(root, "pictures", "init=checkpoint", *given, *pictures, "distill.labels=false")
+    assert record.status == "finished"
+    with pytest.raises(UserError, match=r"data\.phrases=.*set distill=full distill\.labels=false"):
+        train(root, "pictures_labels", "init=checkpoint", *given, *pictures)
+
+
+def test_train__taught_from_a_cache(
+    trained: tuple[RunRecord, Path], root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = [*SLIMMER, "init=pruned", f"init.checkpoint={trained[1]}", "distill=full", "distill.min_score=0.02"]
+    live = train(root, "live", *given)[1]
+    cache = [f"distill.cache={root / 'cache'}"]
+    first = train(root, "cached", *given, *cache)[1]
+    assert "teacher cache in" in capsys.readouterr().out
+    # The second run needs no teacher in memory.
+    monkeypatch.setattr("sam3slim.runs.teacher._asked", lambda *_: pytest.fail("the teacher was loaded again"))
+    second = train(root, "cached_again", *given, *cache)[1]
+    assert "all 16 views are there" in capsys.readouterr().out
+
+    def losses(out: Path) -> list[float]:
+        with (out / "csv/metrics.csv").open() as file:
+            return [float(row["train/loss"]) for row in csv.DictReader(file) if row.get("train/loss")]
+
+    assert losses(first) == losses(second)
+    assert losses(first) == pytest.approx(losses(live), rel=2e-3)
+    with pytest.raises(UserError, match=r"distill\.cache needs pictures that come again"):
+        train(root, "bad_cache", *given, *cache, "data.augment.photometric=0.5")
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=r"distill\.cache_limit_gb=1e-06"):
+        train(root, "bad_cache", *given, f"distill.cache={root / 'small'}", "distill.cache_limit_gb=0.000001")
+    assert not list((root / "small").rglob("*.safetensors"))
+
+
+def test_train__averaged_weights_are_measured_and_exported(root: Path) -> None:
+    record, out = train(root, "averaged", "callbacks=ema", "callbacks.ema.decay=0.5")
+    content = torch.load(out / "checkpoints/best.ckpt", weights_only=True)
+    average, current = content["state_dict"], content["current_model_state"]
+    assert any(not torch.equal(average[name], current[name]) for name in average)
+    exported = load(out / "artifact")[0].state_dict()
+    for name, value in exported.items():
+        assert torch.equal(value, average[f"model.{name}"]), name
+    assert segm(evaluate(out, root, "eval_averaged")) == segm(record)
+
+
 @pytest.mark.parametrize("importance", ["activation", "taylor"])
 def test_train__pruned_by_data(trained: tuple[RunRecord, Path], root: Path, importance: str) -> None:
     given = [f"init.importance={importance}", "init.depth=importance", "init.importance_batches=2"]
@@ -199,6 +268,13 @@ def test_train__pruned_by_data(trained: tuple[RunRecord, Path], root: Path, impo
             ["init=pruned", "init.checkpoint=x", "init.importance=uniform", "init.depth=importance"],
             "init.importance=uniform ranks nothing",
         ),
+        (
+            ["init=pruned", "init.checkpoint={full}", "init.importance=taylor", "distill=full", "distill.labels=false"],
+            "init.importance=taylor needs the loss against labels",
+        ),
+        (["distill=full", "distill.teacher=nowhere"], "nowhere does not exist"),
+        (["distill=full", "distill.teacher=assets/nano"], "distill.teacher has model.d_model=64, the student 32"),
+        (["distill.labels=false"], "distill.teacher is missing"),
         (["resume=nowhere.ckpt"], "resume=nowhere.ckpt is not a file"),
         (["resume={full}/checkpoints/last.ckpt", "vocabulary=data"], "another architecture: text.vocab_size is 600"),
         (["vocabulary=nowhere.txt"], "cannot read nowhere.txt"),

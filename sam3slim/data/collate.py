@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from sam3slim.data.batch import Batch, Sample, Targets
 from sam3slim.data.phrases import encode_phrases, tokenizer_of
+from sam3slim.data.soft import SoftTargets
 from sam3slim.specs import TextSpec
+
+LookUp = Callable[[Sequence[Sample]], SoftTargets]
 
 
 class Collate:
@@ -17,10 +20,11 @@ class Collate:
 
     Args:
         text: the model's text tower.
+        taught: looks up what a teacher says of samples; picklable.
     """
 
-    def __init__(self, text: TextSpec | None = None) -> None:
-        self.text = text or TextSpec()
+    def __init__(self, text: TextSpec | None = None, taught: LookUp | None = None) -> None:
+        self.text, self.taught = text or TextSpec(), taught
         tokenizer_of(self.text)  # a missing merge file is told now, not from a worker
         self._known: dict[str, tuple[Tensor, Tensor]] = {}
 
@@ -47,6 +51,7 @@ class Collate:
             targets=targets,
             phrases=phrases,
             images=[sample.info for sample in samples],
+            taught=None if self.taught is None else self.taught(samples),
         )
 
     def _tokens(self, phrases: list[str]) -> tuple[Tensor, Tensor]:

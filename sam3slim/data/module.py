@@ -10,7 +10,7 @@ from typing import Any, Literal
 import lightning
 
 from sam3slim.data.coco import CocoConcepts
-from sam3slim.data.collate import Collate
+from sam3slim.data.collate import Collate, LookUp
 from sam3slim.data.loader import ConceptLoader
 from sam3slim.data.phrases import check_known
 from sam3slim.data.sampling import PromptSpec
@@ -34,6 +34,7 @@ class ConceptData(lightning.LightningDataModule):
         augment: training augmentation, or None.
         annotations, images: per split, a file or folder instead of a search; a bare path serves every split.
         on_unreadable: ``fail`` or ``skip``.
+        phrases: text file of phrases: training takes the pictures of its image folder, without annotations.
         limit, eval_limit: use the first images only (``eval_limit`` None: all).
         shapes: draw this shapes set at ``root``.
         overwrite: replace a different shapes set at ``root``.
@@ -56,6 +57,7 @@ class ConceptData(lightning.LightningDataModule):
         annotations: Mapping[str, str] | str | None = None,
         images: Mapping[str, str] | str | None = None,
         on_unreadable: Literal["fail", "skip"] = "fail",
+        phrases: str | Path | None = None,
         limit: int | None = None,
         eval_limit: int | None = None,
         shapes: ShapesSpec | None = None,
@@ -69,14 +71,19 @@ class ConceptData(lightning.LightningDataModule):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.num_workers = num_workers
         self.prompts = replace(prompts or PromptSpec(), protocol="train")
-        self.eval_prompts = replace(self.prompts, protocol=eval_prompts, labels=True)
+        self.eval_prompts = replace(self.prompts, protocol=eval_prompts, labels=True, pool=None)
         self.augment, self.limit, self.eval_limit = augment, limit, eval_limit
-        self._annotations, self._images = annotations, images
+        self._annotations, self._images, self._phrases = annotations, images, phrases
         self._common: dict[str, Any] = {
             "image_size": image_size, "on_unreadable": on_unreadable, "cache": cache, "seed": seed
         }  # fmt: skip
         self.collate = Collate(text)
+        self._taught: LookUp | None = None
         self._datasets: dict[str, CocoConcepts] = {}
+
+    def teach(self, look_up: LookUp) -> None:
+        """Let training batches carry what a cached teacher says (``Batch.taught``)."""
+        self._taught = look_up
 
     def prepare_data(self) -> None:
         """Draw the shapes set if asked for (one process only).
@@ -109,6 +116,7 @@ class ConceptData(lightning.LightningDataModule):
                 prompts=self.prompts if training else self.eval_prompts,
                 augment=self.augment if training else None,
                 limit=self.limit if training else self.eval_limit,
+                phrases=self._phrases if training else None,
                 **self._common,
             )
             check_known((category.phrase for category in dataset.categories), self.collate.text)
@@ -119,7 +127,7 @@ class ConceptData(lightning.LightningDataModule):
         """Batches of ``split``; also usable without a trainer (after ``prepare_data``)."""
         return ConceptLoader(
             self.dataset(split, training=training),
-            self.collate,
+            Collate(self.collate.text, self._taught) if training else self.collate,
             batch_size=self.batch_size if training else self.eval_batch_size,
             training=training,
             num_workers=self.num_workers,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -44,6 +44,25 @@ class SoftTargets:
     def weight(self) -> Tensor:
         """[K] float32: how sure the teacher is of each query, class times presence."""
         return self.scores.float() * self.presence.float()[self.prompt_index]
+
+    @classmethod
+    def join(cls, parts: Sequence[SoftTargets]) -> SoftTargets:
+        """The prompts of several answers one after another; maps of images likewise."""
+        starts = torch.tensor([0, *(len(part.presence) for part in parts[:-1])]).cumsum(0).tolist()
+        index = [part.prompt_index + start for part, start in zip(parts, starts, strict=True)]
+        values: dict[str, Any] = {"prompt_index": torch.cat(index)}
+        for name in ("presence", "rest", "boxes", "scores", "masks", "semantic", "memory"):
+            found = [value for part in parts if (value := getattr(part, name)) is not None]
+            values[name] = torch.cat(found) if len(found) == len(parts) else None
+        maps = zip(*(part.fpn for part in parts), strict=True)
+        return cls(**values, fpn=tuple(torch.cat(level) for level in maps))
+
+    @classmethod
+    def nothing(cls, zeros: Tensor | None = None, fpn: tuple[Tensor, ...] = ()) -> SoftTargets:
+        """Maps alone, and P prompts (``zeros`` [P]; None: no prompt) that nothing is said about."""
+        zeros = torch.zeros(0) if zeros is None else zeros
+        none = zeros[:0]
+        return cls(zeros, zeros, none.reshape(0, 4), none, None, none.long(), fpn=fpn)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> SoftTargets:
         """The same on ``device``."""

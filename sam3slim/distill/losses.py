@@ -15,6 +15,8 @@ from sam3slim.losses import Match, box_l1, cxcywh_to_xyxy, iou_and_giou
 # Of a query without a detection in the class loss, as against one with: the hard-label loss (``iou_aware_bce``) has
 # the same proportion.
 NEGATIVE_SHARE = 0.1
+# Presence from which the semantic map of a concept is looked at: below it says nothing, and need not be kept.
+PRESENT = 0.05
 
 
 def feature_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -148,8 +150,8 @@ def semantic_loss(semantic: Tensor, wanted: Tensor, presence: Tensor) -> Tensor:
 
     Args:
         semantic: [P, 1, h, w] logits; ``wanted`` [P, h, w] logits of the teacher.
-        presence: [P]; the map of an absent concept means nothing.
+        presence: [P]; the map of an absent concept (below ``PRESENT``) means nothing.
     """
-    target, share = wanted.float().sigmoid(), presence.float()
+    target, share = wanted.float().sigmoid(), torch.where(presence >= PRESENT, presence, 0.0).float()
     each = soft_bce(semantic[:, 0], target).mean(dim=(1, 2)) + soft_dice(semantic[:, 0], target)
     return (share * each).sum() / share.sum().clamp(min=1e-6)

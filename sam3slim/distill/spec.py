@@ -28,6 +28,11 @@ class DistillSpec:
         bbox, giou: of the matched boxes, every decoder layer.
         mask, dice: of the matched masks of the last layer, against the teacher's probabilities.
         semantic: of the semantic map.
+        cache: folder where the teacher's answers are kept, computed before training starts; None asks the teacher
+            itself at every step.
+        cache_prompts: prompts per image in the cache. Training then asks an image for no others: those in it, then
+            absent ones up to this number.
+        cache_limit_gb: most that a cache may take on disk.
     """
 
     teacher: str | None = None
@@ -42,6 +47,9 @@ class DistillSpec:
     mask: float = 0.0
     dice: float = 0.0
     semantic: float = 0.0
+    cache: str | None = None
+    cache_prompts: int = 32
+    cache_limit_gb: float = 20.0
 
     def __post_init__(self) -> None:
         for key in (*FEATURES, *ANSWERS):
@@ -49,10 +57,17 @@ class DistillSpec:
                 raise UserError(f"distill.{key}={getattr(self, key)} must be at least 0")
         if not 0 < self.min_score < 1:
             raise UserError(f"distill.min_score={self.min_score} must lie between 0 and 1, e.g. 0.3")
+        if self.cache_prompts < 1 or self.cache_limit_gb <= 0:
+            raise UserError(
+                f"distill.cache_prompts={self.cache_prompts}, distill.cache_limit_gb={self.cache_limit_gb:g}: "
+                "expected at least 1, and more than 0"
+            )
         weighted = any(getattr(self, key) for key in (*FEATURES, *ANSWERS))
         if self.teacher is None and (weighted or not self.labels):
             what = "" if self.labels else " (distill.labels=false leaves nothing else to learn from)"
             raise UserError(f"distill.teacher is missing{what}; give a checkpoint, or distill=none")
+        if self.teacher is None and self.cache is not None:
+            raise UserError("distill.cache needs distill.teacher; choose distill=full, or distill.cache=null")
         if self.teacher is not None and not weighted:
             raise UserError("distill.teacher is given but every distillation weight is 0; set distill.fpn")
         if not self.labels:

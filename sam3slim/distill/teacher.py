@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -45,6 +47,11 @@ class FrozenTeacher:
         self._model = model.eval().requires_grad_(False)
         self._phrases = PhraseFeatures(model)
 
+    @property
+    def model_spec(self) -> ModelSpec:
+        """The teacher's sizes."""
+        return self._model.spec
+
     def __deepcopy__(self, memo: dict[int, Any]) -> FrozenTeacher:
         """Itself: a copy of the student (a weight average) has the same teacher."""
         return self
@@ -53,36 +60,59 @@ class FrozenTeacher:
         """See ``distillation_losses``."""
         return distillation_losses(self.spec, self.targets(batch), student, average)
 
-    @torch.no_grad()
     def targets(self, batch: Batch) -> SoftTargets:
-        """The teacher's answers to the batch's prompts: one pass, the vision tower once per image."""
-        device = batch.pixel_values.device
+        """The teacher's answers to the batch's prompts."""
+        return self.answers(batch.pixel_values, batch.phrases, batch.image_index)
+
+    @torch.no_grad()
+    def answers(
+        self, pixel_values: Tensor, phrases: Sequence[str], image_index: Tensor, chunk: int | None = None
+    ) -> SoftTargets:
+        """The teacher's answers: one pass, the vision tower once per image.
+
+        Args:
+            pixel_values: [B, 3, S, S] normalised; the teacher follows it to its device.
+            phrases: P of them.
+            image_index: [P] int64, the image each is asked of.
+            chunk: prompts that pass encoder, decoder and mask head together; None: all.
+        """
+        device = pixel_values.device
         if self._model.device != device:
             self._model.to(device)  # type: ignore[arg-type]
-        vision = self._model.get_vision_features(batch.pixel_values)
+        vision = self._model.get_vision_features(pixel_values)
         fpn = tuple(vision.fpn_hidden_states[:-1]) if self.spec.fpn else ()
         if not (self.spec.memory or self.spec.answers):
-            return no_answers(fpn, len(batch.phrases))
-        text, mask = self._phrases(batch.phrases, device)
-        output = self._model(
-            vision_embeds=vision,
-            text_embeds=text,
-            attention_mask=mask,
-            image_index=batch.image_index,
-            with_masks=self.spec.masks,
-        )
-        return soft_targets(output, self.spec)
+            return SoftTargets.nothing(pixel_values.new_zeros(len(phrases)), fpn)
+        parts = []
+        for start in range(0, len(phrases), chunk or max(len(phrases), 1)):
+            part = slice(start, start + (chunk or len(phrases)))
+            text, mask = self._phrases(phrases[part], device)
+            output = self._model(
+                vision_embeds=vision,
+                text_embeds=text,
+                attention_mask=mask,
+                image_index=image_index[part],
+                with_masks=self.spec.masks,
+            )
+            parts.append(soft_targets(output, self.spec))
+        return replace(SoftTargets.join(parts) if len(parts) > 1 else parts[0], fpn=fpn)
 
 
-def no_answers(fpn: tuple[Tensor, ...], prompts: int) -> SoftTargets:
-    """Maps alone, with P prompts that nothing is said about."""
-    zeros = fpn[0].new_zeros(prompts)
-    none = zeros[:0]
-    return SoftTargets(zeros, zeros, none.reshape(0, 4), none, None, none.long(), fpn=fpn)
+class CachedTeacher:
+    """A teacher that has already been asked: its answers come with the batch."""
+
+    def __init__(self, spec: DistillSpec) -> None:
+        self.spec = spec
+
+    def losses(self, batch: Batch, student: Sam3Output, average: Average | None = None) -> dict[str, Tensor]:
+        """See ``distillation_losses``."""
+        if batch.taught is None:
+            raise ValueError("the batch comes without a teacher's answers: ConceptData.teach was not called")
+        return distillation_losses(self.spec, batch.taught, student, average)
 
 
 def soft_targets(output: Sam3Output, spec: DistillSpec) -> SoftTargets:
-    """The part of a teacher's output that ``spec`` gives weight to.
+    """The part of a teacher's output that ``spec`` gives weight to, without the neck's maps.
 
     A detection is a query whose class times presence probability reaches ``spec.min_score``.
     """
@@ -100,6 +130,5 @@ def soft_targets(output: Sam3Output, spec: DistillSpec) -> SoftTargets:
         masks=output.pred_masks[prompt, query] if with_masks and output.pred_masks is not None else None,
         prompt_index=prompt,
         semantic=output.semantic_seg[:, 0] if spec.semantic and output.semantic_seg is not None else None,
-        fpn=output.fpn_hidden_states if spec.fpn else (),
         memory=output.encoder_hidden_states if spec.memory else None,
     )

@@ -51,6 +51,7 @@ class TrainSpec:
     Attributes:
         vocabulary: what the text tower's vocabulary is trimmed to: ``data``, the category names of every split the
             run uses, or a file with a phrase on every line; None leaves it whole.
+        progressive: architectures on the way, the largest first, see ``runs.progressive``.
     """
 
     name: str
@@ -69,9 +70,15 @@ class TrainSpec:
     resume: str | None = None
     vocabulary: str | None = None
     eval_at_end: bool = True
+    progressive: tuple[Any, ...] | None = None
     experiment: Any = None
 
     def __post_init__(self) -> None:
+        if self.data.phrases is not None and self.distill.labels:
+            raise SpecError(
+                f"data.phrases={self.data.phrases}: pictures without annotations teach nothing by themselves; "
+                "set distill=full distill.labels=false, or data.phrases=null"
+            )
         if not self.distill.labels and self.init.kind == "pruned" and self.init.importance == "taylor":
             raise SpecError(
                 "init.importance=taylor needs the loss against labels, and distill.labels=false; "

@@ -14,16 +14,15 @@ from sam3slim.checkpoints import load, locate, write_artifact
 from sam3slim.checkpoints.load import check_architecture
 from sam3slim.checkpoints.readers import read
 from sam3slim.data.module import ConceptData
-from sam3slim.distill import DistillSpec, FrozenTeacher
 from sam3slim.errors import UserError
 from sam3slim.evaluation import evaluate as evaluate_model
 from sam3slim.files import ensure_writable_dir, write_json
 from sam3slim.losses import Criterion
-from sam3slim.models import Sam3
 from sam3slim.records import RunRecord, plain, recording
 from sam3slim.runs.initial import initial_model
 from sam3slim.runs.measure import add_result, artifact_facts, model_facts
 from sam3slim.runs.specs import TrainSpec
+from sam3slim.runs.teacher import teacher_of, training_data
 from sam3slim.runs.vocabulary import with_vocabulary
 from sam3slim.slimming import Plan
 from sam3slim.strict import spec_from_dict
@@ -48,7 +47,7 @@ def train(config: dict[str, Any], output_dir: Path, choices: dict[str, str], com
         lightning.seed_everything(spec.seed, verbose=False)
         # Adam's second moments decay into denormal numbers, which CPUs handle a hundred times slower.
         torch.set_flush_denormal(True)
-        data = spec.data.build(spec.model, spec.seed, labels=spec.distill.labels)
+        data = training_data(spec)
         model, plan = initial_model(spec, data)
         record.model = model_facts(model)
         if plan is not None:
@@ -59,7 +58,7 @@ def train(config: dict[str, Any], output_dir: Path, choices: dict[str, str], com
             spec.optim,
             spec.schedule,
             one_to_many=spec.loss.one_to_many,
-            teacher=_teacher(spec.distill, model),
+            teacher=teacher_of(spec, data),
             config=plain(config),
         )
         trainer = build_trainer(spec, output_dir)
@@ -103,13 +102,6 @@ def training_seconds(run: Path) -> int:
     """Seconds in ``fit`` up to the last checkpoint, over all resumed parts (the clock is in the checkpoint)."""
     content = torch.load(run / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True, mmap=True)
     return round(content["callbacks"][TrainingClock.__name__]["seconds"])
-
-
-def _teacher(spec: DistillSpec, student: Sam3) -> FrozenTeacher | None:
-    if spec.teacher is None:
-        return None
-    model, _ = load(spec.teacher, dequantize=True)
-    return FrozenTeacher(model, spec, student.spec)
 
 
 def build_trainer(spec: TrainSpec, output_dir: Path) -> lightning.Trainer:

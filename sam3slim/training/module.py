@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sam3slim.data.batch import Batch
-from sam3slim.distill import FrozenTeacher
+from sam3slim.distill import CachedTeacher, FrozenTeacher
 from sam3slim.errors import UserError
 from sam3slim.evaluation import ConceptMeanAP, ground_truths, predict_batch
 from sam3slim.losses import Criterion
@@ -49,7 +49,7 @@ class ConceptSegmentation(lightning.LightningModule):
         schedule: ScheduleSpec,
         *,
         one_to_many: bool = True,
-        teacher: FrozenTeacher | None = None,
+        teacher: FrozenTeacher | CachedTeacher | None = None,
         config: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
