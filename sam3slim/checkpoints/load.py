@@ -22,6 +22,10 @@ from sam3slim.models.empty import empty_model
 from sam3slim.specs import ModelSpec
 
 SHOWN_DIFFERENCES = 3
+NO_TOWER = (
+    "has a prompt bank instead of a text tower, and nothing to train or cut there; start from the checkpoint it was "
+    "made from, and make the bank again at the end"
+)
 
 
 def load(
@@ -109,6 +113,8 @@ def check_architecture(raw: RawCheckpoint, expect: ModelSpec) -> None:
     differences = spec_difference(raw.spec, expect)
     if not differences:
         return
+    if raw.spec.text.bank is not None and expect.text.bank is None:
+        raise CheckpointError(f"checkpoint {raw.path} {NO_TOWER}")
     key, found, wanted = differences[0]
     text = f"{key} is {found} in {raw.path}, {wanted} in model={expect.name}"
     more = [f"{key} {found}, {wanted}" for key, found, wanted in differences[1:SHOWN_DIFFERENCES]]

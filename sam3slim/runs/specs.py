@@ -71,6 +71,13 @@ class TrainSpec:
     eval_at_end: bool = True
     experiment: Any = None
 
+    def __post_init__(self) -> None:
+        if self.model.text.bank is not None:
+            raise SpecError(
+                "model.text.bank: a prompt bank has no text tower to train; train without it, and make the bank of the "
+                "result (sam3slim text CHECKPOINT OUT --phrases FILE --bank)"
+            )
+
 
 @dataclass(frozen=True)
 class EvaluateSpec:
