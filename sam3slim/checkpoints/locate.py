@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sam3slim.checkpoints.report import CheckpointError
+from sam3slim.specs import ModelSpec
 
 ARTIFACT_FILE = "sam3slim.json"
 WEIGHTS_FILE = "model.safetensors"
+# Under another name transformers finds no weights. Else it would open a bank with a text tower of random ones.
+BANK_FILE = "bank.safetensors"
 ONNX = "onnx"  # the format sam3slim.json names when the weights are ONNX graphs
 INDEX_FILE = "model.safetensors.index.json"
 # Where a run leaves its weights, the best first.
@@ -56,6 +59,11 @@ def weight_files(located: Located) -> list[Path]:
         return [located.path]
     kinds = ("*.onnx", "*.onnx.data") if is_onnx(located) else ("*.safetensors",)
     return sorted(path for kind in kinds for path in located.path.glob(kind))
+
+
+def weights_name(spec: ModelSpec) -> str:
+    """What the file of an artifact's weights is called."""
+    return WEIGHTS_FILE if spec.text.bank is None else BANK_FILE
 
 
 def is_onnx(located: Located) -> bool:
