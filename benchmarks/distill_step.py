@@ -2,7 +2,7 @@
 
     python benchmarks/distill_step.py [--rounds 12] [--steps 10] [--threads 1] [--images 120]
 
-The recipe is experiment=nano_slim in one process (12 images, 4 prompts each). ``features`` teaches neck and encoder
+The recipe is experiment=nano_study (12 images, 4 prompts each). ``features`` teaches neck and encoder
 maps, ``full`` the answers too; ``cached`` is full from distill.cache, which is filled first and not timed. A step's
 time covers data loading, forward, losses, backward, clipping and AdamW. Machines drift, so all four take turns in
 short rounds of rotating order, and a ratio compares loops of one round.
@@ -48,7 +48,7 @@ class Loop:
     """One way to train; keeps its model, optimiser and place in the data between turns."""
 
     def __init__(self, name: str, folder: Path, images: int) -> None:
-        overrides = ["experiment=nano_slim", "trainer=cpu", f"data.limit={images}", "data.batch_size=12", *LOOPS[name]]
+        overrides = ["experiment=nano_study", "model=nano_slim", f"data.limit={images}", *LOOPS[name]]
         if name == "cached":
             overrides.append(f"distill.cache={folder}")
         self.spec = spec_from_dict(TrainSpec, compose_plain("train", overrides), "")
