@@ -180,6 +180,7 @@ def test_train__taught_everything_with_and_without_labels(trained: tuple[RunReco
 
 
 def test_train__pictures_without_annotations(trained: tuple[RunRecord, Path], root: Path) -> None:
+    """A COCO file without annotations; pictures and phrases; and no labelled split at all."""
     source = root / "shapes/annotations"
     others = ",".join(f"{split}:{source}/instances_{split}.json" for split in ("val", "test"))
     bare = json.loads((source / "instances_train.json").read_text()) | {"annotations": []}
@@ -194,6 +195,16 @@ def test_train__pictures_without_annotations(trained: tuple[RunRecord, Path], ro
     pictures = [f"data.phrases={root / 'phrases.txt'}", "data.images={train: train}"]
     record, _ = train(root, "pictures", "init=checkpoint", *given, *pictures, "distill.labels=false")
     assert record.status == "finished"
+    # Nothing labelled anywhere: the last weights are the result, and nothing is measured.
+    alone = ["data=coco", f"data.root={root / 'shapes/train'}", "data.num_workers=0", "data.batch_size=2"]
+    alone += [f"data.phrases={root / 'phrases.txt'}", "trainer.limit_val_batches=0", "eval_at_end=false"]
+    out = root / "alone"
+    config = compose_plain(
+        "train", [*OVERRIDES, *QUICK, *alone, "init=checkpoint", *given, "distill.labels=false"], out
+    )
+    assert runs.train(config, out, {}, "python train.py").metrics is None
+    assert (out / "artifact/model.safetensors").is_file()
+    assert not (out / "checkpoints/best.ckpt").exists()
     with pytest.raises(UserError, match=r"data\.phrases=.*set distill=full distill\.labels=false"):
         train(root, "pictures_labels", "init=checkpoint", *given, *pictures)
 
