@@ -72,12 +72,11 @@ class DataSpec:
         )
 
     def build(self, model: ModelSpec, seed: int = 0, *, labels: bool = True, pool: int | None = None) -> ConceptData:
-        """The data module for ``model``: its image size, context length and vocabulary."""
+        """The data module for ``model``: its image size and text tower."""
         return ConceptData(
             self.root,
             image_size=model.vit.image_size,
-            context_length=model.text.context_length,
-            vocab_size=model.text.vocab_size,
+            text=model.text,
             batch_size=self.batch_size,
             eval_batch_size=self.eval_batch_size,
             num_workers=self.num_workers,

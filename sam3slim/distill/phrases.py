@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sam3slim.data.tokenizer import clip_tokenizer, encode
+from sam3slim.data.phrases import tokenizer_of
+from sam3slim.data.tokenizer import encode
 from sam3slim.models import Sam3
 
 # Phrases kept; 4096 of them at SAM 3's size take 134 MB.
@@ -28,8 +29,7 @@ class PhraseFeatures:
             self._known.clear()
             new = sorted(set(phrases))
         if new:
-            text = self._model.spec.text
-            ids, mask = encode(clip_tokenizer(text.vocab_size, text.context_length), new)
+            ids, mask = encode(tokenizer_of(self._model.spec.text), new)
             features, _ = self._model.encode_text(ids.to(device), mask.to(device))
             self._known |= dict(zip(new, zip(features, mask.to(device), strict=True), strict=True))
         rows = [self._known[phrase] for phrase in phrases]

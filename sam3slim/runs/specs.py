@@ -49,6 +49,8 @@ class TrainSpec:
     """``conf/train.yaml`` after composition, checked. ``trainer``, ``callbacks`` and ``logger`` are built late.
 
     Attributes:
+        vocabulary: what the text tower's vocabulary is trimmed to: ``data``, the category names of every split the
+            run uses, or a file with a phrase on every line; None leaves it whole.
         progressive: architectures on the way, the largest first, see ``runs.progressive``.
     """
 
@@ -66,6 +68,7 @@ class TrainSpec:
     output_dir: str
     seed: int = 0
     resume: str | None = None
+    vocabulary: str | None = None
     eval_at_end: bool = True
     progressive: tuple[Any, ...] | None = None
     experiment: Any = None
