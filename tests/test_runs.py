@@ -24,6 +24,7 @@ from sam3slim.records import RunRecord, read_record
 from sam3slim.runs.vocabulary import data_phrases
 from sam3slim.specs import TextSpec
 from sam3slim.strict import spec_from_dict
+from tests.distill.lessons import EVERYTHING
 from tests.tiny import OVERRIDES
 
 SLIMMER = ["model.vit.depth=1", "model.decoder.num_layers=1", "model.text.width=16", "model.text.num_heads=1"]
@@ -346,6 +347,13 @@ def test_data_phrases__every_split_that_is_read(root: Path) -> None:
     spec = spec_from_dict(runs.TrainSpec, config, "")
     assert data_phrases(spec) == ["red circle", "tree", "cup", "dog"]
     assert data_phrases(replace(spec, eval_at_end=False)) == ["red circle", "tree", "cup"]
+    # Pictures without annotations bring their own list.
+    (root / "list.txt").write_text("Green  Star\ncup\n")
+    taught = replace(EVERYTHING, labels=False)
+    data = replace(spec.data, phrases=str(root / "list.txt"))
+    listed = replace(spec, data=data, distill=taught, eval_at_end=False)
+    assert data_phrases(listed)[:2] == ["green star", "cup"]
+    assert data_phrases(replace(listed, trainer={"limit_val_batches": 0})) == ["green star", "cup"]
 
 
 def test_train__resume_auto_goes_on(trained: tuple[RunRecord, Path], root: Path) -> None:
