@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
@@ -232,8 +233,13 @@ def _refuse_processes(trainer: Mapping[str, Any]) -> None:
 
 
 def _compose(config_name: str, overrides: Sequence[str]) -> DictConfig:
-    with hydra.initialize_config_dir(str(conf_dir()), version_base=VERSION_BASE):
-        return hydra.compose(config_name, list(overrides))
+    running = GlobalHydra.instance().hydra  # a command may compose something else while it runs
+    GlobalHydra.instance().hydra = None
+    try:
+        with hydra.initialize_config_dir(str(conf_dir()), version_base=VERSION_BASE):
+            return hydra.compose(config_name, list(overrides))
+    finally:
+        GlobalHydra.instance().hydra = running
 
 
 def _to_plain(cfg: DictConfig, only: str | None = None) -> dict[str, Any]:
