@@ -4,6 +4,7 @@ from sam3slim.runs.compress import compress
 from sam3slim.runs.evaluate import evaluate
 from sam3slim.runs.specs import CompressSpec, EvaluateSpec, InitSpec, LossSpec, TrainSpec
 from sam3slim.runs.train import train, training_seconds
+from sam3slim.runs.trial import train_and_compress
 
 __all__ = [
     "CompressSpec",
@@ -14,5 +15,6 @@ __all__ = [
     "compress",
     "evaluate",
     "train",
+    "train_and_compress",
     "training_seconds",
 ]

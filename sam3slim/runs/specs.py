@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from sam3slim.config import check_options
 from sam3slim.data.spec import DataSpec
 from sam3slim.distill import DistillSpec
 from sam3slim.losses import LossWeights
@@ -46,7 +47,12 @@ class LossSpec(LossWeights):
 
 @dataclass(frozen=True)
 class TrainSpec:
-    """``conf/train.yaml`` after composition, checked. ``trainer``, ``callbacks`` and ``logger`` are built late."""
+    """``conf/train.yaml`` after composition, checked. ``trainer``, ``callbacks`` and ``logger`` are built late.
+
+    Attributes:
+        force: train again although the folder's record says that just this has been trained.
+        compress_after: options of the compress group, applied to the trained model.
+    """
 
     name: str
     model: ModelSpec
@@ -63,7 +69,12 @@ class TrainSpec:
     seed: int = 0
     resume: str | None = None
     eval_at_end: bool = True
+    force: bool = False
+    compress_after: tuple[str, ...] = ()
     experiment: Any = None
+
+    def __post_init__(self) -> None:
+        check_options("compress_after", self.compress_after, "compress")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from sam3slim.data.batch import Batch
 from sam3slim.distill import FrozenTeacher
 from sam3slim.errors import UserError
 from sam3slim.evaluation import ConceptMeanAP, ground_truths, predict_batch
-from sam3slim.losses import Criterion
+from sam3slim.losses import Counts, Criterion
 from sam3slim.models import Sam3
 from sam3slim.training.optim import OptimSpec, ScheduleSpec, build_optimizer
 
@@ -75,7 +75,7 @@ class ConceptSegmentation(lightning.LightningModule):
             UserError: the loss is NaN or infinite.
         """
         outputs = self.model(**batch.inputs(), one_to_many=self.one_to_many)
-        losses = self.criterion(outputs, batch.targets, self._num_boxes(batch))
+        losses = self.criterion(outputs, batch.targets, self._counts(batch))
         loss = losses.pop("loss")
         if self.teacher is not None:
             distilled = self.teacher.losses(batch, outputs)
@@ -85,17 +85,17 @@ class ConceptSegmentation(lightning.LightningModule):
         # Logged only when it will be written: sixteen log calls a step are not free on a small model.
         if (self.global_step + 1) % self._log_interval() == 0:
             size = len(batch.pixel_values)
-            self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size)
-            self.log_dict({f"train/{name}": value for name, value in losses.items()}, batch_size=size)
+            self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size, sync_dist=True)
+            self.log_dict({f"train/{name}": value for name, value in losses.items()}, batch_size=size, sync_dist=True)
         return loss
 
-    def _num_boxes(self, batch: Batch) -> Tensor | None:
-        """The average number of targets over the processes: then the loss is that of one big batch."""
+    def _counts(self, batch: Batch) -> Counts | None:
+        """Over the processes: then the mean of their losses, and of their gradients, is that of one big batch."""
         if self.trainer.world_size == 1:
             return None
-        count = torch.tensor(float(len(batch.targets.boxes)), device=self.device)
-        reduced: Tensor = self.trainer.strategy.reduce(count, reduce_op="mean")
-        return reduced
+        own = Counts.of(batch.targets, len(batch.input_ids)).stacked().to(self.device)
+        total: Tensor = self.trainer.strategy.reduce(own, reduce_op="sum")
+        return Counts.per_process(total, self.trainer.world_size)
 
     def _log_interval(self) -> int:
         interval: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
