@@ -7,7 +7,7 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,12 +43,14 @@ class Sweep:
     Attributes:
         directory: absolute, the same for every job even where jobs would name it otherwise.
         start: of this start of the sweep alone.
-        argv: of this process, and what Hydra must tell every job.
+        varying: keys of the command's overrides that have several values.
+        search: of a sweeper that keeps its trials in a database.
     """
 
     directory: str
     start: str
-    argv: list[str]
+    varying: tuple[str, ...] = ()
+    search: Mapping[str, Any] | None = None
 
     def run(self, hand_to_hydra: Callable[[], None]) -> None:
         """All trials, then one line; exits with status 2 if one failed.
@@ -63,7 +65,7 @@ class Sweep:
 
         self._make_folder()
         journal, argv, problem = Journal(self.directory, self.start), sys.argv, None
-        sys.argv = self.argv
+        sys.argv = self._argv()
         try:
             hand_to_hydra()
         except Exception as error:
@@ -83,6 +85,28 @@ class Sweep:
         print(summary(outcomes, _short(self.directory)), flush=True)
         if problem is not None or any(outcome.status not in ("finished", "skipped") for outcome in outcomes):
             sys.exit(EXIT_BAD_INPUT)
+
+    def _argv(self) -> list[str]:
+        """Of this process, with what Hydra must tell every job."""
+        ours = [
+            f"hydra.sweep.dir={_quoted(self.directory)}",
+            f"+hydra.job.env_set.{SWEEP_START}={_quoted(self.start)}",
+            f"+hydra.job.env_set.{SWEEP_KEYS}={_quoted(' '.join(self.varying))}",
+        ]
+        if self.search is not None:
+            ours.append(f"hydra.sweeper.n_trials={self._trials_left(self.search)}")
+        # Overrides must stay together: Hydra reads no others after a flag.
+        given, last = overrides_given(), len(sys.argv) - 1
+        place = max((place for place, text in enumerate(sys.argv) if text in given), default=last) + 1
+        return [*sys.argv[:place], *ours, *sys.argv[place:]]
+
+    def _trials_left(self, sweeper: Mapping[str, Any]) -> int:
+        from sam3slim.sweep import Search
+
+        search = Search(str(sweeper["storage"]), str(sweeper["study_name"]), int(sweeper["n_trials"]))
+        left = search.go_on()
+        print(f"search {search.study}: {left} of {search.trials} trials to go (hydra.sweeper.n_trials)", flush=True)
+        return left
 
     def _make_folder(self) -> None:
         """Before any trial, and before a database is put there."""
@@ -117,16 +141,13 @@ def sweep_of(config_name: str) -> Sweep | None:
         if not asked and cfg.hydra.mode is not RunMode.MULTIRUN:
             return None
         directory = os.path.abspath(str(cfg.hydra.sweep.dir))
+        cfg.hydra.sweep.dir = directory
+        sweeper = OmegaConf.to_container(cfg.hydra.sweeper, resolve=True)
     refuse_devices(OmegaConf.to_container(cfg.get("trainer") or OmegaConf.create()))
     start = f"{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:8]}"
-    ours = [
-        f"hydra.sweep.dir={_quoted(directory)}",
-        f"+hydra.job.env_set.{SWEEP_START}={_quoted(start)}",
-        f"+hydra.job.env_set.{SWEEP_KEYS}={_quoted(' '.join(map(_key, varying)))}",
-    ]
-    # Overrides must stay together: Hydra reads no others after a flag.
-    last = max((place for place, text in enumerate(sys.argv) if text in overrides_given()), default=len(sys.argv) - 1)
-    return Sweep(directory, start, [*sys.argv[: last + 1], *ours, *sys.argv[last + 1 :]])
+    assert isinstance(sweeper, dict)
+    stored = all(sweeper.get(key) for key in ("storage", "study_name", "n_trials"))
+    return Sweep(directory, start, tuple(map(_key, varying)), sweeper if stored else None)
 
 
 def _quoted(text: str) -> str:
