@@ -10,7 +10,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from sam3slim.cli import make_parser
-from sam3slim.config import compose, to_plain
+from sam3slim.config import compose, compose_plain
 from sam3slim.runs import TrainSpec
 from sam3slim.strict import spec_from_dict
 from tests.test_conf_files import need_plugin
@@ -44,10 +44,7 @@ def test_command__composes(line: str) -> None:
     parser = OverridesParser.create()
     fixed = [text for text in overrides if not parser.parse_override(text).is_sweep_override()]
     assert ("-m" in given) == (fixed != overrides)
-    cfg = compose("train", fixed, with_hydra=True)
-    del cfg["hydra"]
-    cfg.output_dir = "x"
-    spec_from_dict(TrainSpec, to_plain(cfg), "")
+    spec_from_dict(TrainSpec, compose_plain("train", fixed), "")
     for text in set(overrides) - set(fixed):
         override = parser.parse_override(text)
         for value in override.sweep_string_iterator():
