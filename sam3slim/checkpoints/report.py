@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sam3slim.errors import UserError
-from sam3slim.models import part_of
-from sam3slim.models.count import PARTS
+from sam3slim.models.count import PARTS, part_of
 from sam3slim.specs import ModelSpec
 
 FOREIGN = "foreign"  # keys that belong to no part of SAM 3

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,8 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from sam3slim import config as cfg
 from sam3slim import runs
-from sam3slim.records import RunRecord, finished_record, read_record
+from sam3slim.errors import UserError
+from sam3slim.records import FILE_NAME, RunRecord, finished_record, read_record
 from sam3slim.runs.compress import compress
 from sam3slim.runs.specs import TrainSpec
 from sam3slim.strict import spec_from_dict
@@ -28,11 +31,11 @@ def train_and_compress(config: dict[str, Any], output_dir: Path, choices: dict[s
         UserError: as ``train`` and ``compress``.
     """
     spec = spec_from_dict(TrainSpec, config, "")
-    record = finished_record(output_dir, config)
-    fresh = record is None or spec.force
-    if record is None or spec.force:
-        if record is not None:
-            _forget(output_dir)
+    if spec.force:
+        _forget(output_dir)
+    record = None if spec.force else finished_record(output_dir, config)
+    fresh = record is None
+    if record is None:
         record = runs.train(config, output_dir, choices, command)
     else:
         rank_zero_only(print)(f"{output_dir} is finished, with just this configuration; force=true trains it again")
@@ -46,9 +49,12 @@ def train_and_compress(config: dict[str, Any], output_dir: Path, choices: dict[s
 
 @rank_zero_only
 def _forget(output_dir: Path) -> None:
-    """The checkpoints of a finished run: resume=auto would find nothing left to do."""
-    for name in ("last", "best"):
-        (output_dir / "checkpoints" / f"{name}.ckpt").unlink(missing_ok=True)
+    """What a finished run and its stages would go on from: with resume=auto nothing would be left to do."""
+    for folder in (output_dir, *output_dir.glob("stage_*")):
+        with suppress(UserError):
+            if read_record(folder).status == "finished":
+                shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+                (folder / FILE_NAME).unlink()
 
 
 def _compress(
