@@ -12,7 +12,7 @@ from torch import Tensor
 from sam3slim.checkpoints import int8
 from sam3slim.checkpoints.locate import locate
 from sam3slim.checkpoints.readers import Overrides, RawCheckpoint, read
-from sam3slim.checkpoints.report import CheckpointError, LoadReport
+from sam3slim.checkpoints.report import CheckpointError, LoadReport, bytes_by_part
 from sam3slim.checkpoints.spec_of import spec_difference
 from sam3slim.errors import UserError
 from sam3slim.models import Sam3, init_for_training, part_of
@@ -79,7 +79,10 @@ def require_all(raw: RawCheckpoint, tensors: Mapping[str, Tensor], allow_fresh: 
 def compare(raw: RawCheckpoint, tensors: Mapping[str, Tensor], allow_fresh: Collection[str]) -> LoadReport:
     """Account for every key of the file and of the model; nothing is allocated."""
     wanted = state_shapes(raw.spec)
-    report = LoadReport(raw.path, raw.kind, raw.precision, raw.spec, ignored=dict(raw.ignored))
+    report = LoadReport(
+        raw.path, raw.kind, raw.precision, raw.spec, ignored=dict(raw.ignored),
+        bytes_by_part=bytes_by_part(raw.tensors),
+    )  # fmt: skip
     report.unexpected = list(raw.unexpected)
     for key, tensor in tensors.items():
         if key not in wanted:

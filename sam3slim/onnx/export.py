@@ -23,7 +23,7 @@ from sam3slim.evaluation.inference import eval_mode
 from sam3slim.files import atomic_path
 from sam3slim.models import Sam3, params_by_part
 from sam3slim.onnx.card import onnx_card
-from sam3slim.onnx.facts import dtype_shares, graph_files
+from sam3slim.onnx.facts import graph_files, shares
 from sam3slim.onnx.graphs import MODULES, signatures, traceable
 from sam3slim.onnx.packages import require
 from sam3slim.onnx.quantise import quantise
@@ -75,15 +75,17 @@ def export_onnx(
             differences = verify(model, OnnxSam3(floats, model.spec, lean=True))
             quantised = _quantise_all(floats, temporary, int8, external_data) if int8 else 0
         files = graph_files(temporary, model.spec)
+        dtypes, parts = shares(temporary, model.spec)
         facts = {
             "schema": SCHEMA,
             "spec": model.spec.to_dict(),
             "precision": precision,
             "format": ONNX,
             "params": sum(params_by_part(model).values()),
-            "dtypes": dtype_shares(temporary, model.spec),
+            "dtypes": dtypes,
             "opens_in": ["sam3slim", "onnxruntime"],
             "bytes": sum(file["bytes"] for graph in files.values() for file in graph["files"]),
+            "bytes_by_part": parts,
             "onnx": {"opset": OPSET, "graphs": files, "max_difference_fp32": differences, "int8_weights": quantised},
             "parent": parent,
             "metrics": dict(metrics or {}),
@@ -97,7 +99,7 @@ def export_onnx(
         (temporary / "README.md").write_text(onnx_card(facts, model.spec, license_note), encoding="utf-8")
     largest = max((file for graph in files.values() for file in graph["files"]), key=lambda file: int(file["bytes"]))
     total = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    return ArtifactInfo(path, int(facts["bytes"]), largest["sha256"], total, format=ONNX)
+    return ArtifactInfo(path, int(facts["bytes"]), largest["sha256"], total, format=ONNX, bytes_by_part=parts)
 
 
 def trace_graphs(model: Sam3, folder: Path, *, external_data: bool | None = None) -> None:

@@ -57,7 +57,8 @@ def load_onnx(source: str | Path, *, expect: ModelSpec | None = None) -> tuple[O
                 f"checkpoint {located.path}: ONNX Runtime refuses it ({line}); write it again"
             ) from error
         raise
-    return runner, LoadReport(located.path, ONNX, str(facts["precision"]), spec)
+    parts = {str(part): int(size) for part, size in facts.get("bytes_by_part", {}).items()}
+    return runner, LoadReport(located.path, ONNX, str(facts["precision"]), spec, bytes_by_part=parts)
 
 
 def _check_files(folder: Path, facts: object) -> None:

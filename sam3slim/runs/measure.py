@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
@@ -90,6 +91,7 @@ def add_result(record: RunRecord, result: EvalResult, data: DataSpec) -> None:
         "protocol": data.protocol,
         "images": result.images,
         "prompts": result.prompts,
+        **data.given_files(),
     }
 
 
@@ -101,7 +103,16 @@ def model_facts(model: Sam3 | OnnxSam3) -> dict[str, Any]:
 
 def artifact_facts(info: ArtifactInfo, precision: str) -> dict[str, Any]:
     """The record's ``artifact`` entry."""
-    return {"path": str(info.path), "bytes": info.bytes, "format": info.format, "precision": precision}
+    return {
+        "path": str(info.path), "bytes": info.bytes, "format": info.format, "precision": precision,
+        "bytes_by_part": with_rest(info.bytes_by_part, info.bytes),
+    }  # fmt: skip
+
+
+def with_rest(parts: Mapping[str, int], total: int) -> dict[str, int]:
+    """``parts`` and what the files hold besides (headers, names, an optimizer) as ``other``; {} where none is known."""
+    rest = total - sum(parts.values())
+    return {**parts, **({"other": rest} if rest > 0 else {})} if parts else {}
 
 
 def print_metrics(record: RunRecord) -> None:
