@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from sam3slim.checkpoints.locate import GRAPH_FILES, ONNX
 from sam3slim.disk import file_sha256
 from sam3slim.models import part_of
 from sam3slim.models.count import PARTS
@@ -13,14 +14,14 @@ from sam3slim.onnx.packages import require
 from sam3slim.specs import ModelSpec
 
 
-def graph_files(folder: Path, spec: ModelSpec) -> dict[str, Any]:
+def graph_files(folder: Path, spec: ModelSpec, format: str = ONNX) -> dict[str, Any]:
     """Graph → its inputs and outputs, and name, bytes and sha256 of its files."""
     return {
         name: {
             **signature.facts(),
             "files": [
                 {"name": file.name, "bytes": file.stat().st_size, "sha256": file_sha256(file)}
-                for file in (folder / f"{name}.onnx", folder / f"{name}.onnx.data")
+                for file in (folder / f"{name}{suffix}" for suffix in GRAPH_FILES[format])
                 if file.is_file()
             ],
         }
