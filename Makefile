@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
-.PHONY: install demo reference test lint format clean
+.PHONY: install demo reference study test lint format clean
 
 install: $(STAMP)
 
@@ -22,6 +22,9 @@ demo: $(STAMP)  ## nano -> nano_slim -> FP16 -> INT8, with a table of what each 
 
 reference: $(STAMP)  ## train nano from scratch and replace assets/nano
 	$(BIN)/python -m sam3slim.reference
+
+study: $(STAMP)  ## hours: which weights are kept and what is taught, at equal steps; writes docs/slimming.md
+	$(BIN)/python -m sam3slim.study
 
 test: lint
 	$(BIN)/python -m pytest -m "not slow"

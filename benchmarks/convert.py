@@ -20,7 +20,7 @@ from extract import evict, run
 from sam3slim.checkpoints.artifact import write_folder
 from sam3slim.environment import describe_device, library_versions
 from sam3slim.files import atomic_path
-from sam3slim.models.build import state_shapes
+from sam3slim.models.shapes import state_shapes
 from sam3slim.specs import ModelSpec
 
 RESULTS = Path(__file__).parent / "results" / "convert.csv"

@@ -26,7 +26,7 @@ import torch
 from sam3slim.checkpoints.reference_file import reference_tensors
 from sam3slim.environment import describe_device, library_versions
 from sam3slim.files import atomic_path
-from sam3slim.models.build import state_shapes
+from sam3slim.models.shapes import state_shapes
 from sam3slim.specs import ModelSpec
 
 RESULTS = Path(__file__).parent / "results" / "extract.csv"

@@ -92,3 +92,13 @@ def write_json(path: str | Path, value: Any) -> Path:
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return Path(path)
+
+
+def read_lines(path: Path) -> list[str]:
+    """Lines of a UTF-8 text file without surrounding blanks. Raises UserError when it cannot be read."""
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; give a text file") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error

@@ -5,9 +5,11 @@ Field names are the words a user types after ``model.`` on the command line; mes
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from sam3slim.strict import SpecError, spec_from_dict
 
@@ -19,6 +21,7 @@ __all__ = [
     "SpecError",
     "TextSpec",
     "VitSpec",
+    "VocabularySpec",
     "mlp_ratio",
     "spec_from_dict",
 ]
@@ -128,6 +131,40 @@ class VitSpec:
 
 
 @dataclass(frozen=True)
+class VocabularySpec:
+    """A vocabulary trimmed to a list of phrases: CLIP's bytes and those of its merges that the phrases need.
+
+    Attributes:
+        merges: their numbers in CLIP's order, increasing.
+        trimmed_from: size of the vocabulary they were cut from, which decides how a phrase is split.
+        unknown: a phrase that needs other pieces is an ``error``, or spelt out in the kept ones (``bytes``), which
+            the model has not been trained to read.
+    """
+
+    merges: tuple[int, ...]
+    trimmed_from: int = CLIP_VOCAB_SIZE
+    unknown: Literal["error", "bytes"] = "error"
+
+    def __post_init__(self) -> None:
+        p = "model.text.vocabulary"
+        object.__setattr__(self, "merges", tuple(self.merges))
+        if self.unknown not in ("error", "bytes"):
+            raise SpecError(f"{p}.unknown={self.unknown} must be one of error, bytes")
+        if not MIN_VOCAB_SIZE <= self.trimmed_from <= CLIP_VOCAB_SIZE:
+            raise SpecError(f"{p}.trimmed_from={self.trimmed_from} must lie in {MIN_VOCAB_SIZE}..{CLIP_VOCAB_SIZE}")
+        last = self.trimmed_from - MIN_VOCAB_SIZE - 1
+        if list(self.merges) != sorted({merge for merge in self.merges if 0 <= merge <= last}):
+            raise SpecError(
+                f"{p}.merges must be increasing numbers of CLIP's merges, within 0..{last} ({p}.trimmed_from - 515)"
+            )
+
+    def __str__(self) -> str:
+        """In a few words, for messages; equal for equal tokens."""
+        digest = hashlib.sha256(repr(self.merges).encode()).hexdigest()[:8]
+        return f"{len(self.merges)} of the merges of {self.trimmed_from} tokens ({digest})"
+
+
+@dataclass(frozen=True)
 class TextSpec:
     """The text tower: CLIP's causal transformer over its BPE tokens."""
 
@@ -138,6 +175,7 @@ class TextSpec:
     context_length: int = 32
     vocab_size: int = CLIP_VOCAB_SIZE  # smaller: CLIP's BPE with only its first merges
     projection_dim: int = 512
+    vocabulary: VocabularySpec | None = None  # trimmed to a phrase list, see data.vocabulary
 
     def __post_init__(self) -> None:
         p = "model.text"
@@ -151,6 +189,21 @@ class TextSpec:
                 f"{p}.vocab_size={self.vocab_size} must lie in {MIN_VOCAB_SIZE}..{CLIP_VOCAB_SIZE} "
                 f"(CLIP's bytes, then its merges in order)"
             )
+        if self.vocabulary is not None and self.vocab_size != MIN_VOCAB_SIZE + len(self.vocabulary.merges):
+            raise SpecError(
+                f"{p}.vocab_size={self.vocab_size} must be {MIN_VOCAB_SIZE + len(self.vocabulary.merges)}: "
+                f"{MIN_VOCAB_SIZE} and one for each of {p}.vocabulary.merges"
+            )
+
+    @property
+    def merges(self) -> Sequence[int]:
+        """Numbers of the CLIP merges that have a token, in the tokens' order."""
+        return range(self.vocab_size - MIN_VOCAB_SIZE) if self.vocabulary is None else self.vocabulary.merges
+
+    @property
+    def untrimmed_size(self) -> int:
+        """Tokens of the vocabulary that decides how a phrase is split."""
+        return self.vocab_size if self.vocabulary is None else self.vocabulary.trimmed_from
 
 
 @dataclass(frozen=True)
@@ -218,6 +271,8 @@ class ModelSpec:
         plain = asdict(self)
         if plain["vit"]["global_attention_blocks"] is not None:
             plain["vit"]["global_attention_blocks"] = list(plain["vit"]["global_attention_blocks"])
+        if plain["text"]["vocabulary"] is not None:
+            plain["text"]["vocabulary"]["merges"] = list(plain["text"]["vocabulary"]["merges"])
         return plain
 
     @staticmethod

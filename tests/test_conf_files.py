@@ -21,6 +21,7 @@ NEEDED = {
     "init=checkpoint": ["init.checkpoint=x"],
     "init=pruned": ["init.checkpoint=x"],
     "distill=features": ["distill.teacher=x"],
+    "distill=full": ["distill.teacher=x"],
     "data=coco": ["data.root=x"],
     "experiment=overfit": ["data.root=x"],
     "experiment=slim": ["init.checkpoint=x", "data.root=x"],

@@ -5,18 +5,25 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import Sam3Model
+from transformers import CLIPTokenizer, Sam3Model
 
 from sam3slim import runs
 from sam3slim.checkpoints import load
 from sam3slim.config import compose_plain
+from sam3slim.data.phrases import encode_phrases, tokenizer_of
+from sam3slim.data.shapes import ShapesSpec
+from sam3slim.data.vocabulary import kept_tokens, trim
 from sam3slim.errors import UserError
 from sam3slim.records import RunRecord, read_record
+from sam3slim.runs.vocabulary import data_phrases
+from sam3slim.specs import TextSpec
+from sam3slim.strict import spec_from_dict
 from tests.tiny import OVERRIDES
 
 SLIMMER = ["model.vit.depth=1", "model.decoder.num_layers=1", "model.text.width=16", "model.text.num_heads=1"]
@@ -167,6 +174,75 @@ def test_train__pruned_and_distilled(trained: tuple[RunRecord, Path], root: Path
     assert json.loads((out / "slimming_plan.json").read_text())["importance"] == "magnitude"
 
 
+def test_train__taught_everything_with_and_without_labels(trained: tuple[RunRecord, Path], root: Path) -> None:
+    given = [*SLIMMER, "init=pruned", f"init.checkpoint={trained[1]}", "distill=full", "distill.min_score=0.02"]
+    _, out = train(root, "full_distill", *given)
+    columns = (out / "csv/metrics.csv").read_text().splitlines()[0]
+    assert {"train/distill_scores", "train/distill_mask", "train/loss_cls"} <= set(columns.split(","))
+    _, out = train(root, "no_labels", *given, "distill.labels=false", "init.importance=activation")
+    columns = (out / "csv/metrics.csv").read_text().splitlines()[0]
+    assert "train/distill_scores" in columns
+    assert "train/loss_cls" not in columns
+    assert read_record(out).status == "finished"
+
+
+def test_train__pictures_without_annotations(trained: tuple[RunRecord, Path], root: Path) -> None:
+    source = root / "shapes/annotations"
+    others = ",".join(f"{split}:{source}/instances_{split}.json" for split in ("val", "test"))
+    bare = json.loads((source / "instances_train.json").read_text()) | {"annotations": []}
+    (root / "bare_train.json").write_text(json.dumps(bare))
+    given = [f"init.checkpoint={trained[1]}", "distill=full", "distill.min_score=0.02"]
+    files = f"data.annotations={{train:{root}/bare_train.json,{others}}}"
+    record, _ = train(root, "bare", "init=checkpoint", *given, files, "distill.labels=false")
+    assert record.status == "finished"
+    with pytest.raises(UserError, match=r"bare_train.json has no usable target .*distill.labels=false"):
+        train(root, "bare_labels", "init=checkpoint", *given, files)
+    (root / "phrases.txt").write_text("red circle\n\nblue square\nred  circle\n")
+    pictures = [f"data.phrases={root / 'phrases.txt'}", "data.images={train: train}"]
+    record, _ = train(root, "pictures", "init=checkpoint", *given, *pictures, "distill.labels=false")
+    assert record.status == "finished"
+    with pytest.raises(UserError, match=r"data\.phrases=.*set distill=full distill\.labels=false"):
+        train(root, "pictures_labels", "init=checkpoint", *given, *pictures)
+
+
+def test_train__taught_from_a_cache(
+    trained: tuple[RunRecord, Path], root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = [*SLIMMER, "init=pruned", f"init.checkpoint={trained[1]}", "distill=full", "distill.min_score=0.02"]
+    live = train(root, "live", *given)[1]
+    cache = [f"distill.cache={root / 'cache'}"]
+    first = train(root, "cached", *given, *cache)[1]
+    assert "teacher cache in" in capsys.readouterr().out
+    # The second run needs no teacher in memory.
+    monkeypatch.setattr("sam3slim.runs.teacher._asked", lambda *_: pytest.fail("the teacher was loaded again"))
+    second = train(root, "cached_again", *given, *cache)[1]
+    assert "all 16 views are there" in capsys.readouterr().out
+
+    def losses(out: Path) -> list[float]:
+        with (out / "csv/metrics.csv").open() as file:
+            return [float(row["train/loss"]) for row in csv.DictReader(file) if row.get("train/loss")]
+
+    assert losses(first) == losses(second)
+    assert losses(first) == pytest.approx(losses(live), rel=2e-3)
+    with pytest.raises(UserError, match=r"distill\.cache needs pictures that come again"):
+        train(root, "bad_cache", *given, *cache, "data.augment.photometric=0.5")
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=r"distill\.cache_limit_gb=1e-06"):
+        train(root, "bad_cache", *given, f"distill.cache={root / 'small'}", "distill.cache_limit_gb=0.000001")
+    assert not list((root / "small").rglob("*.safetensors"))
+
+
+def test_train__averaged_weights_are_measured_and_exported(root: Path) -> None:
+    record, out = train(root, "averaged", "callbacks=ema", "callbacks.ema.decay=0.5")
+    content = torch.load(out / "checkpoints/best.ckpt", weights_only=True)
+    average, current = content["state_dict"], content["current_model_state"]
+    assert any(not torch.equal(average[name], current[name]) for name in average)
+    exported = load(out / "artifact")[0].state_dict()
+    for name, value in exported.items():
+        assert torch.equal(value, average[f"model.{name}"]), name
+    assert segm(evaluate(out, root, "eval_averaged")) == segm(record)
+
+
 @pytest.mark.parametrize("importance", ["activation", "taylor"])
 def test_train__pruned_by_data(trained: tuple[RunRecord, Path], root: Path, importance: str) -> None:
     given = [f"init.importance={importance}", "init.depth=importance", "init.importance_batches=2"]
@@ -192,7 +268,18 @@ def test_train__pruned_by_data(trained: tuple[RunRecord, Path], root: Path, impo
             ["init=pruned", "init.checkpoint=x", "init.importance=uniform", "init.depth=importance"],
             "init.importance=uniform ranks nothing",
         ),
+        (
+            ["init=pruned", "init.checkpoint={full}", "init.importance=taylor", "distill=full", "distill.labels=false"],
+            "init.importance=taylor needs the loss against labels",
+        ),
+        (["distill=full", "distill.teacher=nowhere"], "nowhere does not exist"),
+        (["distill=full", "distill.teacher=assets/nano"], "distill.teacher has model.d_model=64, the student 32"),
+        (["distill.labels=false"], "distill.teacher is missing"),
         (["resume=nowhere.ckpt"], "resume=nowhere.ckpt is not a file"),
+        (["resume={full}/checkpoints/last.ckpt", "vocabulary=data"], "another architecture: text.vocab_size is 600"),
+        (["vocabulary=nowhere.txt"], "cannot read nowhere.txt"),
+        (["vocabulary={list}"], "phrase 'triangle': 'triangle' is not in the model's vocabulary"),
+        (["init=checkpoint", "init.checkpoint={full}", "vocabulary=data"], "text.vocab_size is 600 in"),
         (["data.split=tset"], "data.split=tset"),
         (["data=coco", "data.root=nowhere"], "nowhere"),
     ],
@@ -200,13 +287,54 @@ def test_train__pruned_by_data(trained: tuple[RunRecord, Path], root: Path, impo
 def test_train__bad_input_is_one_line(
     trained: tuple[RunRecord, Path], root: Path, overrides: list[str], message: str
 ) -> None:
-    given = [text.format(full=trained[1]) for text in overrides]
+    (root / "phrases.txt").write_text("Red  circle\n\nsquare\nRed circle\n")
+    given = [text.format(full=trained[1], list=root / "phrases.txt") for text in overrides]
     base = [*OVERRIDES, *QUICK] if "data=coco" in given else [*OVERRIDES, *QUICK, *data(root)]
     out = root / "bad"
     with pytest.raises(UserError, match=message) as caught:
         runs.train(compose_plain("train", [*base, *given], out), out, {}, "python train.py")
     assert "\n" not in str(caught.value)
     assert not (out / "checkpoints").exists()
+
+
+def test_train__vocabulary_of_the_data(trained: tuple[RunRecord, Path], root: Path) -> None:
+    given = ["vocabulary=data", "init=pruned", f"init.checkpoint={trained[1]}"]
+    record, out = train(root, "trimmed", *given)
+    full, spec = load(trained[1])[0], load(out)[0].spec
+    assert spec.text == trim([c["name"] for c in ShapesSpec().categories()], full.spec.text)
+    assert spec.text.vocab_size < 560
+    saved = (trained[0].model or {})["params"] - (record.model or {})["params"]
+    assert saved == 32 * (600 - spec.text.vocab_size)
+    plan = json.loads((out / "slimming_plan.json").read_text())
+    assert plan["axes"]["text.tokens"]["kept"] == list(kept_tokens(full.spec.text, spec.text))
+    tokenizer = CLIPTokenizer.from_pretrained(out / "artifact")
+    assert tokenizer("small red circle").input_ids == tokenizer_of(spec.text)("small red circle").input_ids
+    assert segm(evaluate(out / "artifact", root, "eval_trimmed")) == segm(record)
+    again, _ = train(root, "trimmed", *given, "trainer.max_steps=6", "resume=auto")
+    assert (again.status, again.model) == ("finished", record.model)
+
+
+def test_train__vocabulary_of_a_list_from_scratch(root: Path) -> None:
+    names = [category["name"] for category in ShapesSpec().categories()]
+    (root / "names.txt").write_text("\n".join([*names, "", "yellow bus"]))
+    _, out = train(root, "listed", f"vocabulary={root / 'names.txt'}", "eval_at_end=false")
+    text = load(out)[0].spec.text
+    assert text.vocabulary == trim([*names, "yellow bus"], TextSpec(vocab_size=600)).vocabulary
+    with pytest.raises(UserError, match=r"phrase 'green bust': 'bust' is not in the model's vocabulary"):
+        encode_phrases(text, ["green bust"])
+
+
+def test_data_phrases__every_split_that_is_read(root: Path) -> None:
+    folder = root / "three"
+    folder.mkdir()
+    for split, name in (("train", "red_Circle"), ("val", "cup"), ("test", "dog")):
+        categories = [{"id": 1, "name": name}, {"id": 2, "name": "tree"}]
+        content = {"images": [{"id": 1}], "annotations": [], "categories": categories}
+        (folder / f"instances_{split}.json").write_text(json.dumps(content))
+    config = compose_plain("train", ["data=coco", f"data.root={folder}", "vocabulary=data"], root)
+    spec = spec_from_dict(runs.TrainSpec, config, "")
+    assert data_phrases(spec) == ["red circle", "tree", "cup", "dog"]
+    assert data_phrases(replace(spec, eval_at_end=False)) == ["red circle", "tree", "cup"]
 
 
 def test_train__resume_auto_goes_on(trained: tuple[RunRecord, Path], root: Path) -> None:

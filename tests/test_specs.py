@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sam3slim.specs import DecoderSpec, ModelSpec, SpecError, TextSpec, VitSpec
+from sam3slim.specs import DecoderSpec, ModelSpec, SpecError, TextSpec, VitSpec, VocabularySpec
 
 
 @pytest.mark.parametrize(
@@ -21,9 +21,12 @@ def test_global_blocks__given() -> None:
 
 
 def test_round_trip__through_plain_dict() -> None:
-    spec = ModelSpec(name="x", vit=VitSpec(depth=4, global_attention_blocks=(1, 3)), decoder=DecoderSpec(2, 16))
+    text = TextSpec(vocab_size=516, vocabulary=VocabularySpec((3, 70), 600, "bytes"))
+    vit = VitSpec(depth=4, global_attention_blocks=(1, 3))
+    spec = ModelSpec(name="x", vit=vit, text=text, decoder=DecoderSpec(2, 16))
     plain = spec.to_dict()
     assert plain["vit"]["global_attention_blocks"] == [1, 3]
+    assert plain["text"]["vocabulary"] == {"merges": [3, 70], "trimmed_from": 600, "unknown": "bytes"}
     assert ModelSpec.from_dict(plain) == spec
 
 
@@ -44,6 +47,11 @@ def test_round_trip__through_plain_dict() -> None:
          "use model.text.width=96 or 112"),
         (TextSpec, {"vocab_size": 100}, "model.text.vocab_size=100 must lie in 514..49408"),
         (TextSpec, {"context_length": 2}, "model.text.context_length=2 must be at least 3"),
+        (TextSpec, {"vocabulary": VocabularySpec((1, 2))}, "model.text.vocab_size=49408 must be 516: 514 and one for"),
+        (VocabularySpec, {"merges": (2, 1)}, "model.text.vocabulary.merges must be increasing"),
+        (VocabularySpec, {"merges": (86,), "trimmed_from": 600}, "model.text.vocabulary.merges must be increasing num"),
+        (VocabularySpec, {"merges": (), "trimmed_from": 100}, "model.text.vocabulary.trimmed_from=100 must lie in"),
+        (VocabularySpec, {"merges": (), "unknown": "skip"}, "model.text.vocabulary.unknown=skip must be one of error"),
         (ModelSpec, {"d_model": 100}, "model.d_model=100 must be a multiple of 8"),
         (ModelSpec, {"dropout": 1.0}, "model.dropout=1.0 must lie in 0..1"),
         (DecoderSpec, {"num_queries": 0}, "model.decoder.num_queries=0 must be at least 1"),

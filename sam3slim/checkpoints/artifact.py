@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,8 +23,10 @@ from sam3slim.checkpoints.rounding import HALVES, Rounding
 from sam3slim.checkpoints.stream import Fetch, Written, write_safetensors
 from sam3slim.errors import UserError
 from sam3slim.files import atomic_path
-from sam3slim.models import Sam3, to_sam3_config
 from sam3slim.specs import ModelSpec
+
+if TYPE_CHECKING:
+    from sam3slim.models import Sam3
 
 VERSIONED = ("sam3slim", "torch", "transformers", "safetensors", "torchao")
 
@@ -198,6 +200,8 @@ def _as_stored(tensors: Mapping[str, Tensor], dtype: torch.dtype | None, roundin
 
 def write_config(spec: ModelSpec, stored: Mapping[str, Tensor], folder: Path) -> None:
     """``config.json`` of transformers for an architecture and its stored tensors."""
+    from sam3slim.models.configuration import to_sam3_config
+
     config = to_sam3_config(spec)
     config.architectures = ["Sam3Model"]
     dtypes = {t.dtype for t in stored.values()}

@@ -87,6 +87,12 @@ def traps(spec: ModelSpec) -> list[str]:
         "reference implementation always appends; scores of text-only prompts then differ a little. "
         "sam3slim's forward appends it.",
     ]
+    if spec.text.vocabulary is not None:
+        lines += [
+            "",
+            f"The vocabulary is trimmed to the {spec.text.vocab_size} tokens that a list of phrases needs. sam3slim "
+            "refuses other phrases; a bare tokenizer spells them in pieces the model has not learnt to read.",
+        ]
     if spec.text.context_length != 32:
         lines += [
             "",

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from sam3slim.checkpoints import int8
+from sam3slim.checkpoints.account import require_all
 from sam3slim.checkpoints.artifact import check_target, write_folder
-from sam3slim.checkpoints.load import require_all
 from sam3slim.checkpoints.locate import ARTIFACT_FILE, Located, locate, weight_files
 from sam3slim.checkpoints.readers import SPEC_METADATA, Overrides, RawCheckpoint, read
 from sam3slim.checkpoints.reference_file import reference_tensors, write_reference
@@ -23,7 +23,7 @@ from sam3slim.checkpoints.single_pass import SinglePass
 from sam3slim.checkpoints.stream import Written, write_safetensors
 from sam3slim.errors import UserError
 from sam3slim.files import atomic_path, ensure_writable_dir, require_space, write_json
-from sam3slim.models import part_of
+from sam3slim.models.count import part_of
 
 Format = Literal["hf", "safetensors", "reference"]
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -83,7 +83,17 @@ def extract(
     require_space(ensure_writable_dir(path.parent), sum(_part_bytes(tensors, width).values()))
     write = {"hf": _write_hf, "safetensors": _write_safetensors, "reference": _write_reference}[format]
     with SinglePass(files) as source_pass:
-        size, rounding = write(path, raw, tensors, dtype, source_pass, lambda count: advance(count, total))
+        done = 0
+
+        def advanced(count: int) -> None:
+            nonlocal done
+            done += count
+            advance(count, total)
+            if done == total:
+                # Most of a training checkpoint lies behind its weights: hashed while the rest is written and imported.
+                source_pass.hash_rest()
+
+        size, rounding = write(path, raw, tensors, dtype, source_pass, advanced)
     return Extracted(
         path,
         _part_bytes(tensors) | {name: size for name, size in {**raw.ignored, **raw.other}.items() if size},

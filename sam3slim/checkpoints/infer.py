@@ -40,6 +40,10 @@ _SHAPES = {  # spec key → our tensor and the axis that tells it
     "ffn_dim": ("detr_encoder.layers.0.mlp.fc1.weight", 0),
 }
 # What only the rotary tables of a reference file tell; SAM 3 as released is recognised without them.
+# What no tensor tells and a bare file does without: its own default is taken.
+_NOT_TOLD = ("name", "dropout", "vit.num_global_blocks", "text.vocabulary")
+_UNKNOWN = "text.vocabulary.unknown"  # the one field of a trimmed vocabulary that a user may change
+_NOT_TRIMMED = f"overrides: {_UNKNOWN} is for a vocabulary that was trimmed, and this checkpoint states none; remove it"
 _FROM_TABLES = ("vit.num_heads", "vit.window_size", "vit.image_size", "vit.global_attention_blocks")
 
 
@@ -55,6 +59,8 @@ def infer_spec(
         SpecError: an unknown override, or sizes that do not fit together.
     """
     known = check_overrides(overrides or {})
+    if _UNKNOWN in known:
+        raise SpecError(_NOT_TRIMMED)
     found: dict[str, Any] = {}
 
     def tell(key: str, value: Any) -> None:
@@ -88,7 +94,7 @@ def check_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         SpecError: a key that no architecture has.
     """
-    known = [key for key in _flat(ModelSpec().to_dict()) if key != "name"]
+    known = [*(key for key in _flat(ModelSpec().to_dict()) if key not in ("name", "text.vocabulary")), _UNKNOWN]
     checked = {}
     for key, value in overrides.items():
         short = str(key).removeprefix("model.")
@@ -102,7 +108,12 @@ def override_spec(spec: ModelSpec, overrides: Mapping[str, Any] | None) -> Model
     """``spec`` with the given fields changed. Raises SpecError as ``check_overrides`` and ``ModelSpec`` do."""
     if not overrides:
         return spec
-    return ModelSpec.from_dict(_nested({**_flat(spec.to_dict()), **check_overrides(overrides)}))
+    checked, values = check_overrides(overrides), _flat(spec.to_dict())
+    if _UNKNOWN in checked:
+        if spec.text.vocabulary is None:
+            raise SpecError(_NOT_TRIMMED)
+        values["text.vocabulary"]["unknown"] = checked.pop(_UNKNOWN)
+    return ModelSpec.from_dict(_nested({**values, **checked}))
 
 
 def _layers(tensors: Mapping[str, Tensor], start: str) -> int | None:
@@ -145,7 +156,7 @@ def _from_rotary_tables(tensors: Mapping[str, Tensor], layout: Layout, sizes: Ma
 
 
 def _spec(sizes: dict[str, Any], path: Path) -> ModelSpec:
-    wanted = [key for key in _flat(ModelSpec().to_dict()) if key not in ("name", "dropout", "vit.num_global_blocks")]
+    wanted = [key for key in _flat(ModelSpec().to_dict()) if key not in _NOT_TOLD]
     unknown = [key for key in wanted if key not in sizes]
     if unknown:
         example = f"{unknown[0]}={_flat(ModelSpec().to_dict())[unknown[0]]}"

@@ -10,12 +10,12 @@ from typing import Any
 from torch import Tensor
 
 from sam3slim.checkpoints import int8
+from sam3slim.checkpoints.account import compare
 from sam3slim.checkpoints.artifact import dtype_shares
-from sam3slim.checkpoints.load import compare
 from sam3slim.checkpoints.locate import locate, weight_files
 from sam3slim.checkpoints.readers import Overrides, read
 from sam3slim.checkpoints.report import LoadReport, by_part, bytes_by_part
-from sam3slim.models import part_of
+from sam3slim.models.count import part_of
 
 
 @dataclass(frozen=True)

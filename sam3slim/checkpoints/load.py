@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from difflib import get_close_matches
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from sam3slim.checkpoints import int8
+from sam3slim.checkpoints.account import require_all
 from sam3slim.checkpoints.locate import locate
 from sam3slim.checkpoints.readers import Overrides, RawCheckpoint, read
-from sam3slim.checkpoints.report import CheckpointError, LoadReport, bytes_by_part
+from sam3slim.checkpoints.report import CheckpointError, LoadReport
 from sam3slim.checkpoints.spec_of import spec_difference
 from sam3slim.errors import UserError
-from sam3slim.models import Sam3, init_for_training, part_of
-from sam3slim.models.build import build_model, state_shapes
 from sam3slim.models.count import PARTS
-from sam3slim.models.empty import empty_model
 from sam3slim.specs import ModelSpec
+
+if TYPE_CHECKING:
+    from sam3slim.models import Sam3
 
 SHOWN_DIFFERENCES = 3
 
@@ -58,42 +60,16 @@ def load(
     _check_parts(allow_fresh)
     raw = read(locate(source), overrides)
     if expect is not None:
-        _check_architecture(raw, expect)
+        check_architecture(raw, expect)
     tensors = int8.unflatten(raw.tensors, raw.path, dequantize=dequantize, dynamic=raw.dynamic)
     report = require_all(raw, tensors, allow_fresh)
+    # Here, because accounting for a file's keys needs no module.
+    from sam3slim.models import build_model, init_for_training
+    from sam3slim.models.empty import empty_model
+
     model = init_for_training(build_model(raw.spec)) if report.fresh else empty_model(raw.spec)
     _copy(model, tensors, mapped)
     return model.eval(), report
-
-
-def require_all(raw: RawCheckpoint, tensors: Mapping[str, Tensor], allow_fresh: Collection[str] = ()) -> LoadReport:
-    """``compare``, and CheckpointError unless everything fits."""
-    report = compare(raw, tensors, allow_fresh)
-    if not report.ok:
-        error = CheckpointError(report.problem())
-        error.report = report
-        raise error
-    return report
-
-
-def compare(raw: RawCheckpoint, tensors: Mapping[str, Tensor], allow_fresh: Collection[str]) -> LoadReport:
-    """Account for every key of the file and of the model; nothing is allocated."""
-    wanted = state_shapes(raw.spec)
-    report = LoadReport(
-        raw.path, raw.kind, raw.precision, raw.spec, ignored=dict(raw.ignored),
-        bytes_by_part=bytes_by_part(raw.tensors),
-    )  # fmt: skip
-    report.unexpected = list(raw.unexpected)
-    for key, tensor in tensors.items():
-        if key not in wanted:
-            report.unexpected.append(key)
-        elif tensor.shape != wanted[key]:
-            report.mismatched[key] = (tuple(tensor.shape), tuple(wanted[key]))
-        else:
-            report.loaded.append(key)
-    report.missing = [key for key in wanted if key not in tensors]
-    report.fresh = [key for key in report.missing if part_of(key) in allow_fresh]
-    return report
 
 
 @torch.no_grad()
@@ -107,7 +83,8 @@ def _copy(model: Sam3, tensors: dict[str, Tensor], mapped: bool) -> None:
             targets[key].copy_(tensor)  # upcasts
 
 
-def _check_architecture(raw: RawCheckpoint, expect: ModelSpec) -> None:
+def check_architecture(raw: RawCheckpoint, expect: ModelSpec) -> None:
+    """Raise CheckpointError, naming what differs, unless ``raw`` is of the architecture ``expect``."""
     differences = spec_difference(raw.spec, expect)
     if not differences:
         return

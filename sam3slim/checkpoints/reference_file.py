@@ -18,8 +18,9 @@ from sam3slim.checkpoints.reference_keys import CLASS_TOKEN, FREQS_CIS, POINTS, 
 from sam3slim.checkpoints.rounding import HALVES, Rounding, round_values
 from sam3slim.checkpoints.stream import Written, chunks, write_bytes
 from sam3slim.disk import file_sha256
-from sam3slim.models.build import state_shapes
-from sam3slim.specs import ModelSpec
+from sam3slim.errors import UserError
+from sam3slim.models.shapes import state_shapes
+from sam3slim.specs import CLIP_VOCAB_SIZE, ModelSpec
 
 PREFIX = "detector."  # the reference's loader takes only keys that contain it
 _DESCRIPTOR, _DIRECTORY = b"PK\x07\x08", b"PK\x01\x02"
@@ -44,7 +45,15 @@ def reference_tensors(
 
     Args:
         tensors: all of ``state_shapes(spec)``.
+
+    Raises:
+        UserError: a trimmed vocabulary, which the reference's tokenizer knows nothing of.
     """
+    if spec.text.vocabulary is not None:
+        raise UserError(
+            f"format=reference: the reference splits phrases by its own {CLIP_VOCAB_SIZE} tokens, and this model's "
+            f"vocabulary is trimmed to {spec.text.vocab_size}; use format=hf, or the checkpoint it was trimmed from"
+        )
     kept = originals or {}
     groups: dict[str, dict[str, str]] = {}
     for key in state_shapes(spec):

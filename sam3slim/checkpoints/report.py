@@ -10,8 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from sam3slim.errors import UserError
-from sam3slim.models import part_of
-from sam3slim.models.count import PARTS
+from sam3slim.models.count import PARTS, part_of
 from sam3slim.specs import ModelSpec
 
 FOREIGN = "foreign"  # keys that belong to no part of SAM 3

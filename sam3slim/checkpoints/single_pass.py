@@ -7,6 +7,7 @@ bytes in the same order, so the files go by once: what belongs to a tensor is co
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -30,9 +31,12 @@ class SinglePass:
         self._files, self._readers = list(files), dict[Path, HashingReader]()
         self._maps = _mapped(files)
         self._buffer = bytearray()
+        self._rest: list[Future[str]] | None = None
 
     def __enter__(self) -> SinglePass:
         self._stack = ExitStack()
+        # Left after the readers, which it may still be using.
+        self._pool = self._stack.enter_context(ThreadPoolExecutor(1))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -55,7 +59,7 @@ class SinglePass:
             OSError: the file cannot be read.
         """
         found = self._place(part) if part.nbytes >= WORTHWHILE else None
-        if found is None or not part.is_contiguous():
+        if found is None or self._rest is not None or not part.is_contiguous():
             return part
         file, start = found
         if len(self._buffer) < part.nbytes:
@@ -65,9 +69,17 @@ class SinglePass:
                 return part
         return torch.frombuffer(self._buffer, dtype=part.dtype, count=part.numel()).view(part.shape)
 
+    def hash_rest(self) -> None:
+        """Nothing more will be fetched from the pass: what has not gone by is hashed, on a thread of its own."""
+        if self._rest is None:
+            readers = [self._opened(file) for file in self._files]
+            self._rest = [self._pool.submit(reader.hexdigest) for reader in readers]
+
     def hashes(self) -> dict[str, str]:
-        """File name → SHA-256; what has not gone by yet is read."""
-        return {file.name: self._opened(file).hexdigest() for file in self._files}
+        """File name → SHA-256; waits until everything has gone by. Raises OSError."""
+        self.hash_rest()
+        assert self._rest is not None
+        return {file.name: found.result() for file, found in zip(self._files, self._rest, strict=True)}
 
     def _opened(self, file: Path) -> HashingReader:
         if file not in self._readers:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from transformers import Sam3Config
+from typing import TYPE_CHECKING, Any
 
 from sam3slim.checkpoints.report import CheckpointError
-from sam3slim.models import to_sam3_config
 from sam3slim.specs import (
     DecoderSpec,
     EncoderSpec,
@@ -17,6 +14,9 @@ from sam3slim.specs import (
     VitSpec,
     mlp_ratio,
 )
+
+if TYPE_CHECKING:
+    from transformers import Sam3Config
 
 # What a ModelSpec has no word for; a config that differs here computes something else.
 FIXED = {
@@ -39,6 +39,8 @@ def spec_from_config(config: Sam3Config, name: str = "transformers") -> ModelSpe
         CheckpointError: the config sets something a ModelSpec cannot say (the field is named).
         SpecError: sizes that do not fit together.
     """
+    from sam3slim.models.configuration import to_sam3_config
+
     # transformers types its sub-configs as "dict, config or None"; after construction they are configs.
     parts: Any = config
     vit, text = parts.vision_config.backbone_config, parts.text_config
@@ -106,6 +108,8 @@ def _flat(spec: ModelSpec) -> dict[str, Any]:
         elif key not in NOT_ARCHITECTURE:
             flat[key] = value
     flat["vit.global_attention_blocks"] = list(spec.vit.global_blocks)
+    # Which tokens there are, in words short enough for a message; what an unknown phrase meets changes no tensor.
+    flat["text.vocabulary"] = str(spec.text.vocabulary)
     del flat["vit.num_global_blocks"]
     for tower, width in (("vit", spec.vit.embed_dim), ("text", spec.text.width)):
         # Two ratios that give the same integer width are the same architecture.

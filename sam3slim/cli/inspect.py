@@ -99,7 +99,8 @@ def architecture_lines(spec: ModelSpec) -> list[str]:
         f"{vit.image_size} px in patches of {vit.patch_size}, window {vit.window_size}, "
         f"global blocks {', '.join(map(str, vit.global_blocks))}",
         f"text      {text.width} wide, {text.layers} layers, {text.num_heads} heads, "
-        f"context {text.context_length}, vocabulary {text.vocab_size}",
+        f"context {text.context_length}, vocabulary {text.vocab_size}"
+        + (f" trimmed from {text.untrimmed_size}" if text.vocabulary else ""),
         f"detector  d_model {spec.d_model}, {spec.num_heads} heads, FFN {spec.ffn_dim}, geometry "
         f"{spec.geometry.num_layers}, encoder {spec.encoder.num_layers}, decoder {spec.decoder.num_layers} layers, "
         f"{spec.decoder.num_queries} queries",

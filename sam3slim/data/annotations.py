@@ -131,6 +131,16 @@ def load_index(path: Path) -> CocoIndex:
     return CocoIndex(path, list(records.values()), categories, has_masks, report)
 
 
+def category_phrases(path: Path) -> list[str]:
+    """The phrases of a COCO annotation file's categories, each once; the annotations are not looked at.
+
+    Raises:
+        UserError: not JSON, not COCO, a category without a name.
+    """
+    categories = _categories(path, _read_json(path)["categories"])
+    return list(dict.fromkeys(category.phrase for category in categories))
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))

@@ -8,6 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from sam3slim.data.soft import SoftTargets
+
 
 @dataclass
 class Targets:
@@ -39,7 +41,8 @@ class Targets:
 class ImageInfo:
     """Where an image of the batch comes from and how big it was.
 
-    ``ground_truth`` holds, in original pixels, what evaluation compares with (None in training).
+    ``ground_truth`` holds, in original pixels, what evaluation compares with (None in training). ``mirrored``:
+    left and right are exchanged in the batch's picture.
     """
 
     image_id: int
@@ -47,6 +50,7 @@ class ImageInfo:
     height: int
     width: int
     ground_truth: GroundTruth | None = None
+    mirrored: bool = False
 
 
 @dataclass
@@ -81,6 +85,7 @@ class Batch:
         targets: the instances.
         phrases: P strings.
         images: B entries.
+        taught: what a cached teacher says of the prompts, if there is one.
     """
 
     _tensors: ClassVar = ("pixel_values", "input_ids", "attention_mask", "image_index", "category_ids")
@@ -93,6 +98,7 @@ class Batch:
     targets: Targets
     phrases: list[str] = field(default_factory=list)
     images: list[ImageInfo] = field(default_factory=list)
+    taught: SoftTargets | None = None
 
     def inputs(self) -> dict[str, Tensor]:
         """The keyword arguments of ``Sam3.forward``, without box prompts."""
@@ -101,12 +107,14 @@ class Batch:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The batch with its tensors on ``device``; ``images`` (with the ground truth) stay on the CPU."""
         moved = {name: getattr(self, name).to(device, non_blocking=non_blocking) for name in self._tensors}
-        return replace(self, targets=self.targets.to(device, non_blocking), **moved)
+        taught = self.taught and self.taught.to(device, non_blocking)
+        return replace(self, targets=self.targets.to(device, non_blocking), taught=taught, **moved)
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory (called by the data loader)."""
         pinned = {name: getattr(self, name).pin_memory() for name in self._tensors}
-        return replace(self, targets=self.targets.pin_memory(), **pinned)
+        taught = self.taught and self.taught.pin_memory()
+        return replace(self, targets=self.targets.pin_memory(), taught=taught, **pinned)
 
 
 @dataclass

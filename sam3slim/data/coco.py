@@ -16,9 +16,10 @@ from sam3slim.data.annotations import ImageRecord, load_index
 from sam3slim.data.batch import GroundTruth, ImageInfo, Sample
 from sam3slim.data.images import UnreadableImage, read_image
 from sam3slim.data.locate import find_annotations, find_images, missing_files
+from sam3slim.data.pictures import picture_index
 from sam3slim.data.sampling import PromptSampler, PromptSpec
 from sam3slim.data.store import ImageStore
-from sam3slim.data.transforms import AugmentSpec, Fields, normalise, transform
+from sam3slim.data.transforms import AugmentSpec, Fields, mirror, normalise, transform
 from sam3slim.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -43,11 +44,14 @@ class CocoConcepts(Dataset[Sample]):
         on_unreadable: an image file that is missing or broken stops (``fail``) or is left out (``skip``).
         cache: ``ram`` keeps decoded images (at S by S) and masks, per worker process.
         limit: keep the first images only.
+        phrases: text file with a phrase on every line: the set is then the pictures below ``images`` (or ``root``),
+            without annotations.
         seed: of prompts and augmentation, together with epoch and image.
 
     Attributes:
         categories: the set's ``Category`` entries.
         has_masks: False for a boxes-only set (targets have no masks).
+        file_names: of all images there are, whatever ``limit`` says.
         report: counts of what was read, repaired and left out.
 
     Raises:
@@ -67,6 +71,7 @@ class CocoConcepts(Dataset[Sample]):
         on_unreadable: Literal["fail", "skip"] = "fail",
         cache: Literal["none", "ram"] = "none",
         limit: int | None = None,
+        phrases: str | Path | None = None,
         seed: int = 0,
     ) -> None:
         _check_choice("data.on_unreadable", on_unreadable, ("fail", "skip"))
@@ -74,12 +79,19 @@ class CocoConcepts(Dataset[Sample]):
         self.root, self.split, self.image_size, self.seed = Path(root), split, image_size, seed
         self.prompts = PromptSpec(prompts) if isinstance(prompts, str) else prompts
         self.on_unreadable = on_unreadable
-        path = find_annotations(self.root, split, annotations)
-        index = load_index(path)
-        self.annotation_file, self.categories, self.report = path, index.categories, index.report
-        self.has_masks = index.has_masks
-        self.folder = find_images(self.root, split, path, [record.file_name for record in index.records], images)
-        self.records = self._without_missing(index.records)[:limit]
+        if phrases is None:
+            index = load_index(find_annotations(self.root, split, annotations))
+            names = [record.file_name for record in index.records]
+            self.folder = find_images(self.root, split, index.path, names, images)
+        else:
+            self.folder = self.root / (images or ".")
+            index = picture_index(self.folder, Path(phrases), skip=on_unreadable == "skip")
+        path, self.annotation_file = index.path, index.path
+        self.categories, self.report = index.categories, index.report
+        self.has_masks = index.has_masks and not self.prompts.unlabelled
+        self.records = self._without_missing(index.records)
+        self.file_names = [record.file_name for record in self.records]
+        self.records = self.records[:limit]
         self._sampler = PromptSampler(self.categories, self.prompts)
         self._store = ImageStore(self.folder, image_size, keep=cache == "ram")
         self._transforms = {flip: transform(image_size, augment, flip) for flip in (True, False)}
@@ -134,6 +146,8 @@ class CocoConcepts(Dataset[Sample]):
 
     def targets_of(self, record: ImageRecord) -> dict[int, list[int]]:
         """Category id → positions in ``record.annotations`` that are its instances (no crowd regions)."""
+        if self.prompts.unlabelled:
+            return {}
         least = self.prompts.min_area if self.prompts.training else 0.0
         found: dict[int, list[int]] = {}
         for position, annotation in enumerate(record.annotations):
@@ -141,13 +155,32 @@ class CocoConcepts(Dataset[Sample]):
                 found.setdefault(annotation.category_id, []).append(position)
         return found
 
+    def pool_of(self, record: ImageRecord) -> list[int]:
+        """The categories the image may be asked for, the same in every epoch (see ``PromptSpec.pool``)."""
+        targets = self.targets_of(record)
+        rng = np.random.default_rng((self.seed, record.id % 2**63))
+        return self._sampler.pool(targets.keys(), _unclear(record, targets), rng)
+
+    def phrase_of(self, category: int) -> str:
+        """The phrase a category is asked for with."""
+        return self._sampler.categories[category].phrase
+
+    def picture(self, record: ImageRecord, mirrored: bool) -> Tensor:
+        """The image as training without other augmentation sees it, [3, S, S] float32 normalised.
+
+        Raises:
+            UnreadableImage: the file is missing or broken.
+        """
+        image = self._store.image(record)
+        return normalise(mirror(image) if mirrored else image)
+
     def _sample(self, place: int, image: Tensor) -> Sample:
         record = self.records[place]
         epoch = int(self._epoch) if self.prompts.training else 0
         rng = np.random.default_rng((self.seed, epoch, place))
         targets = self.targets_of(record)
-        unclear = {annotation.category_id for annotation in record.annotations} - targets.keys()
-        category_ids = self._sampler(targets.keys(), unclear, rng)
+        among = None if self.prompts.pool is None else self.pool_of(record)
+        category_ids = self._sampler(targets.keys(), _unclear(record, targets), rng, among)
         phrases = [self._sampler.categories[category].phrase for category in category_ids]
         positions = [position for category in category_ids for position in targets.get(category, [])]
         labels = [prompt for prompt, category in enumerate(category_ids) for _ in targets.get(category, [])]
@@ -163,7 +196,7 @@ class CocoConcepts(Dataset[Sample]):
             boxes=torch.cat([(corners + far) / 2, far - corners], dim=1),
             masks=masks,
             prompt_index=fields["labels"],
-            info=self._info(place),
+            info=self._info(place, mirrored=bool(fields.get("mirrored"))),
         )
 
     def _fields(self, place: int, image: Tensor, positions: list[int], labels: list[int]) -> Fields:
@@ -196,7 +229,7 @@ class CocoConcepts(Dataset[Sample]):
         finally:
             torch.set_rng_state(before)
 
-    def _info(self, place: int) -> ImageInfo:
+    def _info(self, place: int, mirrored: bool) -> ImageInfo:
         record = self.records[place]
         truth = None
         if not self.prompts.training:
@@ -208,7 +241,7 @@ class CocoConcepts(Dataset[Sample]):
                 area=torch.tensor([item.area for item in items], dtype=torch.float32),
                 rles=list(self._store.rles(record)) if self.has_masks else None,
             )
-        return ImageInfo(record.id, record.file_name, record.height, record.width, truth)
+        return ImageInfo(record.id, record.file_name, record.height, record.width, truth, mirrored)
 
     def _without_missing(self, records: list[ImageRecord]) -> list[ImageRecord]:
         missing = missing_files(self.folder, [record.file_name for record in records])
@@ -226,11 +259,14 @@ class CocoConcepts(Dataset[Sample]):
 
     def _keep_usable(self) -> None:
         """Drop images that nothing can be asked of, and stop when no target is left."""
+        if self.prompts.unlabelled:
+            return
         usable = [bool(self.targets_of(record)) for record in self.records]
         if not any(usable):
+            advice = " (a teacher can train without: distill.labels=false)" if self.prompts.training else ""
             raise UserError(
                 f"{self.annotation_file} has no usable target ({self.report.summary()}); "
-                "training and evaluation need at least one annotation that is not a crowd region"
+                f"training and evaluation need at least one annotation that is not a crowd region{advice}"
             )
         asks_absent = self.prompts.negatives > 0 and self.prompts.protocol != "present"
         if self.prompts.protocol != "all":
@@ -248,6 +284,11 @@ class CocoConcepts(Dataset[Sample]):
             self._told_unreadable.add(record.file_name)
             self.report.images_unreadable += 1
             log.warning("skipped: %s", message)
+
+
+def _unclear(record: ImageRecord, targets: dict[int, list[int]]) -> set[int]:
+    """Categories that have annotations in the image, but no target."""
+    return {annotation.category_id for annotation in record.annotations} - targets.keys()
 
 
 def _check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from sam3slim.data.batch import Batch, Sample, Targets
-from sam3slim.data.tokenizer import FULL_VOCAB_SIZE, clip_tokenizer, encode
+from sam3slim.data.phrases import encode_phrases, tokenizer_of
+from sam3slim.data.soft import SoftTargets
+from sam3slim.specs import TextSpec
+
+LookUp = Callable[[Sequence[Sample]], SoftTargets]
 
 
 class Collate:
     """Packs samples; picklable, so worker processes can hold their own.
 
     Args:
-        vocab_size, context_length: of the model's text tower.
+        text: the model's text tower.
+        taught: looks up what a teacher says of samples; picklable.
     """
 
-    def __init__(self, vocab_size: int = FULL_VOCAB_SIZE, context_length: int = 32) -> None:
-        self.vocab_size, self.context_length = vocab_size, context_length
-        clip_tokenizer(vocab_size, context_length)  # a bad size is told now, not from a worker
+    def __init__(self, text: TextSpec | None = None, taught: LookUp | None = None) -> None:
+        self.text, self.taught = text or TextSpec(), taught
+        tokenizer_of(self.text)  # a missing merge file is told now, not from a worker
         self._known: dict[str, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
@@ -46,15 +51,16 @@ class Collate:
             targets=targets,
             phrases=phrases,
             images=[sample.info for sample in samples],
+            taught=None if self.taught is None else self.taught(samples),
         )
 
     def _tokens(self, phrases: list[str]) -> tuple[Tensor, Tensor]:
         new = sorted({phrase for phrase in phrases if phrase not in self._known})
         if new:
-            ids, mask = encode(clip_tokenizer(self.vocab_size, self.context_length), new)
+            ids, mask = encode_phrases(self.text, new)
             self._known.update({phrase: (ids[row], mask[row]) for row, phrase in enumerate(new)})
         if not phrases:
-            empty = torch.zeros(0, self.context_length, dtype=torch.int64)
+            empty = torch.zeros(0, self.text.context_length, dtype=torch.int64)
             return empty, empty.clone()
         rows = [self._known[phrase] for phrase in phrases]
         return torch.stack([ids for ids, _ in rows]), torch.stack([mask for _, mask in rows])

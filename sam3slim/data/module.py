@@ -10,12 +10,14 @@ from typing import Any, Literal
 import lightning
 
 from sam3slim.data.coco import CocoConcepts
-from sam3slim.data.collate import Collate
+from sam3slim.data.collate import Collate, LookUp
 from sam3slim.data.loader import ConceptLoader
+from sam3slim.data.phrases import check_known
 from sam3slim.data.sampling import PromptSpec
 from sam3slim.data.shapes import ShapesSpec, make_shapes
 from sam3slim.data.transforms import AugmentSpec
 from sam3slim.errors import UserError
+from sam3slim.specs import TextSpec
 
 
 class ConceptData(lightning.LightningDataModule):
@@ -23,7 +25,7 @@ class ConceptData(lightning.LightningDataModule):
 
     Args:
         root: folder of the set (with ``shapes``, where it is drawn unless it is there already).
-        image_size, context_length, vocab_size: of the model.
+        image_size, text: of the model.
         batch_size, eval_batch_size: images per step and process.
         num_workers: loading processes; 0 loads in the training process.
         cache: ``ram`` keeps decoded images and masks (once per worker).
@@ -32,6 +34,7 @@ class ConceptData(lightning.LightningDataModule):
         augment: training augmentation, or None.
         annotations, images: per split, a file or folder instead of a search; a bare path serves every split.
         on_unreadable: ``fail`` or ``skip``.
+        phrases: text file of phrases: training takes the pictures of its image folder, without annotations.
         limit, eval_limit: use the first images only (``eval_limit`` None: all).
         shapes: draw this shapes set at ``root``.
         overwrite: replace a different shapes set at ``root``.
@@ -43,8 +46,7 @@ class ConceptData(lightning.LightningDataModule):
         root: str | Path,
         *,
         image_size: int,
-        context_length: int = 32,
-        vocab_size: int = 49_408,
+        text: TextSpec | None = None,
         batch_size: int = 8,
         eval_batch_size: int | None = None,
         num_workers: int = 0,
@@ -55,6 +57,7 @@ class ConceptData(lightning.LightningDataModule):
         annotations: Mapping[str, str] | str | None = None,
         images: Mapping[str, str] | str | None = None,
         on_unreadable: Literal["fail", "skip"] = "fail",
+        phrases: str | Path | None = None,
         limit: int | None = None,
         eval_limit: int | None = None,
         shapes: ShapesSpec | None = None,
@@ -68,14 +71,19 @@ class ConceptData(lightning.LightningDataModule):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.num_workers = num_workers
         self.prompts = replace(prompts or PromptSpec(), protocol="train")
-        self.eval_prompts = replace(self.prompts, protocol=eval_prompts)
+        self.eval_prompts = replace(self.prompts, protocol=eval_prompts, labels=True, pool=None)
         self.augment, self.limit, self.eval_limit = augment, limit, eval_limit
-        self._annotations, self._images = annotations, images
+        self._annotations, self._images, self._phrases = annotations, images, phrases
         self._common: dict[str, Any] = {
             "image_size": image_size, "on_unreadable": on_unreadable, "cache": cache, "seed": seed
         }  # fmt: skip
-        self.collate = Collate(vocab_size, context_length)
+        self.collate = Collate(text)
+        self._taught: LookUp | None = None
         self._datasets: dict[str, CocoConcepts] = {}
+
+    def teach(self, look_up: LookUp) -> None:
+        """Let training batches carry what a cached teacher says (``Batch.taught``)."""
+        self._taught = look_up
 
     def prepare_data(self) -> None:
         """Draw the shapes set if asked for (one process only).
@@ -93,26 +101,33 @@ class ConceptData(lightning.LightningDataModule):
             self.dataset(split, training=split == "train")
 
     def dataset(self, split: str, *, training: bool = False) -> CocoConcepts:
-        """The data set of ``split`` under the training or the evaluation protocol (read once)."""
+        """The data set of ``split`` under the training or the evaluation protocol (read once).
+
+        Raises:
+            UserError: bad input, or a category that the model's vocabulary cannot read.
+        """
         key = f"{split}/{'train' if training else 'eval'}"
         if key not in self._datasets:
-            self._datasets[key] = CocoConcepts(
+            dataset = CocoConcepts(
                 self.root,
                 split,
-                annotations=_of_split(self._annotations, split),
-                images=_of_split(self._images, split),
+                annotations=of_split(self._annotations, split),
+                images=of_split(self._images, split),
                 prompts=self.prompts if training else self.eval_prompts,
                 augment=self.augment if training else None,
                 limit=self.limit if training else self.eval_limit,
+                phrases=self._phrases if training else None,
                 **self._common,
             )
+            check_known((category.phrase for category in dataset.categories), self.collate.text)
+            self._datasets[key] = dataset
         return self._datasets[key]
 
     def loader(self, split: str, *, training: bool = False) -> ConceptLoader:
         """Batches of ``split``; also usable without a trainer (after ``prepare_data``)."""
         return ConceptLoader(
             self.dataset(split, training=training),
-            self.collate,
+            Collate(self.collate.text, self._taught) if training else self.collate,
             batch_size=self.batch_size if training else self.eval_batch_size,
             training=training,
             num_workers=self.num_workers,
@@ -134,5 +149,6 @@ class ConceptData(lightning.LightningDataModule):
         return self.loader("test")
 
 
-def _of_split(given: Mapping[str, str] | str | None, split: str) -> str | None:
+def of_split(given: Mapping[str, str] | str | None, split: str) -> str | None:
+    """What a setting by split, or for all splits, says of ``split``."""
     return given.get(split) if isinstance(given, Mapping) else given

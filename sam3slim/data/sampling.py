@@ -27,6 +27,10 @@ class PromptSpec:
             but one present category always stays.
         min_area: in ``train``, annotations of fewer pixels (of the original image) are no targets, and
             a category with no other ones in the image is not asked for.
+        labels: False ignores the annotations of ``train``: any ``max_prompts`` categories are asked for, and
+            there are no targets.
+        pool: in ``train``, ask an image only for categories of a fixed choice of so many: those in it first, then
+            absent ones. None: any.
     """
 
     protocol: str = "train"
@@ -34,6 +38,8 @@ class PromptSpec:
     hard_negatives: float = 0.5
     max_prompts: int = 8
     min_area: float = 0.0
+    labels: bool = True
+    pool: int | None = None
 
     def __post_init__(self) -> None:
         if fixed := re.fullmatch(r"present\+(\d+)", self.protocol):
@@ -56,6 +62,11 @@ class PromptSpec:
         """Whether prompts change from epoch to epoch."""
         return self.protocol == "train"
 
+    @property
+    def unlabelled(self) -> bool:
+        """Whether annotations are not looked at."""
+        return self.training and not self.labels
+
 
 class PromptSampler:
     """Chooses the categories an image is asked for, the same for the same random generator."""
@@ -68,35 +79,68 @@ class PromptSampler:
             for trait in _traits(category):
                 self._sharing.setdefault(trait, []).append(category.id)
 
-    def __call__(self, present: Collection[int], unclear: Collection[int], rng: np.random.Generator) -> list[int]:
+    def __call__(
+        self,
+        present: Collection[int],
+        unclear: Collection[int],
+        rng: np.random.Generator,
+        among: Collection[int] | None = None,
+    ) -> list[int]:
         """Category ids to prompt.
 
         Args:
             present: categories with a target in the image.
             unclear: categories that are neither present nor absent (only crowd regions or too small).
             rng: source of all choices.
+            among: the image's ``pool``; None: all categories.
         """
         spec = self.spec
+        if among is not None:
+            present = [category for category in self.categories if category in present and category in among]
         if spec.protocol == "all":
             return list(self.categories)
+        if spec.unlabelled:
+            return self._any(spec.max_prompts, rng, among)
         positives = [category for category in self.categories if category in present]
         count = 0 if spec.protocol == "present" else spec.negatives
         if spec.training:
             count = min(count, spec.max_prompts - 1) if positives else min(max(count, 1), spec.max_prompts)
-        negatives = self._negatives(present, unclear, count, rng)
+        negatives = self._negatives(present, unclear, count, rng, among)
         if spec.training and len(positives) > spec.max_prompts - len(negatives):
             chosen = rng.choice(len(positives), spec.max_prompts - len(negatives), replace=False)
             positives = [positives[index] for index in sorted(chosen)]
         return positives + negatives
 
+    def pool(self, present: Collection[int], unclear: Collection[int], rng: np.random.Generator) -> list[int]:
+        """The categories that an image may be asked for in any epoch, at most ``spec.pool``."""
+        size = self.spec.pool or len(self.categories)
+        if len(self.categories) <= size:
+            return list(self.categories)
+        if self.spec.unlabelled:
+            return self._any(size, rng)
+        positives = [category for category in self.categories if category in present][:size]
+        return positives + self._negatives(present, unclear, size - len(positives), rng)
+
+    def _any(self, count: int, rng: np.random.Generator, among: Collection[int] | None = None) -> list[int]:
+        """Categories of different phrases, in no order."""
+        some = [category for category in self.categories.values() if among is None or category.id in among]
+        distinct = list({category.phrase: category.id for category in some}.values())
+        return [distinct[index] for index in rng.permutation(len(distinct))[:count]]
+
     def _negatives(
-        self, present: Collection[int], unclear: Collection[int], count: int, rng: np.random.Generator
+        self,
+        present: Collection[int],
+        unclear: Collection[int],
+        count: int,
+        rng: np.random.Generator,
+        among: Collection[int] | None = None,
     ) -> list[int]:
         if count == 0:
             return []
         # By phrase, because two categories may carry the same one.
         taken = {self.categories[category].phrase for category in (*present, *unclear)}
-        absent = {category.phrase: category.id for category in self.categories.values() if category.phrase not in taken}
+        some = [category for category in self.categories.values() if among is None or category.id in among]
+        absent = {category.phrase: category.id for category in some if category.phrase not in taken}
         pool = list(absent.values())
         near: set[int] = set()
         if self.spec.hard_negatives:

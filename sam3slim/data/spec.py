@@ -19,13 +19,18 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class DataSpec:
-    """Keys of conf/data; see ``ConceptData`` and ``PromptSpec`` for what each does."""
+    """Keys of conf/data; see ``ConceptData`` and ``PromptSpec`` for what each does.
+
+    Attributes:
+        phrases: needs distill.labels=false, because the pictures have no annotations.
+    """
 
     kind: Literal["shapes", "coco"]
     root: str
     split: str = "test"
     annotations: dict[str, Any] | str | None = None
     images: dict[str, Any] | str | None = None
+    phrases: str | None = None
     batch_size: int = 8
     eval_batch_size: int = 8
     num_workers: int = 0
@@ -56,14 +61,16 @@ class DataSpec:
                 raise UserError(f"data.{key}={value} must be at least 1, or null for all images")
         self.prompts()
 
-    def prompts(self) -> PromptSpec:
-        """How training prompts are chosen."""
+    def prompts(self, *, labels: bool = True, pool: int | None = None) -> PromptSpec:
+        """How training prompts are chosen; ``labels`` and ``pool`` are a teacher's wishes, see ``PromptSpec``."""
         return PromptSpec(
             protocol="train",
             negatives=self.negatives,
             hard_negatives=self.hard_negatives,
             max_prompts=self.max_prompts,
             min_area=self.min_area,
+            labels=labels,
+            pool=pool,
         )
 
     def given_files(self) -> dict[str, Any]:
@@ -71,22 +78,22 @@ class DataSpec:
         files = {key: getattr(self, key) for key in ("annotations", "images") if getattr(self, key) is not None}
         return {"files": files} if files else {}
 
-    def build(self, model: ModelSpec, seed: int = 0) -> ConceptData:
-        """The data module for ``model``: its image size, context length and vocabulary."""
+    def build(self, model: ModelSpec, seed: int = 0, *, labels: bool = True, pool: int | None = None) -> ConceptData:
+        """The data module for ``model``: its image size and text tower."""
         return ConceptData(
             self.root,
             image_size=model.vit.image_size,
-            context_length=model.text.context_length,
-            vocab_size=model.text.vocab_size,
+            text=model.text,
             batch_size=self.batch_size,
             eval_batch_size=self.eval_batch_size,
             num_workers=self.num_workers,
             cache=self.cache,
-            prompts=self.prompts(),
+            prompts=self.prompts(labels=labels, pool=pool),
             eval_prompts=self.protocol,
             augment=self.augment,
             annotations=self.annotations,
             images=self.images,
+            phrases=self.phrases,
             on_unreadable=self.on_unreadable,
             limit=self.limit,
             eval_limit=self.eval_limit,

@@ -19,41 +19,48 @@ from transformers import CLIPTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from sam3slim.errors import UserError
+from sam3slim.specs import CLIP_VOCAB_SIZE, MIN_VOCAB_SIZE, VocabularySpec
 
 log = logging.getLogger(__name__)
 
 START, END = "<|startoftext|>", "<|endoftext|>"
-FULL_VOCAB_SIZE = 49_408
-# 256 bytes, 256 bytes that end a word, start and end of text.
-MIN_VOCAB_SIZE = 514
 
 
 @lru_cache
-def clip_tokenizer(vocab_size: int = FULL_VOCAB_SIZE, context_length: int = 32) -> CLIPTokenizer:
-    """CLIP's tokenizer with its first ``vocab_size - 514`` merges.
+def clip_tokenizer(
+    vocab_size: int = CLIP_VOCAB_SIZE, context_length: int = 32, vocabulary: VocabularySpec | None = None
+) -> CLIPTokenizer:
+    """CLIP's tokenizer with its first ``vocab_size - 514`` merges, or those of a trimmed ``vocabulary``.
 
     Token ids: 256 bytes, 256 bytes + ``</w>``, the merges, then start and end of text as the last two.
 
     Raises:
-        UserError: the vocabulary size is out of 514..49408, the context is shorter than 3 tokens, or
-            the merge file of ``open_clip_torch`` is missing.
+        UserError: the vocabulary size is out of 514..49408, the context is shorter than 3 tokens, a merge of
+            ``vocabulary`` lacks those it builds on, or the merge file of ``open_clip_torch`` is missing.
     """
-    if not MIN_VOCAB_SIZE <= vocab_size <= FULL_VOCAB_SIZE:
+    if not MIN_VOCAB_SIZE <= vocab_size <= CLIP_VOCAB_SIZE:
         raise UserError(
             f"model.text.vocab_size={vocab_size}: CLIP's vocabulary can have {MIN_VOCAB_SIZE} to "
-            f"{FULL_VOCAB_SIZE} tokens; choose a size in that range"
+            f"{CLIP_VOCAB_SIZE} tokens; choose a size in that range"
         )
     if context_length < 3:
         raise UserError(
             f"model.text.context_length={context_length}: a prompt needs at least 3 tokens "
             "(start, one token, end); use 3 or more"
         )
-    merges = list(_all_merges()[: vocab_size - MIN_VOCAB_SIZE])
+    kept = range(vocab_size - MIN_VOCAB_SIZE) if vocabulary is None else vocabulary.merges
+    merges = [all_merges()[number] for number in kept]
     letters = list(bytes_to_unicode().values())
-    words = [*letters, *(letter + "</w>" for letter in letters), *(a + b for a, b in merges), START, END]
-    vocabulary = {word: index for index, word in enumerate(words)}
+    pieces = [*letters, *(letter + "</w>" for letter in letters), *(a + b for a, b in merges)]
+    known = set(pieces)
+    if loose := [number for number, pair in zip(kept, merges, strict=True) if not known.issuperset(pair)]:
+        raise UserError(
+            f"model.text.vocabulary.merges: number {loose[0]} joins a piece that none of the others makes; "
+            "trim the vocabulary again"
+        )
+    words = [*pieces, START, END]
     return CLIPTokenizer(
-        vocab=vocabulary,
+        vocab={word: index for index, word in enumerate(words)},
         merges=merges,  # type: ignore[arg-type]  # the BPE model takes pairs
         model_max_length=context_length,
     )
@@ -85,7 +92,8 @@ def _warn_truncated(phrase: str, tokens: int, length: int) -> None:
 
 
 @lru_cache
-def _all_merges() -> tuple[tuple[str, str], ...]:
+def all_merges() -> tuple[tuple[str, str], ...]:
+    """CLIP's 48,894 merges in their order. Raises UserError where their file is missing."""
     spec = importlib.util.find_spec("open_clip")
     folders = list(spec.submodule_search_locations or []) if spec else []
     paths = [path for folder in folders if (path := Path(folder) / "bpe_simple_vocab_16e6.txt.gz").is_file()]
@@ -93,5 +101,5 @@ def _all_merges() -> tuple[tuple[str, str], ...]:
         raise UserError("CLIP's merge file bpe_simple_vocab_16e6.txt.gz is missing: pip install open_clip_torch")
     lines = gzip.decompress(paths[0].read_bytes()).decode("utf-8").split("\n")
     # The first line is a header, and CLIP uses only the first 48,894 of the file's merges.
-    pairs = [line.split() for line in lines[1 : FULL_VOCAB_SIZE - MIN_VOCAB_SIZE + 1]]
+    pairs = [line.split() for line in lines[1 : CLIP_VOCAB_SIZE - MIN_VOCAB_SIZE + 1]]
     return tuple((first, second) for first, second in pairs)

@@ -17,7 +17,8 @@ from torchvision.transforms import v2
 
 from sam3slim.errors import UserError
 
-# Keys "image" (uint8), "boxes" (XYXY), "masks" (unless boxes only), all tv_tensors; "labels" [N] int64.
+# Keys "image" (uint8), "boxes" (XYXY), "masks" (unless boxes only), all tv_tensors; "labels" [N] int64;
+# "mirrored": True once that has happened.
 Fields = dict[str, Any]
 Transform = Callable[[Fields], Fields]
 # Smallest side, in pixels of the model's input, of what is left of an object after cropping.
@@ -50,10 +51,35 @@ class AugmentSpec:
                 f"data.augment.scale={list(self.scale)}: expected [low, high] with 0.05 <= low <= high <= 10"
             )
 
+    @property
+    def views(self) -> tuple[bool, ...] | None:
+        """The pictures an image can become, by whether they are mirrored; None: endlessly many."""
+        if self.photometric or self.scale != (1.0, 1.0):
+            return None
+        return (False, True) if self.flip else (False,)
+
 
 def squash(image_size: int) -> v2.Transform:
     """Resize to [S, S], bilinear with antialiasing (masks: nearest)."""
     return v2.Resize((image_size, image_size), antialias=True)
+
+
+class Mirror:
+    """torchvision's ``RandomHorizontalFlip`` (the same draw, the same result) that leaves word of it in the fields."""
+
+    def __init__(self, probability: float) -> None:
+        self.probability = probability
+
+    def __call__(self, fields: Fields) -> Fields:
+        if torch.rand(1) >= self.probability:
+            return fields
+        flipped = {key: mirror(value) for key, value in fields.items() if isinstance(value, tv_tensors.TVTensor)}
+        return fields | flipped | {"mirrored": True}
+
+
+def mirror(value: Any) -> Any:
+    """A picture [3, H, W], boxes or masks, left and right exchanged."""
+    return v2.functional.horizontal_flip(value)
 
 
 def transform(image_size: int, spec: AugmentSpec | None, flip: bool = True) -> Transform | None:
@@ -64,7 +90,7 @@ def transform(image_size: int, spec: AugmentSpec | None, flip: bool = True) -> T
     if spec.photometric:
         steps.append(v2.RandomApply([v2.ColorJitter(0.3, 0.3, 0.3, 0.05)], spec.photometric))
     if spec.flip and flip:
-        steps.append(v2.RandomHorizontalFlip(spec.flip))
+        steps.append(Mirror(spec.flip))
     if spec.scale != (1.0, 1.0):
         size = (image_size, image_size)
         steps.append(v2.ScaleJitter(size, spec.scale, antialias=True))

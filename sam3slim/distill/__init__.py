@@ -1,6 +1,24 @@
 """What a slim model learns from the full one."""
 
+from sam3slim.distill.fill import Filler, Share, cache_facts, views_of
 from sam3slim.distill.losses import feature_loss, pyramid_loss
-from sam3slim.distill.teacher import DistillSpec, FrozenTeacher
+from sam3slim.distill.spec import DistillSpec
+from sam3slim.distill.store import TeacherStore
+from sam3slim.distill.teacher import CachedTeacher, FrozenTeacher, check_teacher, soft_targets
+from sam3slim.distill.total import distillation_losses
 
-__all__ = ["DistillSpec", "FrozenTeacher", "feature_loss", "pyramid_loss"]
+__all__ = [
+    "CachedTeacher",
+    "DistillSpec",
+    "Filler",
+    "FrozenTeacher",
+    "Share",
+    "TeacherStore",
+    "cache_facts",
+    "check_teacher",
+    "distillation_losses",
+    "feature_loss",
+    "pyramid_loss",
+    "soft_targets",
+    "views_of",
+]

@@ -1,84 +1,134 @@
-"""A frozen teacher that no checkpoint, optimiser or DDP bucket ever sees."""
+"""A frozen teacher that no checkpoint, optimiser, weight average or DDP bucket ever sees."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sam3slim.data.batch import Batch
-from sam3slim.distill.losses import feature_loss, pyramid_loss
+from sam3slim.data.soft import SoftTargets
+from sam3slim.distill.phrases import PhraseFeatures
+from sam3slim.distill.spec import DistillSpec
+from sam3slim.distill.total import Average, distillation_losses
 from sam3slim.errors import UserError
 from sam3slim.models import Sam3, Sam3Output
+from sam3slim.specs import ModelSpec
 
 
-@dataclass(frozen=True)
-class DistillSpec:
-    """What the student is taught beside its labels.
+def check_teacher(teacher: ModelSpec, student: ModelSpec) -> None:
+    """Feature maps and masks must have equal shapes; depth, widths, queries, vocabulary and context may differ.
 
-    Attributes:
-        teacher: checkpoint of the teacher; None switches distillation off.
-        fpn: weight of the neck's feature maps (same width in every model of a family: no adapter).
-        memory: weight of the encoder's output, per prompt.
+    Raises:
+        UserError: another ``d_model`` or image geometry.
     """
-
-    teacher: str | None = None
-    fpn: float = 0.0
-    memory: float = 0.0
-
-    def __post_init__(self) -> None:
-        for key in ("fpn", "memory"):
-            if getattr(self, key) < 0:
-                raise UserError(f"distill.{key}={getattr(self, key)} must be at least 0")
-        if self.teacher is None and (self.fpn or self.memory):
-            raise UserError("distill.teacher is missing; give a checkpoint, or distill=none")
-        if self.teacher is not None and not (self.fpn or self.memory):
-            raise UserError("distill.teacher is given but every distillation weight is 0; set distill.fpn")
+    for key, left, right in (
+        ("model.d_model", teacher.d_model, student.d_model),
+        ("model.vit.image_size", teacher.vit.image_size, student.vit.image_size),
+        ("model.vit.patch_size", teacher.vit.patch_size, student.vit.patch_size),
+    ):
+        if left != right:
+            raise UserError(f"distill.teacher has {key}={left}, the student {right}; they must be equal")
 
 
 class FrozenTeacher:
     """Holds a model outside ``nn.Module``'s registry, on the student's device, in eval mode.
 
     Raises:
-        UserError: teacher and student cannot be compared (another ``d_model`` or image geometry).
+        UserError: teacher and student cannot be compared, see ``check_teacher``.
     """
 
-    def __init__(self, model: Sam3, spec: DistillSpec, student: Sam3) -> None:
-        teacher_spec, student_spec = model.spec, student.spec
-        for key, left, right in (
-            ("model.d_model", teacher_spec.d_model, student_spec.d_model),
-            ("model.vit.image_size", teacher_spec.vit.image_size, student_spec.vit.image_size),
-            ("model.vit.patch_size", teacher_spec.vit.patch_size, student_spec.vit.patch_size),
-            ("model.text.vocab_size", teacher_spec.text.vocab_size, student_spec.text.vocab_size),
-            ("model.text.context_length", teacher_spec.text.context_length, student_spec.text.context_length),
-        ):
-            if left != right:
-                raise UserError(f"distill.teacher has {key}={left}, the student {right}; they must be equal")
+    def __init__(self, model: Sam3, spec: DistillSpec, student: ModelSpec) -> None:
+        check_teacher(model.spec, student)
         self.spec = spec
         self._model = model.eval().requires_grad_(False)
+        self._phrases = PhraseFeatures(model)
+
+    @property
+    def model_spec(self) -> ModelSpec:
+        """The teacher's sizes."""
+        return self._model.spec
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FrozenTeacher:
+        """Itself: a copy of the student (a weight average) has the same teacher."""
+        return self
+
+    def losses(self, batch: Batch, student: Sam3Output, average: Average | None = None) -> dict[str, Tensor]:
+        """See ``distillation_losses``."""
+        return distillation_losses(self.spec, self.targets(batch), student, average)
+
+    def targets(self, batch: Batch) -> SoftTargets:
+        """The teacher's answers to the batch's prompts."""
+        return self.answers(batch.pixel_values, batch.phrases, batch.image_index)
 
     @torch.no_grad()
-    def _outputs(self, batch: Batch) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        model = self._model.to(batch.pixel_values.device)
-        vision = model.get_vision_features(batch.pixel_values)
-        if not self.spec.memory:
-            return tuple(vision.fpn_hidden_states[:-1]), None
-        out = model(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            vision_embeds=vision,
-            image_index=batch.image_index,
-            with_masks=False,
-        )
-        return out.fpn_hidden_states, out.encoder_hidden_states
+    def answers(
+        self, pixel_values: Tensor, phrases: Sequence[str], image_index: Tensor, chunk: int | None = None
+    ) -> SoftTargets:
+        """The teacher's answers: one pass, the vision tower once per image.
 
-    def losses(self, batch: Batch, student: Sam3Output) -> dict[str, Tensor]:
-        """Weighted losses by name (``distill_fpn``, ``distill_memory``), each a scalar with its graph."""
-        fpn, memory = self._outputs(batch)
-        losses = {}
-        if self.spec.fpn:
-            losses["distill_fpn"] = self.spec.fpn * pyramid_loss(student.fpn_hidden_states, fpn)
-        if memory is not None:
-            losses["distill_memory"] = self.spec.memory * feature_loss(student.encoder_hidden_states, memory)
-        return losses
+        Args:
+            pixel_values: [B, 3, S, S] normalised; the teacher follows it to its device.
+            phrases: P of them.
+            image_index: [P] int64, the image each is asked of.
+            chunk: prompts that pass encoder, decoder and mask head together; None: all.
+        """
+        device = pixel_values.device
+        if self._model.device != device:
+            self._model.to(device)  # type: ignore[arg-type]
+        vision = self._model.get_vision_features(pixel_values)
+        fpn = tuple(vision.fpn_hidden_states[:-1]) if self.spec.fpn else ()
+        if not (self.spec.memory or self.spec.answers):
+            return SoftTargets.nothing(pixel_values.new_zeros(len(phrases)), fpn)
+        parts = []
+        for start in range(0, len(phrases), chunk or max(len(phrases), 1)):
+            part = slice(start, start + (chunk or len(phrases)))
+            text, mask = self._phrases(phrases[part], device)
+            output = self._model(
+                vision_embeds=vision,
+                text_embeds=text,
+                attention_mask=mask,
+                image_index=image_index[part],
+                with_masks=self.spec.masks,
+            )
+            parts.append(soft_targets(output, self.spec))
+        return replace(SoftTargets.join(parts) if len(parts) > 1 else parts[0], fpn=fpn)
+
+
+class CachedTeacher:
+    """A teacher that has already been asked: its answers come with the batch."""
+
+    def __init__(self, spec: DistillSpec) -> None:
+        self.spec = spec
+
+    def losses(self, batch: Batch, student: Sam3Output, average: Average | None = None) -> dict[str, Tensor]:
+        """See ``distillation_losses``."""
+        if batch.taught is None:
+            raise ValueError("the batch comes without a teacher's answers: ConceptData.teach was not called")
+        return distillation_losses(self.spec, batch.taught, student, average)
+
+
+def soft_targets(output: Sam3Output, spec: DistillSpec) -> SoftTargets:
+    """The part of a teacher's output that ``spec`` gives weight to, without the neck's maps.
+
+    A detection is a query whose class times presence probability reaches ``spec.min_score``.
+    """
+    presence = output.presence_logits[:, 0].float().sigmoid()
+    scores = output.pred_logits.float().sigmoid()
+    sure = scores * presence[:, None] >= spec.min_score
+    prompt, query = sure.nonzero(as_tuple=True)
+    others = scores.masked_fill(sure, 0).sum(1) / (~sure).sum(1).clamp(min=1)
+    with_masks = output.pred_masks is not None and bool(spec.mask or spec.dice)
+    return SoftTargets(
+        presence=presence,
+        rest=others,
+        boxes=output.layer_boxes[-1, prompt, query],
+        scores=scores[prompt, query],
+        masks=output.pred_masks[prompt, query] if with_masks and output.pred_masks is not None else None,
+        prompt_index=prompt,
+        semantic=output.semantic_seg[:, 0] if spec.semantic and output.semantic_seg is not None else None,
+        memory=output.encoder_hidden_states if spec.memory else None,
+    )

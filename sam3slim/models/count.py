@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
-from sam3slim.models.build import build_model
+from sam3slim.models.shapes import state_shapes
 from sam3slim.specs import ModelSpec
 
 # Part → the prefixes of its parameters; the order is the order of computation.
@@ -39,7 +38,10 @@ def params_by_part(model: nn.Module) -> dict[str, int]:
 
 def count_params(spec: ModelSpec) -> dict[str, int]:
     """Parameter counts by part of the architecture ``spec``; no weight is allocated."""
-    return params_by_part(build_model(spec, device=torch.device("meta")))
+    counts = dict.fromkeys(PARTS, 0)
+    for name, shape in state_shapes(spec).items():
+        counts[part_of(name)] += shape.numel()
+    return counts
 
 
 def bytes_by_part(spec: ModelSpec) -> dict[str, dict[str, int]]:
@@ -48,17 +50,12 @@ def bytes_by_part(spec: ModelSpec) -> dict[str, dict[str, int]]:
     INT8 counts what per-channel weight-only quantisation stores: one byte per weight of a Linear or
     Embedding with one FP32 scale per output row, everything else in FP16.
     """
-    model = build_model(spec, device=torch.device("meta"))
-    quantised = {
-        f"{name}.weight"
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | nn.Embedding) and module.weight.ndim == 2
-    }
     sizes = {part: dict.fromkeys(BYTES, 0) for part in PARTS}
-    for name, parameter in model.named_parameters():
+    for name, shape in state_shapes(spec).items():
         row = sizes[part_of(name)]
-        count = parameter.numel()
+        count = shape.numel()
+        quantised = name.endswith(".weight") and len(shape) == 2  # of a Linear or an Embedding
         row["fp32"] += 4 * count
         row["fp16"] += 2 * count
-        row["int8"] += count + 4 * parameter.shape[0] if name in quantised else 2 * count
+        row["int8"] += count + 4 * shape[0] if quantised else 2 * count
     return sizes

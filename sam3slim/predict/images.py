@@ -9,6 +9,7 @@ from glob import glob, has_magic
 from pathlib import Path
 
 from sam3slim.errors import UserError
+from sam3slim.files import read_lines
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 LIST_SUFFIX = ".txt"
@@ -106,13 +107,3 @@ def _listed(path: Path) -> Iterator[Path]:
                     f"{path} line {number}: no file {listed}; paths are relative to the list's folder, or absolute"
                 )
             yield listed
-
-
-def read_lines(path: Path) -> list[str]:
-    """Lines of a UTF-8 text file without surrounding blanks. Raises UserError when it cannot be read."""
-    try:
-        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; give a text file") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error

@@ -133,7 +133,7 @@ def _work(
     )
     categories = prompts.categories
     names = {number: phrase for phrase, number in categories.items()}
-    predictor.warn_long(categories)
+    predictor.check_phrases(categories)
     started = time.perf_counter()
     with _progress(progress) as bar:
         task = bar.add_task("predicting", total=len(todo))

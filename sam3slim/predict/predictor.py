@@ -16,7 +16,7 @@ from torch import Tensor
 from sam3slim.data.batch import ImageInfo, Sample
 from sam3slim.data.collate import Collate
 from sam3slim.data.images import UnreadableImage, read_upright, to_rgb
-from sam3slim.data.tokenizer import clip_tokenizer, encode
+from sam3slim.data.phrases import encode_phrases
 from sam3slim.data.transforms import normalise, squash
 from sam3slim.errors import UserError
 from sam3slim.evaluation.inference import TextCache, predict_batch
@@ -82,7 +82,7 @@ class Predictor:
         self.image_size = spec.vit.image_size
         self._squash = squash(self.image_size)
         self._text = spec.text
-        self._collate = Collate(spec.text.vocab_size, spec.text.context_length)
+        self._collate = Collate(spec.text)
         self._cache = TextCache()
 
     def __call__(
@@ -138,9 +138,13 @@ class Predictor:
         squashed: Tensor = image if image.shape[-2:] == (self.image_size,) * 2 else self._squash(image)
         return squashed.contiguous()
 
-    def warn_long(self, phrases: Iterable[str]) -> None:
-        """Name the phrases that are longer than the text context, before the work starts."""
-        encode(clip_tokenizer(self._text.vocab_size, self._text.context_length), list(phrases))
+    def check_phrases(self, phrases: Iterable[str]) -> None:
+        """Name the phrases that are longer than the text context, before the work starts.
+
+        Raises:
+            UserError: a phrase that the model's trimmed vocabulary lacks.
+        """
+        encode_phrases(self._text, list(phrases))
 
     def answer(self, asked: Sequence[Asked], threshold: float, max_per_image: int) -> list[Detections]:
         """Detections of every one of ``asked``: the vision tower once per picture, the text tower once per phrase.

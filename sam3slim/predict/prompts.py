@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from sam3slim.data.images import UnreadableImage, upright_size
+from sam3slim.data.phrases import BOXES_ONLY
 from sam3slim.errors import UserError
-from sam3slim.predict.images import Picture, read_lines
+from sam3slim.files import read_lines
+from sam3slim.predict.images import Picture
 
 log = logging.getLogger(__name__)
 
-# The phrase SAM 3 was trained with where only boxes are given.
-BOXES_ONLY = "visual"
 ENTRY = '{"bbox": [x, y, width, height], "prompt": "phrase", "label": 1}'
 Box = tuple[float, float, float, float]
 

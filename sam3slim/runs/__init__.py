@@ -2,8 +2,9 @@
 
 from sam3slim.runs.compress import compress
 from sam3slim.runs.evaluate import evaluate
+from sam3slim.runs.progressive import train
 from sam3slim.runs.specs import CompressSpec, EvaluateSpec, InitSpec, LossSpec, TrainSpec
-from sam3slim.runs.train import train, training_seconds
+from sam3slim.runs.train import training_seconds
 
 __all__ = [
     "CompressSpec",

@@ -61,17 +61,21 @@ def data_scores(source: Sam3, spec: TrainSpec, data: ConceptData) -> DataScores:
         total: torch.Tensor = criterion(outputs, targets)["loss"]
         return total
 
-    on_gpu = torch.cuda.is_available() and spec.trainer.get("accelerator") != "cpu"
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_gpu else torch.device("cpu")
     with torch.random.fork_rng():
         found = collect_scores(
-            source.to(device),  # type: ignore[arg-type]
+            source.to(training_device(spec)),  # type: ignore[arg-type]
             islice(_batches(data), spec.init.importance_batches),
             spec.init.importance,
             loss,
         )
     source.to("cpu")  # type: ignore[arg-type]
     return found
+
+
+def training_device(spec: TrainSpec) -> torch.device:
+    """Where this process will train, known before Lightning's trainer exists."""
+    on_gpu = torch.cuda.is_available() and spec.trainer.get("accelerator") != "cpu"
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_gpu else torch.device("cpu")
 
 
 def _batches(data: ConceptData) -> Iterator[Batch]:

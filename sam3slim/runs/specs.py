@@ -46,7 +46,13 @@ class LossSpec(LossWeights):
 
 @dataclass(frozen=True)
 class TrainSpec:
-    """``conf/train.yaml`` after composition, checked. ``trainer``, ``callbacks`` and ``logger`` are built late."""
+    """``conf/train.yaml`` after composition, checked. ``trainer``, ``callbacks`` and ``logger`` are built late.
+
+    Attributes:
+        vocabulary: what the text tower's vocabulary is trimmed to: ``data``, the category names of every split the
+            run uses, or a file with a phrase on every line; None leaves it whole.
+        progressive: architectures on the way, the largest first, see ``runs.progressive``.
+    """
 
     name: str
     model: ModelSpec
@@ -62,8 +68,22 @@ class TrainSpec:
     output_dir: str
     seed: int = 0
     resume: str | None = None
+    vocabulary: str | None = None
     eval_at_end: bool = True
+    progressive: tuple[Any, ...] | None = None
     experiment: Any = None
+
+    def __post_init__(self) -> None:
+        if self.data.phrases is not None and self.distill.labels:
+            raise SpecError(
+                f"data.phrases={self.data.phrases}: pictures without annotations teach nothing by themselves; "
+                "set distill=full distill.labels=false, or data.phrases=null"
+            )
+        if not self.distill.labels and self.init.kind == "pruned" and self.init.importance == "taylor":
+            raise SpecError(
+                "init.importance=taylor needs the loss against labels, and distill.labels=false; "
+                "choose activation or magnitude"
+            )
 
 
 @dataclass(frozen=True)

@@ -10,18 +10,20 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from sam3slim import config as cfg
-from sam3slim.checkpoints import load, write_artifact
+from sam3slim.checkpoints import load, locate, write_artifact
+from sam3slim.checkpoints.load import check_architecture
+from sam3slim.checkpoints.readers import read
 from sam3slim.data.module import ConceptData
-from sam3slim.distill import DistillSpec, FrozenTeacher
 from sam3slim.errors import UserError
 from sam3slim.evaluation import evaluate as evaluate_model
 from sam3slim.files import ensure_writable_dir, write_json
 from sam3slim.losses import Criterion
-from sam3slim.models import Sam3
 from sam3slim.records import RunRecord, plain, recording
 from sam3slim.runs.initial import initial_model
 from sam3slim.runs.measure import add_result, artifact_facts, model_facts
 from sam3slim.runs.specs import TrainSpec
+from sam3slim.runs.teacher import teacher_of, training_data
+from sam3slim.runs.vocabulary import with_vocabulary
 from sam3slim.slimming import Plan
 from sam3slim.strict import spec_from_dict
 from sam3slim.training import ConceptSegmentation, FinalValidation, GracefulStop, RandomState, TrainingClock
@@ -35,31 +37,33 @@ def train(config: dict[str, Any], output_dir: Path, choices: dict[str, str], com
     Raises:
         UserError: bad input, before training starts; a loss that is not finite.
     """
-    spec = spec_from_dict(TrainSpec, config, "")
+    asked = spec_from_dict(TrainSpec, config, "")
     ensure_writable_dir(output_dir)
     with recording(
-        output_dir, kind="train", command=command, config=config, choices=choices, parent=spec.init.checkpoint
+        output_dir, kind="train", command=command, config=config, choices=choices, parent=asked.init.checkpoint
     ) as record:
+        spec = with_vocabulary(asked)
+        resume = resume_path(spec, output_dir)
         lightning.seed_everything(spec.seed, verbose=False)
         # Adam's second moments decay into denormal numbers, which CPUs handle a hundred times slower.
         torch.set_flush_denormal(True)
-        data = spec.data.build(spec.model, spec.seed)
+        data = training_data(spec)
         model, plan = initial_model(spec, data)
         record.model = model_facts(model)
         if plan is not None:
             rank_zero_only(write_json)(output_dir / PLAN_FILE, plan.to_dict())
         module = ConceptSegmentation(
             model,
-            Criterion(spec.loss),
+            Criterion(spec.loss) if spec.distill.labels else None,
             spec.optim,
             spec.schedule,
             one_to_many=spec.loss.one_to_many,
-            teacher=_teacher(spec.distill, model),
+            teacher=teacher_of(spec, data),
             config=plain(config),
         )
         trainer = build_trainer(spec, output_dir)
         try:
-            trainer.fit(module, data, ckpt_path=_resume_path(spec.resume, output_dir), weights_only=True)
+            trainer.fit(module, data, ckpt_path=resume, weights_only=True)
         except SystemExit as error:  # Lightning's answer to Ctrl-C
             last = output_dir / "checkpoints/last.ckpt"
             if last.is_file():
@@ -100,13 +104,6 @@ def training_seconds(run: Path) -> int:
     return round(content["callbacks"][TrainingClock.__name__]["seconds"])
 
 
-def _teacher(spec: DistillSpec, student: Sam3) -> FrozenTeacher | None:
-    if spec.teacher is None:
-        return None
-    model, _ = load(spec.teacher, dequantize=True)
-    return FrozenTeacher(model, spec, student)
-
-
 def build_trainer(spec: TrainSpec, output_dir: Path) -> lightning.Trainer:
     """Lightning's trainer with the configured callbacks and loggers, and those every run needs."""
     configured = dict(spec.callbacks or {})
@@ -135,12 +132,18 @@ def _keep_earlier_metrics(output_dir: Path) -> None:
         file.rename(file.with_name(f"metrics.{len(list(file.parent.glob('metrics.*.csv')))}.csv"))
 
 
-def _resume_path(resume: str | None, output_dir: Path) -> str | None:
-    if resume is None:
+def resume_path(spec: TrainSpec, output_dir: Path) -> str | None:
+    """The checkpoint that ``spec.resume`` means, or None to begin.
+
+    Raises:
+        UserError: there is none, or one of another architecture or vocabulary.
+    """
+    if spec.resume is None:
         return None
-    if resume == "auto":
-        last = output_dir / "checkpoints" / "last.ckpt"
-        return str(last) if last.is_file() else None
-    if not Path(resume).is_file():
-        raise UserError(f"resume={resume} is not a file; give a checkpoint (…/checkpoints/last.ckpt), or auto")
-    return resume
+    path = output_dir / "checkpoints" / "last.ckpt" if spec.resume == "auto" else Path(spec.resume)
+    if not path.is_file():
+        if spec.resume == "auto":
+            return None
+        raise UserError(f"resume={path} is not a file; give a checkpoint (…/checkpoints/last.ckpt), or auto")
+    check_architecture(read(locate(path)), spec.model)
+    return str(path)

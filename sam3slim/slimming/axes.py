@@ -61,7 +61,7 @@ _TABLE: list[tuple[str, dict[int, str]]] = [
     (r"vision_encoder\.neck\.fpn_layers\.0\.proj1\.weight", {1: "neck[0].quarter"}),
     (r"vision_encoder\.neck\.fpn_layers\.1\.proj1\.weight", {1: "neck[1].half"}),
     (r"vision_encoder\.neck\.fpn_layers\.[23]\.proj1\.weight", {1: "vit.channels"}),
-    (r"text_encoder\.text_model\.embeddings\.token_embedding\.weight", {1: "text.channels"}),
+    (r"text_encoder\.text_model\.embeddings\.token_embedding\.weight", {0: "text.tokens", 1: "text.channels"}),
     (
         r"text_encoder\.text_model\.embeddings\.position_embedding\.weight",
         {0: "text.context", 1: "text.channels"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sam3slim.data.vocabulary import kept_tokens
 from sam3slim.errors import UserError
 from sam3slim.specs import ModelSpec
 
@@ -13,7 +14,6 @@ EQUAL = (
     "vit.image_size",
     "vit.pretrain_image_size",
     "vit.window_size",
-    "text.vocab_size",
 )
 AT_MOST = (
     "vit.depth",
@@ -46,6 +46,7 @@ def check_slimmer(source: ModelSpec, target: ModelSpec) -> None:
         have, want = value_of(source, key), value_of(target, key)
         if have != want:
             raise UserError(f"model.{key}={want}: slimming keeps the full model's {have}; use model.{key}={have}")
+    kept_tokens(source.text, target.text)
     for key in AT_MOST:
         have, want = value_of(source, key), value_of(target, key)
         if want > have:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from sam3slim.data.vocabulary import kept_tokens
 from sam3slim.errors import UserError
 from sam3slim.models import Sam3
 from sam3slim.models.empty import empty_model
@@ -40,8 +41,9 @@ def inherit(
     """Build ``target_spec`` from ``source``'s own weights.
 
     Blocks are kept in order, windowed with windowed and global with global, as ``depth`` says; channels,
-    whole heads and MLP neurons by ``importance``; queries evenly; the first ``context_length`` text
-    positions; the bins of a box are merged. Keeping everything reproduces ``source`` bit for bit.
+    whole heads and MLP neurons by ``importance``; queries evenly; the tokens of the target's vocabulary and the first
+    ``context_length`` text positions; the bins of a box are merged. Keeping everything reproduces ``source`` bit for
+    bit.
 
     Args:
         source: the full model, float weights on any device; it is not changed.
@@ -149,6 +151,8 @@ def _choose_all(cut: _Cut, source: ModelSpec, target: ModelSpec) -> None:
     for axis, count in hidden.items():
         cut.by_score(axis, count)
     context, queries = target.text.context_length, target.decoder.num_queries
+    tokens = kept_tokens(source.text, target.text)
+    cut.add(Kept("text.tokens", tokens, source.text.vocab_size, None, "the phrases' own"))
     cut.add(Kept("text.context", tuple(range(context)), source.text.context_length, None, "first"))
     total = source.decoder.num_queries
     cut.add(Kept("decoder.queries", spread(total, queries), total, None, "even"))

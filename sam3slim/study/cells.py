@@ -19,7 +19,10 @@ TEACHINGS = {
     "features": ("distill=features", f"distill.teacher={SOURCE}", "distill.fpn=10", "distill.memory=10"),
     "full": ("distill=full", f"distill.teacher={SOURCE}"),
 }
-SIZES = {"half": ("model=nano_half",), "quarter": ("model=nano_quarter",)}
+SIZES = {
+    "half": ("model=nano_half", "vocabulary=data"),
+    "quarter": ("model=nano_quarter", "vocabulary=data"),
+}
 # One axis at a time, everything else as in nano; inherited by magnitude, features distilled.
 AXES = {
     "depth": (("model.vit.depth=3",), ("model.vit.depth=2",)),

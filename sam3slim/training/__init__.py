@@ -1,5 +1,6 @@
 """Lightning training: module, optimiser groups, callbacks."""
 
+from sam3slim.training.average import WeightAverage
 from sam3slim.training.callbacks import FinalValidation, GracefulStop, RandomState, TrainingClock
 from sam3slim.training.module import ConceptSegmentation
 from sam3slim.training.optim import OptimSpec, ScheduleSpec, build_optimizer, param_groups
@@ -12,6 +13,7 @@ __all__ = [
     "RandomState",
     "ScheduleSpec",
     "TrainingClock",
+    "WeightAverage",
     "build_optimizer",
     "param_groups",
 ]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sam3slim.data.batch import Batch
-from sam3slim.distill import FrozenTeacher
+from sam3slim.distill import CachedTeacher, FrozenTeacher
 from sam3slim.errors import UserError
 from sam3slim.evaluation import ConceptMeanAP, ground_truths, predict_batch
 from sam3slim.losses import Criterion
@@ -34,7 +34,7 @@ class ConceptSegmentation(lightning.LightningModule):
 
     Args:
         model: on CPU; moved by Lightning.
-        criterion: the loss.
+        criterion: the loss against labels; None trains on the teacher's answers alone.
         optim, schedule: optimiser and learning-rate schedule.
         one_to_many: train the one-to-many branch too.
         teacher: for distillation.
@@ -44,15 +44,17 @@ class ConceptSegmentation(lightning.LightningModule):
     def __init__(
         self,
         model: Sam3,
-        criterion: Criterion,
+        criterion: Criterion | None,
         optim: OptimSpec,
         schedule: ScheduleSpec,
         *,
         one_to_many: bool = True,
-        teacher: FrozenTeacher | None = None,
+        teacher: FrozenTeacher | CachedTeacher | None = None,
         config: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        if criterion is None and teacher is None:
+            raise ValueError("nothing to learn from: give a criterion, a teacher, or both")
         self.model = model
         self.criterion = criterion
         self.optim, self.schedule = optim, schedule
@@ -74,11 +76,13 @@ class ConceptSegmentation(lightning.LightningModule):
         Raises:
             UserError: the loss is NaN or infinite.
         """
-        outputs = self.model(**batch.inputs(), one_to_many=self.one_to_many)
-        losses = self.criterion(outputs, batch.targets, self._num_boxes(batch))
-        loss = losses.pop("loss")
+        # Only labels teach the one-to-many branch.
+        many = self.one_to_many and self.criterion is not None
+        outputs = self.model(**batch.inputs(), one_to_many=many)
+        losses = {} if self.criterion is None else self.criterion(outputs, batch.targets, self._num_boxes(batch))
+        loss = losses.pop("loss", 0.0)
         if self.teacher is not None:
-            distilled = self.teacher.losses(batch, outputs)
+            distilled = self.teacher.losses(batch, outputs, self._average)
             loss = loss + torch.stack(list(distilled.values())).sum()
             losses |= {name: value.detach() for name, value in distilled.items()}
         self._check_finite(loss, losses)
@@ -93,8 +97,13 @@ class ConceptSegmentation(lightning.LightningModule):
         """The average number of targets over the processes: then the loss is that of one big batch."""
         if self.trainer.world_size == 1:
             return None
-        count = torch.tensor(float(len(batch.targets.boxes)), device=self.device)
-        reduced: Tensor = self.trainer.strategy.reduce(count, reduce_op="mean")
+        return self._average(torch.tensor(float(len(batch.targets.boxes)), device=self.device))
+
+    def _average(self, value: Tensor) -> Tensor:
+        """Mean of a number over the processes."""
+        if self.trainer.world_size == 1:
+            return value
+        reduced: Tensor = self.trainer.strategy.reduce(value, reduce_op="mean")
         return reduced
 
     def _log_interval(self) -> int:

@@ -15,7 +15,7 @@ from sam3slim.checkpoints import CheckpointError, load
 from sam3slim.checkpoints.reference_file import reference_tensors
 from sam3slim.checkpoints.reference_keys import FREQS_CIS, POINTS, place_of, template_of
 from sam3slim.models import Sam3, build_model
-from sam3slim.models.build import state_shapes
+from sam3slim.models.shapes import state_shapes
 from tests.small import tiny_spec
 
 SPEC = tiny_spec()

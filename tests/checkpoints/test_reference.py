@@ -15,7 +15,7 @@ from sam3slim.checkpoints import CheckpointError, LoadReport, load
 from sam3slim.checkpoints.layout import find_layout
 from sam3slim.checkpoints.reference_keys import POINTS, freqs_cis, place_of, template_of
 from sam3slim.models import Sam3, build_model
-from sam3slim.models.build import state_shapes
+from sam3slim.models.shapes import state_shapes
 from sam3slim.specs import ModelSpec
 
 TOLERANCE = 1e-5

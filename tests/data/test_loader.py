@@ -20,12 +20,15 @@ from sam3slim.data.sampling import PromptSpec
 from sam3slim.data.tokenizer import clip_tokenizer, encode
 from sam3slim.data.transforms import AugmentSpec
 from sam3slim.errors import UserError
+from sam3slim.specs import TextSpec
 
 from .samples import TINY, CocoWriter, square
 
+TEXT = TextSpec(vocab_size=1024, context_length=16)
+
 
 def module(root: Path, **kwargs: Any) -> ConceptData:
-    defaults: dict[str, Any] = {"image_size": 48, "vocab_size": 1024, "context_length": 16, "batch_size": 4}
+    defaults: dict[str, Any] = {"image_size": 48, "text": TEXT, "batch_size": 4}
     return ConceptData(root, **defaults | {"prompts": PromptSpec(negatives=2)} | kwargs)
 
 
@@ -36,7 +39,7 @@ def ids(batch: Batch) -> list[int]:
 def test_collate__indices_point_at_their_rows(shapes_root: Path) -> None:
     data = CocoConcepts(shapes_root, image_size=48, prompts=PromptSpec(negatives=2))
     samples = [data[index] for index in range(4)]
-    batch = Collate(1024, 16)(samples)
+    batch = Collate(TEXT)(samples)
     assert batch.pixel_values.shape == (4, 3, 48, 48)
     assert torch.equal(batch.input_ids, encode(clip_tokenizer(1024, 16), batch.phrases)[0])
     assert torch.equal(batch.attention_mask, encode(clip_tokenizer(1024, 16), batch.phrases)[1])
@@ -56,7 +59,7 @@ def test_collate__indices_point_at_their_rows(shapes_root: Path) -> None:
 
 def test_collate__image_without_targets(write_coco: CocoWriter) -> None:
     data = CocoConcepts(write_coco([], [square(0, 0)]), "train", image_size=20, prompts="all")
-    batch = Collate(1024, 16)([data[0], data[1]])
+    batch = Collate(TEXT)([data[0], data[1]])
     assert batch.image_index.tolist() == [0, 0, 0, 1, 1, 1]
     assert batch.targets.prompt_index.tolist() == [3]
 
@@ -98,8 +101,6 @@ def test_module__missing_folder_stops_in_setup(tmp_path: Path) -> None:
 def test_module__bad_sizes(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.batch_size=0"):
         module(tmp_path, batch_size=0)
-    with pytest.raises(UserError, match=r"vocab_size=3"):
-        module(tmp_path, vocab_size=3)
 
 
 def test_loader__order_depends_on_seed_and_epoch(shapes_root: Path) -> None:
@@ -151,7 +152,7 @@ def test_loader__worker_errors_stay_one_line(write_coco: CocoWriter) -> None:
     root = write_coco([square(0, 0)])
     (root / "images/1.png").write_text("broken")
     data = CocoConcepts(root, "train", image_size=20)
-    loader = ConceptLoader(data, Collate(1024, 16), batch_size=1, training=False, num_workers=1)
+    loader = ConceptLoader(data, Collate(TEXT), batch_size=1, training=False, num_workers=1)
     with pytest.raises(UserError, match=r"^image .*1\.png cannot be decoded.*skip$") as caught:
         next(iter(loader))
     assert "\n" not in str(caught.value)

@@ -85,3 +85,27 @@ def test_spec__bad_value_names_its_key(bad: dict[str, object]) -> None:
     key = "prompts" if "protocol" in bad else next(iter(bad))
     with pytest.raises(UserError, match=rf"data\.{key}="):
         PromptSpec(**bad)  # type: ignore[arg-type]
+
+
+def test_sampler__without_labels_any_category_is_asked_for() -> None:
+    spec = PromptSpec(max_prompts=3, labels=False)
+    assert all(len(set(ask(spec, {0}, {1}, seed))) == 3 for seed in range(9))
+    assert {category for seed in range(20) for category in ask(spec, {0}, {1}, seed)} == set(range(6))
+    assert len(ask(PromptSpec("all", labels=False), {0})) == 6  # evaluation looks at annotations all the same
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_pool__every_epoch_asks_within_it(labels: bool) -> None:
+    sampler = PromptSampler(CATEGORIES, PromptSpec(negatives=2, max_prompts=3, pool=4, labels=labels))
+    pool = sampler.pool({0, 1}, {2}, np.random.default_rng(5))
+    assert len(pool) == 4
+    if labels:
+        assert pool[:2] == [0, 1]
+        assert 2 not in pool
+    asked = [sampler({0, 1} if labels else (), {2}, np.random.default_rng(seed), pool) for seed in range(30)]
+    assert {category for prompts in asked for category in prompts} == set(pool)
+
+
+def test_pool__more_places_than_categories_and_more_present_than_places() -> None:
+    assert PromptSampler(CATEGORIES, PromptSpec(pool=9)).pool({3}, {1}, np.random.default_rng(0)) == [0, 1, 2, 3, 4, 5]
+    assert PromptSampler(CATEGORIES, PromptSpec(pool=2)).pool({5, 3, 4}, set(), np.random.default_rng(0)) == [3, 4]

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torchvision import tv_tensors
+from torchvision.transforms import v2
 
 from sam3slim.data.transforms import AugmentSpec, Fields, normalise, transform
 from sam3slim.errors import UserError
@@ -97,3 +98,20 @@ def test_normalise__range() -> None:
 def test_spec__bad_value_names_its_key(bad: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=rf"data\.augment\.{next(iter(bad))}="):
         AugmentSpec(**bad)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_mirror__as_torchvision_would_and_says_so(seed: int) -> None:
+    ours = apply(fields_with((2, 4, 10, 12)), AugmentSpec(flip=0.5), seed)
+    torch.manual_seed(seed)
+    theirs = v2.RandomHorizontalFlip(0.5)(fields_with((2, 4, 10, 12)))
+    for key in ("image", "boxes", "masks"):
+        assert torch.equal(ours[key], theirs[key])
+    assert bool(ours.get("mirrored")) == (int(ours["boxes"][0, 0]) != 2)
+
+
+def test_augment_spec__views_that_come_again() -> None:
+    assert AugmentSpec(flip=0.5).views == (False, True)
+    assert AugmentSpec(flip=0.0).views == (False,)
+    assert AugmentSpec(photometric=0.1).views is None
+    assert AugmentSpec(scale=(0.9, 1.0)).views is None

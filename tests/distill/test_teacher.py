@@ -1,27 +1,136 @@
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
-from sam3slim.distill import DistillSpec, FrozenTeacher
+from sam3slim.distill import DistillSpec, FrozenTeacher, check_teacher, soft_targets
 from sam3slim.errors import UserError
-from sam3slim.models import build_model
-from tests.tiny import SPEC, tiny_batch, tiny_model
+from sam3slim.models import build_model, init_for_training
+from sam3slim.specs import DecoderSpec, TextSpec
+from tests.distill.lessons import EVERYTHING, phrase_batch
+from tests.tiny import SPEC, tiny_model
+
+FEATURES = DistillSpec("x", fpn=1.0, memory=1.0)
 
 
 def test_frozen_teacher__itself_as_student_costs_nothing() -> None:
-    teacher, student, batch = tiny_model(), tiny_model(), tiny_batch()
-    distill = FrozenTeacher(teacher, DistillSpec("x", fpn=1.0, memory=1.0), student)
+    teacher, student, batch = tiny_model(), tiny_model(), phrase_batch()
+    distill = FrozenTeacher(teacher, FEATURES, student.spec)
     out = student(**batch.inputs())
     losses = distill.losses(batch, out)
     assert set(losses) == {"distill_fpn", "distill_memory"}
-    assert all(float(value) < 1e-9 for value in losses.values())
+    assert all(value.item() < 1e-9 for value in losses.values())
     other = tiny_model(seed=1)
     out = other(**batch.inputs())
-    assert all(float(value) > 0.1 for value in distill.losses(batch, out).values())
+    assert all(value.item() > 0.1 for value in distill.losses(batch, out).values())
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
+
+
+def test_losses__all_of_them_weighted() -> None:
+    student, batch = tiny_model(seed=1), phrase_batch()
+    out = student(**batch.inputs())
+    once = FrozenTeacher(tiny_model(), EVERYTHING, SPEC).losses(batch, out)
+    assert set(once) == {f"distill_{name}" for name in (
+        "fpn", "memory", "presence", "scores", "bbox", "giou", "mask", "dice", "semantic"
+    )}  # fmt: skip
+    assert all(value.item() > 0 and value.requires_grad for value in once.values())
+    twice = FrozenTeacher(tiny_model(), replace(EVERYTHING, bbox=2.0, giou=0.0), SPEC).losses(batch, out)
+    assert "distill_giou" not in twice
+    torch.testing.assert_close(twice["distill_bbox"], 2 * once["distill_bbox"])
+
+
+def test_losses__teaching_alone_brings_the_student_near() -> None:
+    """Steps on the distillation losses alone bring the answers, not only the losses, to the teacher's."""
+    teacher, student, batch = tiny_model(seed=3), tiny_model(seed=1), phrase_batch()
+    distill = FrozenTeacher(teacher, EVERYTHING, SPEC)
+    with torch.no_grad():
+        wanted = teacher(**batch.inputs())
+
+    def distances() -> dict[str, float]:
+        with torch.no_grad():
+            out = student(**batch.inputs())
+        return {
+            "presence": float((out.presence_logits.sigmoid() - wanted.presence_logits.sigmoid()).abs().mean()),
+            "semantic": float((out.semantic_seg.sigmoid() - wanted.semantic_seg.sigmoid()).abs().mean()),
+            "memory": float((out.encoder_hidden_states - wanted.encoder_hidden_states).square().mean()),
+        }
+
+    before = distances()
+    optimizer = torch.optim.AdamW(student.parameters(), lr=2e-3)
+    losses = []
+    for _ in range(40):
+        total = torch.stack(list(distill.losses(batch, student(**batch.inputs())).values())).sum()
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        losses.append(float(total.detach()))
+    assert losses[-1] < 0.6 * losses[0]
+    after = distances()
+    assert all(after[name] < 0.8 * before[name] for name in before), (before, after)
+
+
+def test_targets__a_teacher_of_other_words_queries_and_depth() -> None:
+    """The teacher reads phrases with its own vocabulary and context; the maps fit all the same."""
+    spec = replace(
+        SPEC,
+        text=TextSpec(width=32, layers=1, num_heads=2, context_length=12, vocab_size=700, projection_dim=32),
+        decoder=DecoderSpec(1, num_queries=9),
+        vit=replace(SPEC.vit, depth=4, num_global_blocks=2),
+    )
+    teacher = init_for_training(build_model(spec), 0)
+    student, batch = tiny_model(seed=1), replace(phrase_batch(), phrases=["a red circle", "b", "a red circle"])
+    losses = FrozenTeacher(teacher, EVERYTHING, SPEC).losses(batch, student(**batch.inputs()))
+    assert all(bool(torch.isfinite(value)) for value in losses.values())
+
+
+def test_targets__each_phrase_passes_the_text_tower_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher, batch = tiny_model(), phrase_batch()
+    seen: list[int] = []
+    real = teacher.get_text_features
+
+    def counted(**inputs: Any) -> Any:
+        seen.append(len(inputs["input_ids"]))
+        return real(**inputs)
+
+    monkeypatch.setattr(teacher, "get_text_features", counted)
+    monkeypatch.setattr("sam3slim.distill.phrases.KEPT", 2)
+    distill = FrozenTeacher(teacher, EVERYTHING, SPEC)
+    first, again = distill.targets(batch), distill.targets(batch)
+    assert torch.equal(first.presence, again.presence)
+    direct = soft_targets(tiny_model()(**batch.inputs()), EVERYTHING)
+    torch.testing.assert_close(first.presence, direct.presence)
+    assert seen == [2]
+    distill.targets(replace(batch, phrases=["a", "c", "d"]))  # more than fit: starts anew
+    assert seen == [2, 3]
+
+
+def test_soft_targets__only_what_is_sure_of_itself() -> None:
+    batch = phrase_batch()
+    output = tiny_model()(**batch.inputs())
+    scores = output.pred_logits.sigmoid() * output.presence_logits.sigmoid()
+    threshold = float(scores.median())
+    taught = soft_targets(output, replace(EVERYTHING, min_score=threshold))
+    assert len(taught.scores) == int((scores >= threshold).sum())
+    assert bool((taught.weight >= threshold - 1e-6).all())
+    assert taught.prompt_index.tolist() == sorted(taught.prompt_index.tolist())
+    assert taught.masks is not None
+    assert taught.masks.shape == (len(taught.scores), 16, 16)
+    nothing = soft_targets(output, replace(EVERYTHING, min_score=0.999))
+    assert len(nothing.boxes) == 0
+    torch.testing.assert_close(nothing.rest, output.pred_logits.sigmoid().mean(1))
+
+
+def test_losses__a_teacher_that_finds_nothing() -> None:
+    student, batch = tiny_model(seed=1), phrase_batch()
+    spec = replace(EVERYTHING, min_score=0.999)
+    losses = FrozenTeacher(tiny_model(), spec, SPEC).losses(batch, student(**batch.inputs()))
+    assert losses["distill_bbox"] == losses["distill_mask"] == 0
+    assert losses["distill_scores"] > 0
+    torch.stack(list(losses.values())).sum().backward()
 
 
 @pytest.mark.parametrize(
@@ -29,26 +138,46 @@ def test_frozen_teacher__itself_as_student_costs_nothing() -> None:
     [
         (replace(SPEC, d_model=64), "model.d_model=64"),
         (replace(SPEC, vit=replace(SPEC.vit, image_size=64)), "model.vit.image_size=64"),
-        (replace(SPEC, text=replace(SPEC.text, vocab_size=700)), "model.text.vocab_size=700"),
+        (replace(SPEC, vit=replace(SPEC.vit, patch_size=4)), "model.vit.patch_size=4"),
     ],
 )
-def test_frozen_teacher__cannot_be_compared(spec: object, key: str) -> None:
-    with pytest.raises(UserError, match=key):
-        FrozenTeacher(build_model(spec, device="meta"), DistillSpec("x", fpn=1.0), tiny_model())  # type: ignore[arg-type]
+def test_check_teacher__cannot_be_compared(spec: Any, key: str) -> None:
+    with pytest.raises(UserError, match=rf"distill\.teacher has {key}, the student .*; they must be equal") as caught:
+        check_teacher(spec, SPEC)
+    assert "\n" not in str(caught.value)
 
 
-def test_distill_spec__contradictions() -> None:
-    with pytest.raises(UserError, match=r"distill\.teacher is missing"):
-        DistillSpec(None, fpn=1.0)
-    with pytest.raises(UserError, match="every distillation weight is 0"):
-        DistillSpec("x")
-    with pytest.raises(UserError, match=r"distill\.fpn=-1"):
-        DistillSpec("x", fpn=-1)
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"teacher": None, "fpn": 1.0}, "distill.teacher is missing; give a checkpoint, or distill=none"),
+        ({"teacher": None, "labels": False}, "distill.teacher is missing .*nothing else to learn from"),
+        ({}, "every distillation weight is 0"),
+        ({"fpn": -1.0}, "distill.fpn=-1"),
+        ({"scores": -1.0}, "distill.scores=-1"),
+        ({"fpn": 1.0, "min_score": 1.0}, "distill.min_score=1.0 must lie between 0 and 1"),
+        (
+            {"fpn": 1.0, "labels": False},
+            "set distill.presence, distill.scores, distill.bbox or distill.giou, distill.mask or distill.dice, "
+            "distill.semantic above 0",
+        ),
+    ],
+)
+def test_distill_spec__contradictions(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        DistillSpec(**{"teacher": "x", **values})
 
 
-def test_losses__follow_the_batch_device() -> None:
-    teacher = FrozenTeacher(tiny_model(), DistillSpec("x", fpn=1.0), tiny_model())
-    maps, memory = teacher._outputs(tiny_batch())
-    assert memory is None
-    assert [m.shape[-1] for m in maps] == [16, 8, 4]
-    assert all(isinstance(m, torch.Tensor) and not m.requires_grad for m in maps)
+def test_targets__no_more_than_what_is_weighted() -> None:
+    taught = FrozenTeacher(tiny_model(), DistillSpec("x", fpn=1.0), SPEC).targets(phrase_batch())
+    assert taught.memory is None
+    assert len(taught.boxes) == 0
+    assert [m.shape[-1] for m in taught.fpn] == [16, 8, 4]
+    assert not any(m.requires_grad for m in taught.fpn)
+    taught = FrozenTeacher(tiny_model(), DistillSpec("x", presence=1.0), SPEC).targets(phrase_batch())
+    assert (taught.fpn, taught.masks, taught.semantic, taught.memory) == ((), None, None, None)
+
+
+def test_frozen_teacher__a_copy_of_the_student_shares_it() -> None:
+    teacher = FrozenTeacher(tiny_model(), FEATURES, SPEC)
+    assert deepcopy(teacher) is teacher

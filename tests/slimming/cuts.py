@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from sam3slim.specs import ModelSpec
+from sam3slim.specs import ModelSpec, VocabularySpec
 
 
 def cut(spec: ModelSpec, **changes: Any) -> ModelSpec:
@@ -29,4 +29,5 @@ def seam_cut(spec: ModelSpec) -> ModelSpec:
         spec, vit__embed_dim=16, vit__num_heads=1, vit__depth=3, vit__mlp_ratio=1.5, text__width=16,
         text__num_heads=1, text__layers=1, text__context_length=5, text__projection_dim=20,
         encoder__num_layers=1, decoder__num_layers=1, decoder__num_queries=3, ffn_dim=20, geometry__roi_size=3,
+        text__vocabulary=VocabularySpec((0, 3, 85), spec.text.vocab_size), text__vocab_size=517,
     )  # fmt: skip

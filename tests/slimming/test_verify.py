@@ -63,6 +63,7 @@ def test_inherit__every_tensor_is_the_source_indexed_by_the_plan(
 
 @pytest.mark.parametrize("key", [
     "vision_encoder.backbone.layers.1.attention.q_proj.weight", "text_encoder.text_model.final_layer_norm.bias",
+    "text_encoder.text_model.embeddings.token_embedding.weight",
     "detr_decoder.query_embed.weight", "mask_decoder.instance_projection.weight",
 ])  # fmt: skip
 def test_check_plan__names_a_tensor_that_differs(model: Sam3, spec: ModelSpec, key: str) -> None:

@@ -13,11 +13,12 @@ import torch
 from torch.utils.data import DataLoader
 
 from sam3slim.data.batch import Batch
-from sam3slim.distill import DistillSpec, FrozenTeacher
+from sam3slim.distill import FrozenTeacher
 from sam3slim.errors import UserError
 from sam3slim.losses import Criterion
 from sam3slim.training import ConceptSegmentation, GracefulStop, OptimSpec, RandomState, ScheduleSpec
-from tests.tiny import tiny_batch, tiny_model
+from tests.distill.lessons import EVERYTHING
+from tests.tiny import SPEC, tiny_batch, tiny_model
 
 
 class Batches(torch.utils.data.Dataset[Batch]):
@@ -61,13 +62,18 @@ class StopAt(lightning.Callback):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def module(teacher: FrozenTeacher | None = None, dropout: float = 0.0) -> ConceptSegmentation:
+def module(teacher: FrozenTeacher | None = None, dropout: float = 0.0, labels: bool = True) -> ConceptSegmentation:
     model = tiny_model()
     for layer in model.modules():
         if isinstance(layer, torch.nn.Dropout):
             layer.p = dropout
     return ConceptSegmentation(
-        model, Criterion(), OptimSpec(lr=1e-3), ScheduleSpec(warmup_steps=2), teacher=teacher, config={"a": 1}
+        model,
+        Criterion() if labels else None,
+        OptimSpec(lr=1e-3),
+        ScheduleSpec(warmup_steps=2),
+        teacher=teacher,
+        config={"a": 1},
     )
 
 
@@ -102,7 +108,7 @@ def test_training_step__the_loss_falls(tmp_path: Path) -> None:
 
 
 def test_checkpoint__primitives_only_and_no_teacher(tmp_path: Path) -> None:
-    teacher = FrozenTeacher(tiny_model(7), DistillSpec("x", fpn=1.0, memory=1.0), tiny_model())
+    teacher = FrozenTeacher(tiny_model(7), EVERYTHING, SPEC)
     frozen = {key: value.clone() for key, value in teacher._model.state_dict().items()}
     net = module(teacher)
     fit = trainer(tmp_path, 2)
@@ -117,6 +123,21 @@ def test_checkpoint__primitives_only_and_no_teacher(tmp_path: Path) -> None:
     assert trained.isdisjoint(id(p) for p in teacher._model.parameters())
     assert all(torch.equal(value, teacher._model.state_dict()[key]) for key, value in frozen.items())
     assert not any("teacher" in key for key in content["state_dict"])
+
+
+def test_training_step__without_labels_every_parameter_learns(tmp_path: Path) -> None:
+    net, batch = module(FrozenTeacher(tiny_model(7), EVERYTHING, SPEC), labels=False), tiny_batch()
+    trainer(tmp_path, 1).fit(net, loader(1))
+    net.trainer = trainer(tmp_path, 1)
+    net.zero_grad()
+    net.training_step(batch, 0).backward()
+    for name, parameter in net.model.named_parameters():
+        assert (parameter.grad is None) == (not parameter.requires_grad), name
+
+
+def test_module__nothing_to_learn_from() -> None:
+    with pytest.raises(ValueError, match="nothing to learn from"):
+        module(labels=False)
 
 
 @pytest.mark.parametrize("step", [2, 5])

@@ -7,6 +7,7 @@ import torch
 
 from sam3slim.errors import UserError
 from sam3slim.models import build_model
+from sam3slim.slimming import inherit
 from sam3slim.training import OptimSpec, ScheduleSpec, build_optimizer, param_groups
 from tests.tiny import SPEC, tiny_model
 
@@ -41,6 +42,20 @@ def test_param_groups__towers_and_layer_decay() -> None:
         assert lr == pytest.approx(2.5e-5 * 0.9**above)
     lr, _ = lr_of("vision_encoder.backbone.embeddings.patch_embeddings.projection.weight", spec)
     assert lr == pytest.approx(2.5e-5 * 0.9**4)
+
+
+def test_param_groups__layer_decay_counts_the_blocks_that_were_kept() -> None:
+    """A student that inherited blocks 0 and 3 of four decays from its own last block."""
+    spec = replace(SPEC, vit=replace(SPEC.vit, depth=4, num_global_blocks=2))
+    target = replace(SPEC, vit=replace(SPEC.vit, depth=2, num_global_blocks=1))
+    student, _ = inherit(build_model(spec), target, importance="magnitude", depth="even", seed=0)
+    rates = {}
+    for group in param_groups(student, OptimSpec(lr=1.0, layer_decay=0.5)):
+        for parameter in group["params"]:  # type: ignore[attr-defined]
+            rates[id(parameter)] = group["lr"]
+    blocks = [student.vision_encoder.backbone.layers[i].mlp.fc1.weight for i in (0, 1)]
+    assert [rates[id(block)] for block in blocks] == [0.5, 1.0]
+    assert len(rates) == sum(parameter.requires_grad for parameter in student.parameters())
 
 
 def test_schedule__shapes() -> None:

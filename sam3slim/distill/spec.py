@@ -1,0 +1,96 @@
+"""What the student is taught, and how much each lesson weighs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sam3slim.errors import UserError
+
+FEATURES = ("fpn", "memory")
+ANSWERS = ("presence", "scores", "bbox", "giou", "mask", "dice", "semantic")
+# Without labels each output needs a lesson; these alone teach one.
+NEEDED_WITHOUT_LABELS = (("presence",), ("scores",), ("bbox", "giou"), ("mask", "dice"), ("semantic",))
+
+
+@dataclass(frozen=True)
+class DistillSpec:
+    """What the student is taught beside its labels, or instead of them.
+
+    Attributes:
+        teacher: checkpoint of the teacher; None switches distillation off.
+        labels: False trains on the teacher's answers alone: annotations are not looked at.
+        min_score: class x presence probability from which a query of the teacher is a detection to be learnt.
+        fpn: weight of the neck's feature maps (same width in every model of a family: no adapter).
+        memory: weight of the encoder's output, per prompt.
+        presence: of the presence logit, every decoder layer.
+        scores: of the class scores, every decoder layer: the teacher's score for the query that is matched with
+            one of its detections, its own mean low score for the others.
+        bbox, giou: of the matched boxes, every decoder layer.
+        mask, dice: of the matched masks of the last layer, against the teacher's probabilities.
+        semantic: of the semantic map.
+        cache: folder where the teacher's answers are kept, computed before training starts; None asks the teacher
+            itself at every step.
+        cache_prompts: prompts per image in the cache. Training then asks an image for no others: those in it, then
+            absent ones up to this number.
+        cache_limit_gb: most that a cache may take on disk.
+    """
+
+    teacher: str | None = None
+    labels: bool = True
+    min_score: float = 0.3
+    fpn: float = 0.0
+    memory: float = 0.0
+    presence: float = 0.0
+    scores: float = 0.0
+    bbox: float = 0.0
+    giou: float = 0.0
+    mask: float = 0.0
+    dice: float = 0.0
+    semantic: float = 0.0
+    cache: str | None = None
+    cache_prompts: int = 32
+    cache_limit_gb: float = 20.0
+
+    def __post_init__(self) -> None:
+        for key in (*FEATURES, *ANSWERS):
+            if getattr(self, key) < 0:
+                raise UserError(f"distill.{key}={getattr(self, key)} must be at least 0")
+        if not 0 < self.min_score < 1:
+            raise UserError(f"distill.min_score={self.min_score} must lie between 0 and 1, e.g. 0.3")
+        if self.cache_prompts < 1 or self.cache_limit_gb <= 0:
+            raise UserError(
+                f"distill.cache_prompts={self.cache_prompts}, distill.cache_limit_gb={self.cache_limit_gb:g}: "
+                "expected at least 1, and more than 0"
+            )
+        weighted = any(getattr(self, key) for key in (*FEATURES, *ANSWERS))
+        if self.teacher is None and (weighted or not self.labels):
+            what = "" if self.labels else " (distill.labels=false leaves nothing else to learn from)"
+            raise UserError(f"distill.teacher is missing{what}; give a checkpoint, or distill=none")
+        if self.teacher is None and self.cache is not None:
+            raise UserError("distill.cache needs distill.teacher; choose distill=full, or distill.cache=null")
+        if self.teacher is not None and not weighted:
+            raise UserError("distill.teacher is given but every distillation weight is 0; set distill.fpn")
+        if not self.labels:
+            self._check_without_labels()
+
+    def _check_without_labels(self) -> None:
+        missing = [
+            " or ".join(f"distill.{key}" for key in keys)
+            for keys in NEEDED_WITHOUT_LABELS
+            if not any(getattr(self, key) for key in keys)
+        ]
+        if missing:
+            raise UserError(
+                f"distill.labels=false, but nothing else teaches some outputs: set {', '.join(missing)} above 0 "
+                "(distill=full does), or distill.labels=true"
+            )
+
+    @property
+    def answers(self) -> bool:
+        """Whether the teacher's predictions are taught, not only its features."""
+        return any(getattr(self, key) for key in ANSWERS)
+
+    @property
+    def masks(self) -> bool:
+        """Whether the teacher's mask head is needed."""
+        return bool(self.mask or self.dice or self.semantic)

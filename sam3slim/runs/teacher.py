@@ -1,0 +1,66 @@
+"""The teacher of a run: asked at every step, or once and for all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from lightning.pytorch.utilities import rank_zero_only
+
+from sam3slim.checkpoints import load, locate, weight_files
+from sam3slim.data.module import ConceptData
+from sam3slim.distill import (
+    CachedTeacher,
+    Filler,
+    FrozenTeacher,
+    Share,
+    TeacherStore,
+    cache_facts,
+    check_teacher,
+    views_of,
+)
+from sam3slim.runs.initial import training_device
+from sam3slim.runs.specs import TrainSpec
+from sam3slim.specs import ModelSpec
+
+
+def training_data(spec: TrainSpec) -> ConceptData:
+    """The data module, asking in training what the teacher will answer."""
+    distill = spec.distill
+    pool = distill.cache_prompts if distill.cache is not None else None
+    return spec.data.build(spec.model, spec.seed, labels=distill.labels, pool=pool)
+
+
+def teacher_of(spec: TrainSpec, data: ConceptData) -> FrozenTeacher | CachedTeacher | None:
+    """The teacher that ``distill`` names; with ``distill.cache`` its answers are completed on disk first.
+
+    Raises:
+        UserError: teacher and student cannot be compared; the cache does not fit the disk or its limit.
+    """
+    if spec.distill.teacher is None:
+        return None
+    if spec.distill.cache is None:
+        return _asked(spec.distill.teacher, spec)
+    augment, precision = spec.data.augment, str(spec.trainer.get("precision", "32-true"))
+    views_of(augment)  # refused before anything is read
+    data.prepare_data()
+    dataset = data.dataset("train", training=True)
+    facts = cache_facts(weight_files(locate(spec.distill.teacher)), dataset, augment, spec.distill, precision)
+    store = TeacherStore(Path(spec.distill.cache), facts)
+    known = store.teacher()
+    if known is not None:
+        check_teacher(ModelSpec.from_dict(known), spec.model)
+    filler = Filler(store, dataset, augment, training_device(spec), precision)
+    if filler.missing():
+        # A process that Lightning starts later finds the work done; those of torchrun share it.
+        share = Share(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+        filler.fill(_asked(spec.distill.teacher, spec), share, spec.distill.cache_limit_gb)
+    else:
+        rank_zero_only(print)(f"teacher cache in {store.path}: all {len(filler.views):,} views are there")
+    data.teach(store.look_up)
+    return CachedTeacher(spec.distill)
+
+
+def _asked(teacher: str, spec: TrainSpec) -> FrozenTeacher:
+    model, _ = load(teacher, dequantize=True)
+    return FrozenTeacher(model, spec.distill, spec.model)

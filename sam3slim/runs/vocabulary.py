@@ -1,0 +1,45 @@
+"""The vocabulary a training run trims its text tower to."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from lightning.pytorch.utilities import rank_zero_only
+
+from sam3slim.data.annotations import category_phrases
+from sam3slim.data.locate import find_annotations
+from sam3slim.data.module import of_split
+from sam3slim.data.phrases import read_phrase_list
+from sam3slim.data.vocabulary import trim
+from sam3slim.runs.specs import TrainSpec
+
+DATA = "data"
+
+
+def with_vocabulary(spec: TrainSpec) -> TrainSpec:
+    """``spec`` with its model's vocabulary trimmed as ``spec.vocabulary`` says.
+
+    Raises:
+        UserError: a phrase list or annotation file that is missing, broken or empty.
+    """
+    if spec.vocabulary is None:
+        return spec
+    phrases = data_phrases(spec) if spec.vocabulary == DATA else read_phrase_list(spec.vocabulary)
+    text = trim(phrases, spec.model.text)
+    rank_zero_only(print)(
+        f"vocabulary: {len(phrases)} phrases need {text.vocab_size:,} of {spec.model.text.vocab_size:,} tokens"
+    )
+    return replace(spec, model=replace(spec.model, text=text))
+
+
+def data_phrases(spec: TrainSpec) -> list[str]:
+    """The phrases of all categories of every split that the run reads, each once."""
+    data = spec.data
+    if data.shapes is not None:
+        # Known before the pictures are drawn.
+        return [category["name"] for category in data.shapes.categories()]
+    splits = dict.fromkeys(["train", "val", *([data.split] if spec.eval_at_end else [])])
+    root = Path(data.root)
+    files = dict.fromkeys(find_annotations(root, split, of_split(data.annotations, split)) for split in splits)
+    return list(dict.fromkeys(phrase for file in files for phrase in category_phrases(file)))

@@ -1,0 +1,88 @@
+"""Commands in README and docs are commands of this project: they compose, parse, or name what is there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from sam3slim.cli import make_parser
+from sam3slim.config import compose_plain
+from sam3slim.runs import CompressSpec, EvaluateSpec, TrainSpec
+from sam3slim.strict import spec_from_dict
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SPECS = {"train": TrainSpec, "evaluate": EvaluateSpec, "compress": CompressSpec}
+# Not ours to check.
+FOREIGN = ("apt-get", "cd", "git", "hf", "kill", "sbatch", "scancel", "srun", "ray", "export")
+
+
+def commands(page: Path) -> list[str]:
+    """The lines of bash blocks, continued ones joined, comments dropped."""
+    found = []
+    for block in re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.S):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words:
+                found.append(shlex.join(words))
+    return found
+
+
+ALL = [(page.name, command) for page in PAGES for command in commands(page)]
+
+
+@pytest.mark.parametrize(("page", "command"), ALL, ids=[f"{page}: {command}"[:110] for page, command in ALL])
+def test_commands__are_known(page: str, command: str) -> None:
+    words = shlex.split(command)
+    while "=" in words[0] and words[0].split("=")[0].isidentifier():
+        words = words[1:]  # VARIABLE=value
+    if words[0] == "torchrun":
+        words = ["python", *words[next(i for i, word in enumerate(words) if word.endswith(".py")) :]]
+    head, arguments = words[0], words[1:]
+    if head == "python" and arguments[0] in ("train.py", "evaluate.py", "compress.py"):
+        check_entry(arguments[0].removesuffix(".py"), arguments[1:])
+    elif head == "python" and arguments[0] == "-m":
+        module = ROOT / arguments[1].replace(".", "/")
+        assert module.with_suffix(".py").is_file() or (module / "__main__.py").is_file(), command
+    elif head == "python":
+        assert (ROOT / arguments[0]).is_file(), command
+    elif head == "sam3slim":
+        make_parser().parse_args(arguments)
+    elif head == "make":
+        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.M)
+        assert set(arguments) <= set(targets), command
+    elif head == "pip":
+        check_extras(arguments)
+    else:
+        assert head in FOREIGN, f"{page}: what is {head}?"
+
+
+def check_entry(name: str, arguments: list[str]) -> None:
+    """Composes and is checked as the command does it; of a sweep the first trial."""
+    sweep = bool({"-m", "--multirun"} & set(arguments))
+    overrides = [word for word in arguments if not word.startswith("-")]
+    if sweep:
+        overrides = [re.sub(r"=([^\[{(',]*),.*$", r"=\1", word) for word in overrides]
+    overrides = [word for word in overrides if not word.lstrip("+").startswith("hydra")]
+    spec_from_dict(SPECS[name], compose_plain(name, overrides), "")
+
+
+def check_extras(arguments: list[str]) -> None:
+    pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    for extras in re.findall(r"\[([\w,]+)\]", " ".join(arguments)):
+        for extra in extras.split(","):
+            assert re.search(rf"^{extra} = \[", pyproject, flags=re.M), f"no extra {extra}"
+
+
+def test_commands__are_found() -> None:
+    assert len(ALL) > 25
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links__lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
