@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,7 @@ def _judge(run: Run, wish: Wish, metric: str, against: Baseline | None) -> Candi
         candidate.verdict = f"no {METRICS[metric]}"
     elif not (record.artifact or {}).get("path") or candidate.bytes is None:
         candidate.verdict = NO_ARTIFACT
-    elif reason := cannot_become(record.artifact or {}, wish.format):
+    elif reason := cannot_become(record.artifact or {}, wish.format) or _trimmed(run, wish.format):
         candidate.verdict, candidate.bytes = reason, None
     if wish.max_drop is not None and candidate.drop is not None and candidate.drop > wish.max_drop:
         candidate.broken.append(f"drop {candidate.drop:.2f} > {wish.max_drop:g}")
@@ -132,6 +132,16 @@ def cannot_become(artifact: dict[str, Any], format: str) -> str | None:
     return None
 
 
+def _trimmed(run: Run, format: str) -> str | None:
+    text = _facts(run).get("spec", {}).get("text", {})
+    trimmed = format == "reference" and text.get("vocabulary") is not None
+    return "its vocabulary is trimmed, which the reference's tokenizer cannot be told" if trimmed else None
+
+
+def _facts(run: Run) -> Mapping[str, Any]:
+    return facts_of(Path(str((run.record.artifact or {}).get("path"))))
+
+
 def bytes_as(run: Run, format: str) -> int | None:
     """Bytes of a run's weights as ``format``; None if the record does not say.
 
@@ -146,7 +156,7 @@ def bytes_as(run: Run, format: str) -> int | None:
         return None
     if format in GRAPHS:
         return 4 * int(params)
-    dtypes = facts_of(Path(str(artifact.get("path")))).get("dtypes")
+    dtypes = _facts(run).get("dtypes")
     if dtypes:
         return sum(4 * row["params"] if name == "int8" else row["bytes"] for name, row in dtypes.items())
     return int(params) * (2 if artifact.get("precision") in ("fp16", "bf16") else 4)

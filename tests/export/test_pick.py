@@ -119,6 +119,17 @@ def test_choose__sizes_are_those_of_the_format(runs: Path) -> None:
         choose([runs], Wish("onnx", max_bytes=3_000_000))
 
 
+def test_choose__a_trimmed_vocabulary_is_not_the_references(tmp_path: Path) -> None:
+    artifact = tmp_path / "artifact"
+    artifact.mkdir()
+    (artifact / "sam3slim.json").write_text('{"spec": {"text": {"vocabulary": {"merges": []}}}}')
+    facts = {"path": str(artifact), "bytes": 9, "format": "hf", "precision": "fp32"}
+    add_run(tmp_path / "runs", "a", artifact=facts)
+    assert taken(choose([tmp_path / "runs"], Wish(best="map"))) == "a"
+    with pytest.raises(UserError, match="its vocabulary is trimmed"):
+        choose([tmp_path / "runs"], Wish("reference", best="map"))
+
+
 def test_choose__int8_products_have_no_other_format(tmp_path: Path) -> None:
     add_run(tmp_path, "a", precision="int8_dynamic")
     assert taken(choose([tmp_path], Wish(best="map"))) == "a"

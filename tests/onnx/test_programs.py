@@ -11,15 +11,17 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from sam3slim.checkpoints import CheckpointError, load, locate, weight_files
+from sam3slim.checkpoints import CheckpointError, load, locate, weight_files, write_artifact
 from sam3slim.compression import Int8Weight, compress
 from sam3slim.errors import UserError
 from sam3slim.onnx import ProgramSam3, export_programs, load_runnable
 from sam3slim.onnx.folder import Provenance
 from sam3slim.onnx.graphs import signatures
 from sam3slim.onnx.programs import NOTES
+from sam3slim.predict import Predictor
 from tests.onnx.conftest import Exported
 from tests.onnx.test_runner import ask, assert_close
 from tests.small import OUTPUTS, small_model
@@ -50,7 +52,7 @@ def test_facts__files_and_parts(programs: Exported) -> None:
     assert facts["bytes"] == sum((programs.folder / file["name"]).stat().st_size for file in files)
     # Every weight lies in exactly one program.
     parameters = sum(p.numel() for p in programs.model.parameters())
-    assert sum(facts["bytes_by_part"].values()) == facts["dtypes"]["float32"]["bytes"] + 8 * SPEC.text.context_length
+    assert sum(facts["bytes_by_part"].values()) == facts["dtypes"]["float32"]["bytes"] == 4 * parameters
     assert facts["params"] == parameters
     assert facts["dtypes"]["float32"]["params"] == parameters
     assert max(facts["torch_export"]["max_difference_fp32"].values()) < 1e-4
@@ -110,6 +112,18 @@ def test_load__damaged(programs: Exported, tmp_path: Path) -> None:
     path.write_bytes(b"\xff" * len(content))
     with pytest.raises(CheckpointError, match="PyTorch refuses it"):
         load_runnable(folder)
+
+
+def test_predict__runs_programs(programs: Exported, tmp_path: Path) -> None:
+    picture = Image.effect_noise((40, 30), 80).convert("RGB")
+    found = []
+    for folder in (programs.folder, write_artifact(programs.model, tmp_path / "hf").path):
+        found += Predictor(folder, device="auto")(picture, ["a", "b"], threshold=0.0, max_per_image=5)
+    assert len(found[0]) == len(found[1]) == 5
+    torch.testing.assert_close(found[0].scores, found[1].scores, rtol=0, atol=1e-4)
+    torch.testing.assert_close(found[0].boxes, found[1].boxes, rtol=0, atol=1e-2)
+    with pytest.raises(UserError, match="holds torch-export graphs, which run on the CPU; use auto or cpu"):
+        Predictor(programs.folder, device="cuda")
 
 
 def test_export__what_cannot_be_exported(programs: Exported, tmp_path: Path) -> None:
