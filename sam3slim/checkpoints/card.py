@@ -72,7 +72,7 @@ def default_card(facts: dict[str, Any], spec: ModelSpec, license_note: str) -> s
     else:
         why = "convolutions are stored in INT8" if spec.text.bank is None else "it has no text tower"
         lines += [f"Plain transformers cannot open it: {why}.", ""]
-    lines += _traps(spec)
+    lines += traps(spec)
     lines += ["", "## Licence", "", license_note, ""]
     return "\n".join(lines)
 
@@ -88,7 +88,8 @@ def _shares(dtypes: dict[str, dict[str, int]]) -> str:
     return ", ".join(f"{name} {100 * row['bytes'] / total:.1f} % of bytes" for name, row in dtypes.items())
 
 
-def _traps(spec: ModelSpec) -> list[str]:
+def traps(spec: ModelSpec) -> list[str]:
+    """Markdown: where other people's code treats this model differently."""
     lines = [
         "Without a box prompt, transformers' `Sam3Model.forward` leaves out the CLS prompt token that the "
         "reference implementation always appends; scores of text-only prompts then differ a little. "

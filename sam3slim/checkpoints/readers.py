@@ -19,6 +19,7 @@ from sam3slim.checkpoints.int8 import DYNAMIC_METADATA
 from sam3slim.checkpoints.layout import Layout, assign, find_layout
 from sam3slim.checkpoints.locate import (
     ARTIFACT_FILE,
+    GRAPH_FILES,
     INDEX_FILE,
     ONNX,
     WEIGHTS_FILE,
@@ -90,9 +91,10 @@ def read(located: Located, overrides: Overrides | None = None) -> RawCheckpoint:
 def read_artifact(folder: Path, overrides: Overrides) -> RawCheckpoint:
     """Our own artifact: the architecture is the spec in ``sam3slim.json``."""
     facts = read_facts(folder)
-    if facts.get("format") == ONNX:
+    if facts.get("format") in GRAPH_FILES:
+        what = "ONNX graphs" if facts["format"] == ONNX else "programs of torch.export"
         raise CheckpointError(
-            f"checkpoint {folder} holds ONNX graphs: evaluate.py can run it, but its weights cannot be loaded; "
+            f"checkpoint {folder} holds {what}: evaluate.py can run it, but its weights cannot be loaded; "
             f"give the checkpoint it was made from ({facts.get('parent')})"
         )
     spec = override_spec(ModelSpec.from_dict(facts["spec"]), overrides)
