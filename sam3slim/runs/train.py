@@ -27,6 +27,7 @@ from sam3slim.runs.vocabulary import with_vocabulary
 from sam3slim.slimming import Plan
 from sam3slim.strict import spec_from_dict
 from sam3slim.training import ConceptSegmentation, FinalValidation, GracefulStop, RandomState, TrainingClock
+from sam3slim.training.signals import forwarded_sigterm
 
 PLAN_FILE = "slimming_plan.json"  # what an inherited model kept, in the run's folder
 
@@ -63,8 +64,9 @@ def train(config: dict[str, Any], output_dir: Path, choices: dict[str, str], com
         )
         trainer = build_trainer(spec, output_dir)
         try:
-            trainer.fit(module, data, ckpt_path=resume, weights_only=True)
-        except SystemExit as error:  # Lightning's answer to Ctrl-C
+            with forwarded_sigterm(trainer):
+                trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+        except (SystemExit, KeyboardInterrupt) as error:  # Lightning answers Ctrl-C with the first
             last = output_dir / "checkpoints/last.ckpt"
             if last.is_file():
                 print(f"stopped; {last} is saved: go on with resume=auto hydra.run.dir={output_dir}")
