@@ -21,7 +21,8 @@ def test_forwarded_sigterm__two_processes_save_and_stop(tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = [
         sys.executable, "train.py", "model=nano_quarter", "trainer=cpu_ddp", "trainer.max_steps=100000",
-        "trainer.val_check_interval=100000", "trainer.log_every_n_steps=1", "logger=csv", f"data.root={tmp_path / 'shapes'}",
+        "trainer.val_check_interval=100000", "trainer.log_every_n_steps=1", "logger=csv",
+        f"data.root={tmp_path / 'shapes'}",
         "data.shapes.train_images=16", "data.shapes.val_images=2", "data.shapes.test_images=2", "data.batch_size=2",
         "schedule.warmup_steps=1", f"hydra.run.dir={run}",
     ]  # fmt: skip
