@@ -120,13 +120,13 @@ def compose(config_name: str, overrides: Sequence[str], *, with_hydra: bool = Fa
 
     Also inside a job of Hydra's, which has the one instance that Hydra allows for itself.
     """
-    instance = GlobalHydra.instance()
-    running, instance.hydra = instance.hydra, None
+    running = GlobalHydra.instance().hydra
+    GlobalHydra.instance().hydra = None
     try:
         with hydra.initialize_config_dir(str(conf_dir()), version_base=VERSION_BASE):
             return hydra.compose(config_name, list(overrides), return_hydra_config=with_hydra)
     finally:
-        instance.hydra = running
+        GlobalHydra.instance().hydra = running  # Hydra has put another instance in place
 
 
 def to_plain(cfg: DictConfig, only: str | None = None) -> dict[str, Any]:

@@ -142,7 +142,7 @@ def sweep_of(config_name: str) -> Sweep | None:
             return None
         directory = os.path.abspath(str(cfg.hydra.sweep.dir))
         cfg.hydra.sweep.dir = directory
-        sweeper = OmegaConf.to_container(cfg.hydra.sweeper, resolve=True)
+        sweeper: Any = OmegaConf.to_container(cfg.hydra.sweeper, resolve=True)
     refuse_devices(OmegaConf.to_container(cfg.get("trainer") or OmegaConf.create()))
     start = f"{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:8]}"
     assert isinstance(sweeper, dict)

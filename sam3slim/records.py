@@ -40,8 +40,8 @@ class RunRecord:
         choices: {hydra group: option}.
         model: {"name", "params", "params_by_part"}.
         parent: record or artifact this run started from, as a path.
-        artifact: {"path", "bytes", "format", "precision"}.
-        data: {"name", "split", "images", "prompts"}.
+        artifact: {"path", "bytes", "format", "precision", "bytes_by_part"}, and "overrides" where loading takes them.
+        data: {"name", "root", "split", "protocol", "images", "prompts"}, and "files" where they were not searched for.
         metrics: {"bbox": {"map", …}, "segm": {…}}.
         drop: {"segm": {"points", "ci95": [lo, hi]}, "bbox": …}.
         budget: {"max_drop", "max_bytes", "groups", "searched_on", "searched_drop", "kept"} of a searched plan.

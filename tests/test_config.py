@@ -6,7 +6,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import hydra
 import pytest
+from hydra.core.global_hydra import GlobalHydra
 
 from sam3slim import config
 from sam3slim.config import build, compose_model, compose_plain, conf_dir
@@ -37,6 +39,13 @@ def test_compose_model__overrides(overrides: list[str], expected: dict[str, Any]
 
 def test_compose_model__other_groups_may_be_incomplete() -> None:
     assert compose_model(["init=pruned", "data=coco"]).name == "nano"
+
+
+def test_compose_model__while_a_command_runs() -> None:
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        running = GlobalHydra.instance().hydra
+        assert compose_model(["model=nano_half"]).name == "nano_half"
+        assert GlobalHydra.instance().hydra is running
 
 
 def test_compose_plain__plain_and_resolved(tmp_path: Path) -> None:

@@ -90,6 +90,11 @@ class TrainSpec:
                 "init.importance=taylor needs the loss against labels, and distill.labels=false; "
                 "choose activation or magnitude"
             )
+        if self.model.text.bank is not None:
+            raise SpecError(
+                "model.text.bank: a prompt bank has no text tower to train; train without it, and make the bank of the "
+                "result (sam3slim text CHECKPOINT OUT --phrases FILE --bank)"
+            )
 
 
 @dataclass(frozen=True)

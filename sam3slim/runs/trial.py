@@ -40,7 +40,7 @@ def train_and_compress(config: dict[str, Any], output_dir: Path, choices: dict[s
     else:
         rank_zero_only(print)(f"{output_dir} is finished, with just this configuration; force=true trains it again")
     records = [record]
-    if spec.compress_after and rank_zero_only.rank == 0:
+    if spec.compress_after and getattr(rank_zero_only, "rank", 0) == 0:
         made, compressed = _compress(spec, config, output_dir, choices, command)
         records += made
         fresh = fresh or compressed

@@ -57,7 +57,7 @@ class Journal:
 
 def summary(outcomes: Sequence[Outcome], sweep_dir: str | Path) -> str:
     """``9 trials: 6 finished, 2 already finished, 1 failed; compare them: sam3slim compare outputs/sweep/nano``."""
-    count = Counter("failed" if outcome.status == "running" else outcome.status for outcome in outcomes)
+    count: Counter[str] = Counter("failed" if outcome.status == "running" else outcome.status for outcome in outcomes)
     words = {"finished": "finished", "skipped": "already finished", "failed": "failed", "interrupted": "interrupted"}
     parts = [f"{count[status]} {word}" for status, word in words.items() if count[status] or status == "finished"]
     trials = "trial" if len(outcomes) == 1 else "trials"
