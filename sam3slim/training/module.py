@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import lightning
@@ -15,6 +16,7 @@ from sam3slim.evaluation import ConceptMeanAP, ground_truths, predict_batch
 from sam3slim.losses import Counts, Criterion
 from sam3slim.models import Sam3
 from sam3slim.training.optim import OptimSpec, ScheduleSpec, build_optimizer
+from sam3slim.training.sharded import gathered, shard
 
 # Parameters no output depends on: CLIP's own projection, the coarsest feature map, which SAM 3 drops, and a
 # third stage of the pixel decoder, which has only two maps to add.
@@ -60,11 +62,16 @@ class ConceptSegmentation(lightning.LightningModule):
         self.optim, self.schedule = optim, schedule
         self.one_to_many, self.teacher = one_to_many, teacher
         self.val_metric: ConceptMeanAP | None = None
+        self._whole = ExitStack()
         for name, parameter in model.named_parameters():
             # Without gradients DDP does not wait for them and weight decay leaves them alone.
             if name.startswith(UNUSED):
                 parameter.requires_grad_(False)
         self.save_hyperparameters({"model": model.spec.to_dict(), "config": config or {}})
+
+    def configure_model(self) -> None:
+        if self.device_mesh is not None:  # trainer=fsdp
+            shard(self.model, self.device_mesh["data_parallel"])
 
     def on_fit_start(self) -> None:
         # Loaded and inherited models come in eval mode, and Lightning leaves modes as it finds them.
@@ -121,6 +128,12 @@ class ConceptSegmentation(lightning.LightningModule):
             f"(now {self.optim.lr:g}) or optim.clip (now {self.optim.clip:g}), then resume=auto goes on "
             "from the last checkpoint"
         )
+
+    def on_validation_start(self) -> None:
+        self._whole.enter_context(gathered(self.model))
+
+    def on_validation_end(self) -> None:
+        self._whole.close()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         if self.val_metric is None:
