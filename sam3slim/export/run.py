@@ -58,7 +58,8 @@ def choose(
         if wish.max_drop is not None or full is not None:
             raise
         against = None  # no drop is asked for
-    return pick(chosen, wish, metric, against)
+    choice = pick(chosen, wish, metric, against)
+    return replace(choice, warnings=[*choice.warnings, *(f"not read: {line}" for line in found.unread)])
 
 
 def export(
@@ -108,7 +109,9 @@ def export(
     told(choice)
     source = source_of(choice.chosen.run)
     ensure_writable_dir(path.parent)
-    with atomic_path(path) as temporary, tempfile.TemporaryDirectory(prefix="sam3slim-export-") as work:
+    # Answers are compared on the export's own disk: of a full-size model they take a gigabyte.
+    work_folder = tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent)
+    with atomic_path(path) as temporary, work_folder as work:
         step(f"writing {wish.format}")
         record = choice.chosen.run.record
         made = convert(source, wish.format, temporary, metrics=plain(record.metrics or {}), advance=advance)

@@ -200,6 +200,13 @@ def test_choose__contradicting_runs_are_warned_of(tmp_path: Path) -> None:
     assert choose([tmp_path], Wish(best="map")).warnings == ["another run of the same configuration has other numbers"]
 
 
+def test_choose__a_record_that_cannot_be_read_is_warned_of(runs: Path) -> None:
+    add_newer(runs, "newer")
+    (warning,) = choose([runs], Wish(best="map")).warnings
+    assert warning.startswith("not read: ")
+    assert "newer/record.json has schema 99" in warning
+
+
 def test_choose__bad_records(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no record\.json in or below"):
         choose([tmp_path], Wish(best="map"))
