@@ -81,6 +81,12 @@ def test_train__a_stopped_stage_goes_on(root: Path, monkeypatch: pytest.MonkeyPa
     assert names == ["nano_stage_1", "nano", "nano"]
 
 
+def test_train__a_trimmed_vocabulary_from_the_first_stage_on(root: Path) -> None:
+    train(root, "trimmed", STAGE, "vocabulary=data")
+    sizes = [load(root / folder)[0].spec.text.vocab_size for folder in ("full", "trimmed/stage_1", "trimmed")]
+    assert sizes[0] > sizes[1] == sizes[2]
+
+
 def test_stage_configs__options_by_name_and_paths_of_their_own(tmp_path: Path) -> None:
     given = ["experiment=nano_progressive", "callbacks=ema"]
     stages = progressive.stage_configs(compose_plain("train", given, tmp_path), tmp_path)

@@ -24,6 +24,7 @@ from sam3slim.records import RunRecord, read_record
 from sam3slim.runs.vocabulary import data_phrases
 from sam3slim.specs import TextSpec
 from sam3slim.strict import spec_from_dict
+from tests.distill.lessons import EVERYTHING
 from tests.tiny import OVERRIDES
 
 SLIMMER = ["model.vit.depth=1", "model.decoder.num_layers=1", "model.text.width=16", "model.text.num_heads=1"]
@@ -187,6 +188,7 @@ def test_train__taught_everything_with_and_without_labels(trained: tuple[RunReco
 
 
 def test_train__pictures_without_annotations(trained: tuple[RunRecord, Path], root: Path) -> None:
+    """A COCO file without annotations; pictures and phrases; and no labelled split at all."""
     source = root / "shapes/annotations"
     others = ",".join(f"{split}:{source}/instances_{split}.json" for split in ("val", "test"))
     bare = json.loads((source / "instances_train.json").read_text()) | {"annotations": []}
@@ -201,6 +203,16 @@ def test_train__pictures_without_annotations(trained: tuple[RunRecord, Path], ro
     pictures = [f"data.phrases={root / 'phrases.txt'}", "data.images={train: train}"]
     record, _ = train(root, "pictures", "init=checkpoint", *given, *pictures, "distill.labels=false")
     assert record.status == "finished"
+    # Nothing labelled anywhere: the last weights are the result, and nothing is measured.
+    alone = ["data=coco", f"data.root={root / 'shapes/train'}", "data.num_workers=0", "data.batch_size=2"]
+    alone += [f"data.phrases={root / 'phrases.txt'}", "trainer.limit_val_batches=0", "eval_at_end=false"]
+    out = root / "alone"
+    config = compose_plain(
+        "train", [*OVERRIDES, *QUICK, *alone, "init=checkpoint", *given, "distill.labels=false"], out
+    )
+    assert runs.train(config, out, {}, "python train.py").metrics is None
+    assert (out / "artifact/model.safetensors").is_file()
+    assert not (out / "checkpoints/best.ckpt").exists()
     with pytest.raises(UserError, match=r"data\.phrases=.*set distill=full distill\.labels=false"):
         train(root, "pictures_labels", "init=checkpoint", *given, *pictures)
 
@@ -335,6 +347,13 @@ def test_data_phrases__every_split_that_is_read(root: Path) -> None:
     spec = spec_from_dict(runs.TrainSpec, config, "")
     assert data_phrases(spec) == ["red circle", "tree", "cup", "dog"]
     assert data_phrases(replace(spec, eval_at_end=False)) == ["red circle", "tree", "cup"]
+    # Pictures without annotations bring their own list.
+    (root / "list.txt").write_text("Green  Star\ncup\n")
+    taught = replace(EVERYTHING, labels=False)
+    data = replace(spec.data, phrases=str(root / "list.txt"))
+    listed = replace(spec, data=data, distill=taught, eval_at_end=False)
+    assert data_phrases(listed)[:2] == ["green star", "cup"]
+    assert data_phrases(replace(listed, trainer={"limit_val_batches": 0})) == ["green star", "cup"]
 
 
 def test_train__resume_auto_goes_on(trained: tuple[RunRecord, Path], root: Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from sam3slim.checkpoints import int8
 from sam3slim.checkpoints.card import DEFAULT_LICENSE_NOTE, default_card
 from sam3slim.checkpoints.lazy import LazyTensors, described
-from sam3slim.checkpoints.locate import ARTIFACT_FILE, WEIGHTS_FILE
+from sam3slim.checkpoints.locate import ARTIFACT_FILE, weights_name
 from sam3slim.checkpoints.processor import save_processor
 from sam3slim.checkpoints.readers import SCHEMA
 from sam3slim.checkpoints.report import bytes_by_part
@@ -35,8 +35,8 @@ VERSIONED = ("sam3slim", "torch", "transformers", "safetensors", "torchao")
 class ArtifactInfo:
     """What was written: ``bytes`` of the weights' files, ``total_bytes`` of the folder, in bytes.
 
-    ``format`` is ``hf`` (opens in transformers), ``onnx`` or ``torch-export``; ``sha256`` that of model.safetensors or
-    of the graphs' largest file; ``bytes_by_part`` counts tensors, so it is less than ``bytes`` by the files' headers.
+    ``format`` is ``hf`` (opens in transformers), ``onnx`` or ``torch-export``; ``sha256`` that of the weights' file or
+    of the graphs' largest file; ``bytes_by_part`` counts tensors, so it is less than ``bytes`` by the headers.
     """
 
     path: Path
@@ -107,7 +107,7 @@ def write_folder(
     check_target(path)
     with atomic_path(path) as temporary:
         temporary.mkdir()
-        written = _write_weights(tensors, temporary / WEIGHTS_FILE, dtype, fetch, advance)
+        written = _write_weights(tensors, temporary / weights_name(spec), dtype, fetch, advance)
         plan = described(tensors)
         stored = _as_stored(plan, dtype, written.rounding)
         write_config(spec, stored, temporary)
@@ -119,8 +119,8 @@ def write_folder(
             "precision": precision,
             "params": sum(t.numel() for t in plan.values()),
             "dtypes": dtype_shares(stored),
-            # INT8 kernels have no tensor type in transformers' loader.
-            "opens_in": ["sam3slim", *([] if _has_int8_kernels(plan) else ["transformers"])],
+            # transformers' loader has no tensor type for INT8 kernels, and its model always has a text tower.
+            "opens_in": ["sam3slim", *([] if spec.text.bank or _has_int8_kernels(plan) else ["transformers"])],
             "bytes": written.bytes,
             "bytes_by_part": parts,
             "sha256": written.sha256,
@@ -199,7 +199,12 @@ def _as_stored(tensors: Mapping[str, Tensor], dtype: torch.dtype | None, roundin
 
 
 def write_config(spec: ModelSpec, stored: Mapping[str, Tensor], folder: Path) -> None:
-    """``config.json`` of transformers for an architecture and its stored tensors."""
+    """``config.json`` of transformers for an architecture and its stored tensors.
+
+    None for a prompt bank, which transformers has no words for.
+    """
+    if spec.text.bank is not None:
+        return
     from sam3slim.models.configuration import to_sam3_config
 
     config = to_sam3_config(spec)

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sam3slim.checkpoints.report import CheckpointError
+from sam3slim.specs import ModelSpec
 
 ARTIFACT_FILE = "sam3slim.json"
 WEIGHTS_FILE = "model.safetensors"
+# Under another name transformers finds no weights. Else it would open a bank with a text tower of random ones.
+BANK_FILE = "bank.safetensors"
 # The formats sam3slim.json names when the weights lie in graphs → the files that hold them.
 ONNX, PROGRAMS = "onnx", "torch-export"
 GRAPH_FILES = {ONNX: (".onnx", ".onnx.data"), PROGRAMS: (".pt2",)}
@@ -58,6 +61,11 @@ def weight_files(located: Located) -> list[Path]:
         return [located.path]
     suffixes = GRAPH_FILES.get(graph_format(located) or "", (".safetensors",))
     return sorted(path for suffix in suffixes for path in located.path.glob(f"*{suffix}"))
+
+
+def weights_name(spec: ModelSpec) -> str:
+    """What the file of an artifact's weights is called."""
+    return WEIGHTS_FILE if spec.text.bank is None else BANK_FILE
 
 
 def graph_format(located: Located) -> str | None:

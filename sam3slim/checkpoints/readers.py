@@ -26,6 +26,7 @@ from sam3slim.checkpoints.locate import (
     Kind,
     Located,
     read_json,
+    weights_name,
 )
 from sam3slim.checkpoints.report import CheckpointError
 from sam3slim.checkpoints.spec_of import spec_from_config
@@ -96,8 +97,8 @@ def read_artifact(folder: Path, overrides: Overrides) -> RawCheckpoint:
             f"checkpoint {folder} holds {what}: evaluate.py can run it, but its weights cannot be loaded; "
             f"give the checkpoint it was made from ({facts.get('parent')})"
         )
-    tensors, metadata = _read_safetensors(folder / WEIGHTS_FILE)
     spec = override_spec(ModelSpec.from_dict(facts["spec"]), overrides)
+    tensors, metadata = _read_safetensors(folder / weights_name(spec))
     dynamic = frozenset(json.loads(metadata.get(DYNAMIC_METADATA, "[]")))
     return RawCheckpoint(folder, "artifact", str(facts["precision"]), spec, tensors, dynamic=dynamic)
 

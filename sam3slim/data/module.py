@@ -95,9 +95,13 @@ class ConceptData(lightning.LightningDataModule):
             make_shapes(self.root, self.shapes, overwrite=self.overwrite)
 
     def setup(self, stage: str) -> None:
-        """Read the annotation files, so that bad input stops before training starts."""
+        """Read the annotation files, so that bad input stops before training starts.
+
+        Without validation (``trainer.limit_val_batches=0``) no val split is needed.
+        """
         needed = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
-        for split in needed[stage]:
+        unvalidated = stage == "fit" and self.trainer is not None and self.trainer.limit_val_batches == 0
+        for split in ("train",) if unvalidated else needed[stage]:
             self.dataset(split, training=split == "train")
 
     def dataset(self, split: str, *, training: bool = False) -> CocoConcepts:

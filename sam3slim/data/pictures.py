@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sam3slim.data.annotations import Category, CocoIndex, DataReport, ImageRecord
 from sam3slim.data.images import UnreadableImage, upright_size
+from sam3slim.data.phrases import read_phrase_list
 from sam3slim.errors import UserError
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -39,7 +40,9 @@ def picture_index(folder: Path, phrases: Path, *, skip: bool = False) -> CocoInd
         records.append(ImageRecord(len(records) + 1, path.relative_to(folder).as_posix(), height, width))
     if not records:
         raise UserError(f"data.images: {folder} holds no picture ({', '.join(SUFFIXES)}); choose another folder")
-    categories = [Category(number, phrase) for number, phrase in enumerate(_phrases(phrases), start=1)]
+    # Lower case, as phrases made of categories' names are.
+    listed = dict.fromkeys(phrase.lower() for phrase in read_phrase_list(phrases))
+    categories = [Category(number, phrase) for number, phrase in enumerate(listed, start=1)]
     report.images = report.images_without_annotations = len(records)
     report.categories = len(categories)
     return CocoIndex(phrases, records, categories, has_masks=False, report=report)
@@ -55,17 +58,3 @@ def _pictures(folder: Path) -> list[Path]:
 
 def _is_picture(name: str) -> bool:
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")
-
-
-def _phrases(path: Path) -> list[str]:
-    """Phrases as categories have them: lower case, single blanks."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise UserError(f"data.phrases={path} cannot be read ({error.strerror}); give a text file") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"data.phrases={path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
-    phrases = list(dict.fromkeys(phrase for line in lines if (phrase := " ".join(line.lower().split()))))
-    if not phrases:
-        raise UserError(f"data.phrases={path} holds no phrase; write one on every line")
-    return phrases

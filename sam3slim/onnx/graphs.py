@@ -71,12 +71,14 @@ def signatures(spec: ModelSpec) -> dict[str, Signature]:
     """Inputs and outputs of ``vision``, ``text`` and ``prompts`` for an architecture."""
     size, width, queries = spec.vit.image_size, spec.d_model, spec.decoder.num_queries
     sides = [spec.vit.grid_size * level for level in LEVELS]
+    # The rows of a prompt bank are compared whole.
+    tokens = "tokens" if spec.text.bank is None else spec.text.context_length
     fpn: dict[str, Shape] = {f"fpn_{i}": ("images", width, side, side) for i, side in enumerate(sides)}
     return {
         "vision": Signature({"pixel_values": ("images", 3, size, size)}, fpn),
         "text": Signature(
-            {"input_ids": ("phrases", "tokens"), "attention_mask": ("phrases", "tokens")},
-            {"text_features": ("phrases", "tokens", width)},
+            {"input_ids": ("phrases", tokens), "attention_mask": ("phrases", tokens)},
+            {"text_features": ("phrases", tokens, width)},
             integers=("input_ids", "attention_mask"),
         ),
         "prompts": Signature(

@@ -10,6 +10,7 @@ from torch import Tensor
 from sam3slim.errors import UserError
 from sam3slim.evaluation.inference import eval_mode
 from sam3slim.models import Sam3
+from sam3slim.models.bank import bank_rows
 from sam3slim.onnx.runner import GraphSam3
 from sam3slim.specs import ModelSpec
 
@@ -59,9 +60,12 @@ def sample_inputs(spec: ModelSpec, images: int, prompts: int, boxes: int) -> dic
     mask[0, tokens // 2 :] = 0
     labels = torch.randint(0, 2, (prompts, boxes), generator=generator)
     labels[1:, -1:] = -10  # padding
+    input_ids = torch.randint(0, spec.text.vocab_size, (prompts, tokens), generator=generator)
+    if spec.text.bank is not None:
+        input_ids, mask = bank_rows(spec.text.bank, tokens, prompts)
     return {
         "pixel_values": torch.rand(images, 3, size, size, generator=generator) * 2 - 1,
-        "input_ids": torch.randint(0, spec.text.vocab_size, (prompts, tokens), generator=generator),
+        "input_ids": input_ids,
         "attention_mask": mask,
         "input_boxes": 0.3 + 0.4 * torch.rand(prompts, boxes, 4, generator=generator),
         "input_boxes_labels": labels,

@@ -8,6 +8,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_only
+
 from sam3slim import config as cfg
 from sam3slim.errors import UserError
 from sam3slim.records import FILE_NAME, RunRecord, config_hash, read_record
@@ -34,7 +36,7 @@ def train(config: dict[str, Any], output_dir: Path, choices: dict[str, str], com
         return train_once(config, output_dir, choices, command)
     steps = stage_configs(config, output_dir)
     for number, (folder, stage) in enumerate(steps, start=1):
-        print(f"stage {number} of {len(steps)}: {stage['name']} in {folder}")
+        rank_zero_only(print)(f"stage {number} of {len(steps)}: {stage['name']} in {folder}")
         record = _finished(folder, stage) or train_once(stage, folder, choices, command)
     return record
 

@@ -36,10 +36,15 @@ def with_vocabulary(spec: TrainSpec) -> TrainSpec:
 def data_phrases(spec: TrainSpec) -> list[str]:
     """The phrases of all categories of every split that the run reads, each once."""
     data = spec.data
+    listed = [phrase.lower() for phrase in read_phrase_list(data.phrases)] if data.phrases is not None else []
     if data.shapes is not None:
         # Known before the pictures are drawn.
-        return [category["name"] for category in data.shapes.categories()]
-    splits = dict.fromkeys(["train", "val", *([data.split] if spec.eval_at_end else [])])
+        return list(dict.fromkeys([*listed, *(category["name"] for category in data.shapes.categories())]))
+    splits = dict.fromkeys([
+        *(["train"] if data.phrases is None else []),  # pictures without annotations: the list is theirs
+        *([] if spec.trainer.get("limit_val_batches") == 0 else ["val"]),
+        *([data.split] if spec.eval_at_end else []),
+    ])  # fmt: skip
     root = Path(data.root)
     files = dict.fromkeys(find_annotations(root, split, of_split(data.annotations, split)) for split in splits)
-    return list(dict.fromkeys(phrase for file in files for phrase in category_phrases(file)))
+    return list(dict.fromkeys([*listed, *(phrase for file in files for phrase in category_phrases(file))]))

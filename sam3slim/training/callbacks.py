@@ -17,7 +17,8 @@ class GracefulStop(Callback):
     """On Ctrl-C or SIGTERM finish the running step, save ``last.ckpt``, then stop.
 
     A signal in the middle of a step would save weights and counters that do not belong together. A second
-    Ctrl-C stops at once.
+    Ctrl-C stops at once. A run without validation (``limit_val_batches=0``), after which checkpoints are otherwise
+    written, is saved here every ``val_check_interval`` steps and at its end.
     """
 
     def __init__(self, dirpath: str | Path) -> None:
@@ -39,9 +40,18 @@ class GracefulStop(Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *args: Any, **kwargs: Any
     ) -> None:
         # With gradient accumulation only a finished optimiser step can be resumed.
-        if self._asked and not trainer.fit_loop._should_accumulate():
+        if trainer.fit_loop._should_accumulate():
+            return
+        if self._asked:
             trainer.save_checkpoint(self.path)
             raise KeyboardInterrupt
+        interval = trainer.val_check_interval
+        if not trainer.enable_validation and isinstance(interval, int) and trainer.global_step % interval == 0:
+            trainer.save_checkpoint(self.path)
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if not trainer.enable_validation:
+            trainer.save_checkpoint(self.path)
 
     def on_validation_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *args: Any, **kwargs: Any

@@ -12,7 +12,7 @@ from sam3slim.data.batch import Batch
 from sam3slim.distill import CachedTeacher, FrozenTeacher
 from sam3slim.errors import UserError
 from sam3slim.evaluation import ConceptMeanAP, ground_truths, predict_batch
-from sam3slim.losses import Criterion
+from sam3slim.losses import Counts, Criterion
 from sam3slim.models import Sam3
 from sam3slim.training.optim import OptimSpec, ScheduleSpec, build_optimizer
 
@@ -79,7 +79,7 @@ class ConceptSegmentation(lightning.LightningModule):
         # Only labels teach the one-to-many branch.
         many = self.one_to_many and self.criterion is not None
         outputs = self.model(**batch.inputs(), one_to_many=many)
-        losses = {} if self.criterion is None else self.criterion(outputs, batch.targets, self._num_boxes(batch))
+        losses = {} if self.criterion is None else self.criterion(outputs, batch.targets, self._counts(batch))
         loss = losses.pop("loss", 0.0)
         if self.teacher is not None:
             distilled = self.teacher.losses(batch, outputs, self._average)
@@ -89,15 +89,17 @@ class ConceptSegmentation(lightning.LightningModule):
         # Logged only when it will be written: sixteen log calls a step are not free on a small model.
         if (self.global_step + 1) % self._log_interval() == 0:
             size = len(batch.pixel_values)
-            self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size)
-            self.log_dict({f"train/{name}": value for name, value in losses.items()}, batch_size=size)
+            self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size, sync_dist=True)
+            self.log_dict({f"train/{name}": value for name, value in losses.items()}, batch_size=size, sync_dist=True)
         return loss
 
-    def _num_boxes(self, batch: Batch) -> Tensor | None:
-        """The average number of targets over the processes: then the loss is that of one big batch."""
+    def _counts(self, batch: Batch) -> Counts | None:
+        """Over the processes: then the mean of their losses, and of their gradients, is that of one big batch."""
         if self.trainer.world_size == 1:
             return None
-        return self._average(torch.tensor(float(len(batch.targets.boxes)), device=self.device))
+        own = Counts.of(batch.targets, len(batch.input_ids)).stacked().to(self.device)
+        total: Tensor = self.trainer.strategy.reduce(own, reduce_op="sum")
+        return Counts.per_process(total, self.trainer.world_size)
 
     def _average(self, value: Tensor) -> Tensor:
         """Mean of a number over the processes."""

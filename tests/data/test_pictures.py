@@ -50,7 +50,7 @@ def test_picture_index__bad_input_is_one_line(folder: Path) -> None:
     for place, file, message in (
         (folder / "empty", phrases, "holds no picture"),
         (folder / "nowhere", phrases, "is not a folder"),
-        (folder / "deep", folder / "nothing.txt", "cannot be read"),
+        (folder / "deep", folder / "nothing.txt", "cannot read"),
     ):
         with pytest.raises(UserError, match=message) as caught:
             picture_index(place, file, skip=True)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from sam3slim.data.batch import Batch
 from sam3slim.data.module import ConceptData
+from sam3slim.data.phrases import encode_phrases
 from sam3slim.data.sampling import PromptSpec
 from sam3slim.data.shapes import ShapesSpec
-from sam3slim.data.tokenizer import clip_tokenizer, encode
 from sam3slim.data.transforms import AugmentSpec
 from sam3slim.distill import DistillSpec
 from tests.tiny import SPEC, tiny_batch
@@ -26,8 +26,7 @@ def shapes(root: Path, *, pool: int | None = 32, augment: AugmentSpec | None = N
     data = ConceptData(
         root / "shapes",
         image_size=32,
-        context_length=SPEC.text.context_length,
-        vocab_size=SPEC.text.vocab_size,
+        text=SPEC.text,
         batch_size=2,
         prompts=PromptSpec(max_prompts=4, negatives=2, pool=pool),
         augment=augment or AugmentSpec(),
@@ -41,5 +40,5 @@ def shapes(root: Path, *, pool: int | None = 32, augment: AugmentSpec | None = N
 def phrase_batch(seed: int = 0) -> Batch:
     """``tiny_batch`` with the tokens of its phrases, because a teacher reads the phrases themselves."""
     batch = tiny_batch(seed)
-    ids, mask = encode(clip_tokenizer(SPEC.text.vocab_size, SPEC.text.context_length), batch.phrases)
+    ids, mask = encode_phrases(SPEC.text, batch.phrases)
     return replace(batch, input_ids=ids, attention_mask=mask)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from sam3slim.data.vocabulary import trim
 from sam3slim.distill import DistillSpec, FrozenTeacher, check_teacher, soft_targets
 from sam3slim.errors import UserError
 from sam3slim.models import build_model, init_for_training
@@ -106,6 +107,13 @@ def test_targets__each_phrase_passes_the_text_tower_once(monkeypatch: pytest.Mon
     assert seen == [2]
     distill.targets(replace(batch, phrases=["a", "c", "d"]))  # more than fit: starts anew
     assert seen == [2, 3]
+
+
+def test_targets__a_phrase_the_teacher_cannot_read() -> None:
+    teacher = init_for_training(build_model(replace(SPEC, text=trim(["red circle"], SPEC.text))), 0)
+    batch = replace(phrase_batch(), phrases=["red circle", "other", "red circle"])
+    with pytest.raises(UserError, match=r"^distill\.teacher: phrase 'other'.* trimmed to \d+ tokens"):
+        FrozenTeacher(teacher, EVERYTHING, SPEC).targets(batch)
 
 
 def test_soft_targets__only_what_is_sure_of_itself() -> None:

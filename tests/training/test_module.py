@@ -164,6 +164,17 @@ def test_graceful_stop__resumed_run_equals_an_undisturbed_one(tmp_path: Path, st
         assert torch.equal(one, other), name
 
 
+def test_graceful_stop__saves_where_nothing_is_validated(tmp_path: Path) -> None:
+    saved = []
+    fit = trainer(tmp_path, 5)
+    fit.val_check_interval = 2
+    real = fit.save_checkpoint
+    fit.save_checkpoint = lambda path, **more: saved.append(fit.global_step) or real(path, **more)  # type: ignore[method-assign]
+    fit.fit(module(), loader())
+    assert saved == [2, 4, 5]
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 5
+
+
 def test_training_step__nan_stops_with_a_plain_reason(tmp_path: Path) -> None:
     net = module()
     with torch.no_grad():
