@@ -11,7 +11,7 @@ from sam3slim.cli.command import Command, quick_imports
 from sam3slim.errors import UserError
 
 if TYPE_CHECKING:
-    from sam3slim.export.pick import Pick
+    from sam3slim.export.candidate import Pick
 
 WIDE = 160
 
@@ -40,8 +40,7 @@ def _run(arguments: argparse.Namespace) -> None:
     limits = {"max_drop": arguments.max_drop, "max_bytes": max_bytes, "best": arguments.best}
     wish = Wish(arguments.format, **limits)
     if arguments.dry_run:
-        with quick_imports():
-            from sam3slim.export.run import choose
+        from sam3slim.export.pick import choose
 
         _tell(choose(arguments.runs, wish, group=arguments.group, reference=arguments.reference), arguments.format)
         return
@@ -52,22 +51,26 @@ def _run(arguments: argparse.Namespace) -> None:
 
         from sam3slim.export.run import export
 
-    with Progress(transient=True, disable=not sys.stdout.isatty()) as bar:
-        task = bar.add_task("", total=None, visible=False)
+    bar = Progress(transient=True, disable=not sys.stdout.isatty())
+    task = bar.add_task("writing weights", total=None)
 
-        def advance(count: int, total: int) -> None:
-            bar.update(task, advance=count, total=total, visible=True, description="writing weights")
+    def advance(count: int, total: int) -> None:
+        bar.start()
+        bar.update(task, advance=count, total=total)
 
-        def step(text: str) -> None:
-            bar.update(task, visible=False)
-            bar.console.print(f"{text} …", highlight=False, soft_wrap=True)
+    def step(text: str) -> None:
+        bar.stop()  # the processes that open the export have bars of their own
+        print(f"{text} …", flush=True)
 
+    try:
         done = export(
             arguments.runs, arguments.out, format=arguments.format, **limits, group=arguments.group,
             reference=arguments.reference, data=arguments.data, check_images=arguments.check_images,
             overwrite=arguments.overwrite, command=shlex.join(["sam3slim", *sys.argv[1:]]),
             told=lambda pick: _tell(pick, arguments.format), step=step, advance=advance,
         )  # fmt: skip
+    finally:
+        bar.stop()
     for line in [*done.made.notes, *done.verified.lines()]:
         print(line)
     print(f"written: {done.path} ({done.made.bytes:,} bytes of weights; {done.path / 'README.md'} is its card)")
@@ -76,22 +79,22 @@ def _run(arguments: argparse.Namespace) -> None:
 def _tell(pick: Pick, format: str) -> None:
     """The table of what was looked at, and why the first of it was taken."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    from sam3slim.export.pick import candidate_heads, candidate_rows
+    from sam3slim.export.candidate import candidate_heads, candidate_rows
 
     heads = candidate_heads(pick, format)
     shown = Table(title="runs that were looked at", title_justify="left")
     for i, heading in enumerate(heads):
-        shown.add_column(heading, justify="right" if 2 <= i <= 4 else "left", overflow="fold")
+        shown.add_column(escape(heading), justify="right" if 2 <= i <= 4 else "left", overflow="fold")
     for row in candidate_rows(pick):
-        shown.add_row(*row)
+        shown.add_row(*map(escape, row))
     # Into a file or a pipe, lines need not be folded.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
     console.print(shown)
-    console.print(pick.why, soft_wrap=True)
-    for warning in pick.warnings:
-        console.print(f"warning: {warning}", soft_wrap=True)
+    for line in [pick.why, *(f"warning: {warning}" for warning in pick.warnings)]:
+        console.print(line, soft_wrap=True, markup=False)
 
 
 EXPORT = Command(

@@ -10,10 +10,10 @@ from typing import Any
 from sam3slim.checkpoints.card import LOAD_INT8, LOAD_PLAIN, LOAD_SAM3SLIM, traps
 from sam3slim.checkpoints.locate import ONNX, PROGRAMS
 from sam3slim.export.builder import MODULE, builder_lines
+from sam3slim.export.candidate import Pick, candidate_heads, candidate_rows, drop_text
 from sam3slim.export.choice import METRICS, Wish
 from sam3slim.export.convert import Converted
 from sam3slim.export.fresh import Verified
-from sam3slim.export.pick import Pick, candidate_heads, candidate_rows, drop_text
 from sam3slim.models import count_params
 from sam3slim.onnx.card import inputs_lines, loading
 from sam3slim.predict.source import Source
@@ -101,7 +101,8 @@ def _architecture(facts: Facts) -> list[str]:
         ("vision tower", f"embed_dim {vit.embed_dim}, depth {vit.depth}, heads {vit.num_heads}, "
          f"mlp_ratio {vit.mlp_ratio:g}, {vit.image_size} px in patches of {vit.patch_size}, window {vit.window_size}, "
          f"global blocks {blocks}"),
-        ("text tower", f"width {text.width}, layers {text.layers}, heads {text.num_heads}, "
+        ("text tower", f"none: stored features of {len(text.bank.phrases)} phrases, d_model {spec.d_model}"
+         if text.bank is not None else f"width {text.width}, layers {text.layers}, heads {text.num_heads}, "
          f"mlp_ratio {text.mlp_ratio:g}, {text.context_length} tokens of {text.vocab_size:,}, "
          f"projection {text.projection_dim}"),
         ("encoder, decoder", f"layers {spec.encoder.num_layers} and {spec.decoder.num_layers}, d_model {spec.d_model}, "
@@ -196,7 +197,8 @@ def _use(facts: Facts) -> list[str]:
         return [loading(facts.wish.format), "", *inputs_lines(facts.spec)]
     lines = [LOAD_SAM3SLIM]
     if facts.verified.transformers is None:
-        lines += ["", "Plain transformers cannot open it: convolutions are stored in INT8."]
+        why = "convolutions are stored in INT8" if facts.spec.text.bank is None else "it has no text tower"
+        lines += ["", f"Plain transformers cannot open it: {why}."]
     else:
         lines += ["", "or in plain transformers:", "", LOAD_INT8 if facts.source.int8 else LOAD_PLAIN]
     return [*lines, "", *traps(facts.spec)]

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sam3slim.errors import UserError
-from sam3slim.export.choice import METRICS, Baseline, Wish, facts_of, interval, map_of
-from sam3slim.report.collect import Group, Run
+from sam3slim.export.candidate import Candidate, Pick, summary
+from sam3slim.export.choice import (
+    METRICS,
+    Baseline,
+    Wish,
+    baseline,
+    choose_group,
+    facts_of,
+    interval,
+    map_of,
+    metric_of,
+)
+from sam3slim.records import read_record
+from sam3slim.report.collect import Group, Run, collect
 from sam3slim.report.table import megabytes
 
 # Kinds of artifact that a format takes as they are.
@@ -19,54 +30,30 @@ GRAPHS = ("onnx", "torch-export")
 NO_ARTIFACT = "no artifact recorded"
 
 
-@dataclass
-class Candidate:
-    """A run, judged.
+def choose(
+    runs: Sequence[str | Path], wish: Wish, *, group: str | None = None, reference: str | Path | None = None
+) -> Pick:
+    """The run that ``wish`` takes from the records in and below ``runs``; nothing is loaded.
 
-    Attributes:
-        map: mAP in 0..1.
-        bytes: of its weights in the wished format, estimated where they are converted.
-        drop: points against the baseline.
-        interval: of the drop, 95 %.
-        broken: limits it does not keep, in words.
-        excess: how far it is beyond them, as shares of the limits.
-        verdict: why it was passed over, or ``picked``.
+    Args:
+        group: number or words of the title of the data and protocol to look at, where there are several.
+        reference: folder of the full model's run, where the records count their drops against several models or none.
+
+    Raises:
+        UserError: no records, several groups, or no run that keeps the limits, in one line.
     """
-
-    run: Run
-    map: float | None = None
-    bytes: int | None = None
-    drop: float | None = None
-    interval: tuple[float, float] | None = None
-    broken: list[str] = field(default_factory=list)
-    excess: float = 0.0
-    verdict: str = ""
-
-    @property
-    def name(self) -> str:
-        """``nano fp16``."""
-        record = self.run.record
-        name = (record.model or {}).get("name") or record.choices.get("model") or "a model"
-        return f"{name} {(record.artifact or {}).get('precision') or ''}".strip()
-
-
-@dataclass(frozen=True)
-class Pick:
-    """What was decided.
-
-    Attributes:
-        chosen: the run to export.
-        candidates: all runs of the group, the chosen one first.
-        why: a sentence.
-        warnings: what should be known about the choice.
-    """
-
-    chosen: Candidate
-    candidates: list[Candidate]
-    metric: str
-    why: str
-    against: Baseline | None
-    warnings: list[str]
+    found = collect(runs)
+    chosen = choose_group(found, group)
+    metric = metric_of(chosen)
+    full = None if reference is None else read_record(reference)
+    try:
+        against = baseline(chosen, metric, full, str(reference or ""))
+    except UserError:
+        if wish.max_drop is not None or full is not None:
+            raise
+        against = None  # no drop is asked for
+    choice = pick(chosen, wish, metric, against)
+    return replace(choice, warnings=[*choice.warnings, *(f"not read: {line}" for line in found.unread)])
 
 
 def pick(group: Group, wish: Wish, metric: str, against: Baseline | None) -> Pick:
@@ -109,7 +96,7 @@ def _judge(run: Run, wish: Wish, metric: str, against: Baseline | None) -> Candi
         candidate.verdict = f"no {METRICS[metric]}"
     elif not (record.artifact or {}).get("path") or candidate.bytes is None:
         candidate.verdict = NO_ARTIFACT
-    elif reason := cannot_become(record.artifact or {}, wish.format) or _trimmed(run, wish.format):
+    elif reason := cannot_become(record.artifact or {}, wish.format) or _foreign_text(run, wish.format):
         candidate.verdict, candidate.bytes = reason, None
     if wish.max_drop is not None and candidate.drop is not None and candidate.drop > wish.max_drop:
         candidate.broken.append(f"drop {candidate.drop:.2f} > {wish.max_drop:g}")
@@ -132,10 +119,14 @@ def cannot_become(artifact: dict[str, Any], format: str) -> str | None:
     return None
 
 
-def _trimmed(run: Run, format: str) -> str | None:
-    text = _facts(run).get("spec", {}).get("text", {})
-    trimmed = format == "reference" and text.get("vocabulary") is not None
-    return "its vocabulary is trimmed, which the reference's tokenizer cannot be told" if trimmed else None
+def _foreign_text(run: Run, format: str) -> str | None:
+    """Why the reference implementation could not read a phrase for this model."""
+    text = _facts(run).get("spec", {}).get("text", {}) if format == "reference" else {}
+    if text.get("bank") is not None:
+        return "it has a prompt bank instead of a text tower, which the reference needs"
+    if text.get("vocabulary") is not None:
+        return "its vocabulary is trimmed, which the reference's tokenizer cannot be told"
+    return None
 
 
 def _facts(run: Run) -> Mapping[str, Any]:
@@ -188,57 +179,6 @@ def _why(best: Candidate, fitting: Sequence[Candidate], wish: Wish, metric: str)
     what = f"the highest {METRICS[metric]}" if wish.order == "map" else f"the smallest as {wish.format}"
     kept = f" that keep {wish.limits()}" if wish.limits() else ""
     return f"picked {best.name} ({best.run.folder}): {what} of {len(fitting)} runs{kept}; {summary(best, metric)}"
-
-
-def summary(candidate: Candidate, metric: str) -> str:
-    """``mask mAP 83.3 %, drop 0.01 (0.00 to 0.04), 5.37 MB``."""
-    words = [] if candidate.map is None else [f"{METRICS[metric]} {100 * candidate.map:.2f} %"]
-    words += [] if candidate.drop is None else [f"drop {drop_text(candidate)}"]
-    words += [] if candidate.bytes is None else [megabytes(candidate.bytes)]
-    return ", ".join(words)
-
-
-def drop_text(candidate: Candidate) -> str:
-    """``0.01 (0.00 to 0.04)``, ``–`` for none."""
-    if candidate.drop is None:
-        return "–"
-    bounds = candidate.interval
-    return _points(candidate.drop) + (f" ({_points(bounds[0])} to {_points(bounds[1])})" if bounds else "")
-
-
-def _points(value: float) -> str:
-    return f"{round(value, 2) + 0.0:.2f}"  # no "-0.00"
-
-
-def candidate_rows(pick: Pick) -> list[tuple[str, ...]]:
-    """Every run that was looked at: folder, model, mAP, drop, bytes as the format, verdict."""
-
-    top = common_folder([candidate.run.folder for candidate in pick.candidates])
-
-    def row(candidate: Candidate) -> tuple[str, ...]:
-        value = "–" if candidate.map is None else f"{100 * candidate.map:.2f}"
-        size = "–" if candidate.bytes is None else megabytes(candidate.bytes)
-        return (
-            os.path.relpath(candidate.run.folder, top),
-            candidate.name,
-            value,
-            drop_text(candidate),
-            size,
-            candidate.verdict,
-        )
-
-    return [row(candidate) for candidate in pick.candidates]
-
-
-def common_folder(folders: Sequence[Path]) -> Path:
-    """The deepest folder that all of ``folders`` lie below; of a single one, its parent."""
-    return Path(os.path.commonpath([folder.parent for folder in folders]))
-
-
-def candidate_heads(pick: Pick, format: str) -> tuple[str, ...]:
-    """Of the columns of ``candidate_rows``."""
-    top = common_folder([candidate.run.folder for candidate in pick.candidates])
-    return f"run below {top}", "model", f"{METRICS[pick.metric]} %", "drop (95 %)", f"as {format}", "verdict"
 
 
 def _warnings(best: Candidate, wish: Wish) -> list[str]:

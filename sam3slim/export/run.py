@@ -10,15 +10,15 @@ from typing import Any
 
 from sam3slim.errors import UserError
 from sam3slim.export.builder import builder_sizes
+from sam3slim.export.candidate import Pick
 from sam3slim.export.card import Facts, export_card
-from sam3slim.export.choice import Wish, baseline, choose_group, metric_of
+from sam3slim.export.choice import Wish
 from sam3slim.export.convert import Advance, Converted, convert
 from sam3slim.export.fresh import Opening, Verified, verify_export
-from sam3slim.export.pick import Pick, pick
+from sam3slim.export.pick import choose
 from sam3slim.files import atomic_path, ensure_writable_dir, write_json
 from sam3slim.predict.source import source_of
-from sam3slim.records import plain, read_record
-from sam3slim.report.collect import collect
+from sam3slim.records import plain
 from sam3slim.report.table import megabytes
 
 EXPORT_FILE = "export.json"
@@ -34,31 +34,6 @@ class Exported:
     pick: Pick
     made: Converted
     verified: Verified
-
-
-def choose(
-    runs: Sequence[str | Path], wish: Wish, *, group: str | None = None, reference: str | Path | None = None
-) -> Pick:
-    """The run that ``wish`` takes from the records in and below ``runs``; nothing is loaded.
-
-    Args:
-        group: number or words of the title of the data and protocol to look at, where there are several.
-        reference: folder of the full model's run, where the records count their drops against several models or none.
-
-    Raises:
-        UserError: no records, several groups, or no run that keeps the limits, in one line.
-    """
-    found = collect(runs)
-    chosen = choose_group(found, group)
-    metric = metric_of(chosen)
-    full = None if reference is None else read_record(reference)
-    try:
-        against = baseline(chosen, metric, full, str(reference or ""))
-    except UserError:
-        if wish.max_drop is not None or full is not None:
-            raise
-        against = None  # no drop is asked for
-    return pick(chosen, wish, metric, against)
 
 
 def export(
@@ -108,7 +83,9 @@ def export(
     told(choice)
     source = source_of(choice.chosen.run)
     ensure_writable_dir(path.parent)
-    with atomic_path(path) as temporary, tempfile.TemporaryDirectory(prefix="sam3slim-export-") as work:
+    # Answers are compared on the export's own disk: of a full-size model they take a gigabyte.
+    work_folder = tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent)
+    with atomic_path(path) as temporary, work_folder as work:
         step(f"writing {wish.format}")
         record = choice.chosen.run.record
         made = convert(source, wish.format, temporary, metrics=plain(record.metrics or {}), advance=advance)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 # Okabe and Ito's palette: told apart with every common colour blindness.
 PRECISION_COLORS = {"fp32": "#0072B2", "fp16": "#009E73", "bf16": "#56B4E9", "int8": "#D55E00"}
-OTHER_COLORS = ("#CC79A7", "#E69F00", "#999999", "#000000")
+OTHER_COLORS = ("#CC79A7", "#E69F00", "#999999", "#8C564B")  # to be seen on white and on black
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 INK, GREY = "#222222", "#8a8a8a"
 

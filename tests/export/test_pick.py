@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,7 @@ import pytest
 
 from sam3slim.errors import UserError
 from sam3slim.export import Pick, Wish, choose
-from sam3slim.export.pick import candidate_heads, candidate_rows, common_folder
+from sam3slim.export.candidate import candidate_heads, candidate_rows, common_folder
 from tests.report.compare_runs import add_failed, add_newer, add_run
 
 FULL_MAP = 0.8
@@ -119,14 +122,21 @@ def test_choose__sizes_are_those_of_the_format(runs: Path) -> None:
         choose([runs], Wish("onnx", max_bytes=3_000_000))
 
 
-def test_choose__a_trimmed_vocabulary_is_not_the_references(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ({"vocabulary": {"merges": []}}, "its vocabulary is trimmed"),
+        ({"bank": {"phrases": ["dog"]}}, "it has a prompt bank instead of a text tower"),
+    ],
+)
+def test_choose__text_that_the_reference_cannot_read(tmp_path: Path, text: dict[str, Any], reason: str) -> None:
     artifact = tmp_path / "artifact"
     artifact.mkdir()
-    (artifact / "sam3slim.json").write_text('{"spec": {"text": {"vocabulary": {"merges": []}}}}')
+    (artifact / "sam3slim.json").write_text(json.dumps({"spec": {"text": text}}))
     facts = {"path": str(artifact), "bytes": 9, "format": "hf", "precision": "fp32"}
     add_run(tmp_path / "runs", "a", artifact=facts)
     assert taken(choose([tmp_path / "runs"], Wish(best="map"))) == "a"
-    with pytest.raises(UserError, match="its vocabulary is trimmed"):
+    with pytest.raises(UserError, match=reason):
         choose([tmp_path / "runs"], Wish("reference", best="map"))
 
 
@@ -200,6 +210,13 @@ def test_choose__contradicting_runs_are_warned_of(tmp_path: Path) -> None:
     assert choose([tmp_path], Wish(best="map")).warnings == ["another run of the same configuration has other numbers"]
 
 
+def test_choose__a_record_that_cannot_be_read_is_warned_of(runs: Path) -> None:
+    add_newer(runs, "newer")
+    (warning,) = choose([runs], Wish(best="map")).warnings
+    assert warning.startswith("not read: ")
+    assert "newer/record.json has schema 99" in warning
+
+
 def test_choose__bad_records(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no record\.json in or below"):
         choose([tmp_path], Wish(best="map"))
@@ -231,3 +248,13 @@ def test_table__folders_without_what_they_share(runs: Path) -> None:
     assert candidate_rows(pick)[0] == ("int8", "nano int8_weight", "79.00", "1.00 (0.80 to 1.20)", "2.5 MB", "picked")
     assert common_folder([Path("a/b/c"), Path("a/d")]) == Path("a")
     assert common_folder([Path("a/b")]) == Path("a")
+
+
+def test_dry_run__needs_no_torch(runs: Path) -> None:
+    code = (
+        "import sys; from sam3slim.cli import main; main(['export', sys.argv[1], '--best', 'map', '--dry-run']); "
+        "print([m for m in ('torch', 'transformers', 'matplotlib', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(runs)], capture_output=True, text=True, check=True)
+    assert "picked nano fp32" in done.stdout
+    assert done.stdout.strip().endswith("\n[]")

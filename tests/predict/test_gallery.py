@@ -28,7 +28,7 @@ def names(group: Group, *wanted: Path) -> list[str]:
 
 
 def test_gallery_runs__the_full_model_and_the_front(tmp_path: Path) -> None:
-    model = {"name": "full", "params": 9, "params_by_part": {}}
+    model = {"name": "full", "params": 9_000_000, "params_by_part": {}}
     add_run(tmp_path, "full", bytes=90, segm=0.8, model=model)
     add_run(tmp_path, "full_again", bytes=91, segm=0.8, model=model, precision="weights_only")
     add_run(tmp_path, "fp16", bytes=40, segm=0.79)
