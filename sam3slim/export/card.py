@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sam3slim.checkpoints.card import LOAD_INT8, LOAD_PLAIN, LOAD_SAM3SLIM, traps
+from sam3slim.checkpoints.card import LOAD_INT8, LOAD_PLAIN, LOAD_SAM3SLIM, not_plain, traps
 from sam3slim.checkpoints.locate import ONNX, PROGRAMS
 from sam3slim.export.builder import MODULE, builder_lines
 from sam3slim.export.choice import METRICS, Wish
@@ -196,7 +196,7 @@ def _use(facts: Facts) -> list[str]:
         return [loading(facts.wish.format), "", *inputs_lines(facts.spec)]
     lines = [LOAD_SAM3SLIM]
     if facts.verified.transformers is None:
-        lines += ["", "Plain transformers cannot open it: convolutions are stored in INT8."]
+        lines += ["", not_plain(facts.spec)]
     else:
         lines += ["", "or in plain transformers:", "", LOAD_INT8 if facts.source.int8 else LOAD_PLAIN]
     return [*lines, "", *traps(facts.spec)]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sam3slim.checkpoints import extract, load, weight_files
-from sam3slim.checkpoints.locate import WEIGHTS_FILE, Located
+from sam3slim.checkpoints.locate import Located, weights_name
 from sam3slim.checkpoints.report import CheckpointError
 from sam3slim.disk import file_sha256
 from sam3slim.export.choice import Format
@@ -18,6 +18,7 @@ from sam3slim.files import require_space
 from sam3slim.onnx import export_onnx, export_programs
 from sam3slim.onnx.folder import Provenance
 from sam3slim.predict.source import Source
+from sam3slim.specs import ModelSpec
 
 REFERENCE_FILE = "model.pt"
 INT8_NOTE = "INT8 weights are stored as the FP32 numbers they stand for: the same outputs, more bytes"
@@ -112,4 +113,4 @@ def _hashes(facts: dict[str, Any]) -> dict[str, str]:
     for key in ("onnx", "torch_export"):
         if key in facts:
             return {file["name"]: file["sha256"] for graph in facts[key]["graphs"].values() for file in graph["files"]}
-    return {WEIGHTS_FILE: facts["sha256"]}
+    return {weights_name(ModelSpec.from_dict(facts["spec"])): facts["sha256"]}

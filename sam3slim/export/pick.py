@@ -109,7 +109,7 @@ def _judge(run: Run, wish: Wish, metric: str, against: Baseline | None) -> Candi
         candidate.verdict = f"no {METRICS[metric]}"
     elif not (record.artifact or {}).get("path") or candidate.bytes is None:
         candidate.verdict = NO_ARTIFACT
-    elif reason := cannot_become(record.artifact or {}, wish.format) or _trimmed(run, wish.format):
+    elif reason := cannot_become(record.artifact or {}, wish.format) or _unlike_reference(run, wish.format):
         candidate.verdict, candidate.bytes = reason, None
     if wish.max_drop is not None and candidate.drop is not None and candidate.drop > wish.max_drop:
         candidate.broken.append(f"drop {candidate.drop:.2f} > {wish.max_drop:g}")
@@ -132,8 +132,10 @@ def cannot_become(artifact: dict[str, Any], format: str) -> str | None:
     return None
 
 
-def _trimmed(run: Run, format: str) -> str | None:
+def _unlike_reference(run: Run, format: str) -> str | None:
     text = _facts(run).get("spec", {}).get("text", {})
+    if format == "reference" and text.get("bank") is not None:
+        return "it has a prompt bank instead of the text tower that the reference needs"
     trimmed = format == "reference" and text.get("vocabulary") is not None
     return "its vocabulary is trimmed, which the reference's tokenizer cannot be told" if trimmed else None
 

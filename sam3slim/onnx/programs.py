@@ -27,7 +27,7 @@ from sam3slim.specs import ModelSpec
 # What a program computes with; a program stores every weight of the module that it is traced from.
 NEEDED = {
     "vision": ("vision_encoder",),
-    "text": ("text_encoder", "text_projection"),
+    "text": ("text_encoder", "text_projection", "text_bank"),
     "prompts": ("geometry_encoder", "detr_encoder", "detr_decoder", "dot_product_scoring", "mask_decoder"),
 }
 # Of the nodes: where on this machine the code stood, and which of its modules and lines made them.
