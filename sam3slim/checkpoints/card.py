@@ -70,11 +70,16 @@ def default_card(facts: dict[str, Any], spec: ModelSpec, license_note: str) -> s
     if "transformers" in facts["opens_in"]:
         lines += ["or in plain transformers:", "", LOAD_INT8 if quantised else LOAD_PLAIN, ""]
     else:
-        why = "convolutions are stored in INT8" if spec.text.bank is None else "it has no text tower"
-        lines += [f"Plain transformers cannot open it: {why}.", ""]
+        lines += [not_plain(spec), ""]
     lines += traps(spec)
     lines += ["", "## Licence", "", license_note, ""]
     return "\n".join(lines)
+
+
+def not_plain(spec: ModelSpec) -> str:
+    """Why plain transformers cannot open an artifact."""
+    why = "convolutions are stored in INT8" if spec.text.bank is None else "it has no text tower"
+    return f"Plain transformers cannot open it: {why}."
 
 
 def _text(text: TextSpec) -> str:

@@ -60,6 +60,7 @@ def cut_text(
     unknown: Literal["error", "bytes"] = "error",
     overrides: Overrides | None = None,
     overwrite: bool = False,
+    encoded: Callable[[int, int], object] = lambda done, total: None,
     advance: Callable[[int, int], object] = lambda done, total: None,
 ) -> TextCut:
     """Write ``source`` as an artifact that reads ``phrases`` (and "visual") as before, whole or not at all.
@@ -71,6 +72,7 @@ def cut_text(
         target: a folder.
         bank: store the tower's outputs instead of the tower; otherwise trim its token table.
         unknown: of a trimmed vocabulary, see ``VocabularySpec``.
+        encoded: called with phrases that have just passed the tower and phrases in all (``bank``).
         advance: called with elements just written and elements in all.
 
     Raises:
@@ -86,7 +88,7 @@ def cut_text(
         )
     require_all(raw, raw.tensors)
     ensure_writable_dir(path.parent)
-    spec, tensors = _banked(raw, phrases) if bank else _trimmed(raw, phrases, unknown)
+    spec, tensors = _banked(raw, phrases, encoded) if bank else _trimmed(raw, phrases, unknown)
     require_space(path.parent, sum(part_bytes(tensors).values()))
     total = sum(tensor.numel() for tensor in tensors.values())
     files = weight_files(located)
@@ -116,9 +118,11 @@ def _trimmed(
     return replace(raw.spec, text=text), {**raw.tensors, TOKENS: raw.tensors[TOKENS].index_select(0, rows)}
 
 
-def _banked(raw: RawCheckpoint, phrases: Sequence[str]) -> tuple[ModelSpec, dict[str, Tensor]]:
+def _banked(
+    raw: RawCheckpoint, phrases: Sequence[str], encoded: Callable[[int, int], object]
+) -> tuple[ModelSpec, dict[str, Tensor]]:
     bank = bank_spec(raw.spec.text, phrases)
-    features = bank_features(_tower(raw), bank)
+    features = bank_features(_tower(raw), bank, encoded)
     kept = {key: tensor for key, tensor in raw.tensors.items() if part_of(key) != "text"}
     return replace(raw.spec, text=replace(raw.spec.text, bank=bank)), {**kept, BANK: features}
 

@@ -51,14 +51,8 @@ def _run(arguments: argparse.Namespace) -> None:
         phrases += category_phrases(Path(file))
     phrases = list(dict.fromkeys(phrases))
     with Progress(transient=True) as bar:
-        task = bar.add_task(f"writing {arguments.target}", total=None)
-        done = 0
-
-        def advance(count: int, total: int) -> None:
-            nonlocal done
-            done += count
-            bar.update(task, completed=done, total=total)
-
+        tower = bar.add_task("reading phrases", total=None, visible=arguments.bank)
+        writing = bar.add_task(f"writing {arguments.target}", total=None)
         found = cut_text(
             arguments.source,
             arguments.target,
@@ -67,7 +61,8 @@ def _run(arguments: argparse.Namespace) -> None:
             unknown=arguments.unknown or "error",
             overrides=parse_overrides(arguments.overrides),
             overwrite=arguments.overwrite,
-            advance=advance,
+            encoded=lambda count, total: bar.update(tower, advance=count, total=total),
+            advance=lambda count, total: bar.update(writing, advance=count, total=total),
         )
     _reload(found)
     _print(found)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sam3slim.checkpoints.card import LOAD_INT8, LOAD_PLAIN, LOAD_SAM3SLIM, traps
+from sam3slim.checkpoints.card import LOAD_INT8, LOAD_PLAIN, LOAD_SAM3SLIM, not_plain, traps
 from sam3slim.checkpoints.locate import ONNX, PROGRAMS
 from sam3slim.export.builder import MODULE, builder_lines
 from sam3slim.export.candidate import Pick, candidate_heads, candidate_rows, drop_text
@@ -197,8 +197,7 @@ def _use(facts: Facts) -> list[str]:
         return [loading(facts.wish.format), "", *inputs_lines(facts.spec)]
     lines = [LOAD_SAM3SLIM]
     if facts.verified.transformers is None:
-        why = "convolutions are stored in INT8" if facts.spec.text.bank is None else "it has no text tower"
-        lines += ["", f"Plain transformers cannot open it: {why}."]
+        lines += ["", not_plain(facts.spec)]
     else:
         lines += ["", "or in plain transformers:", "", LOAD_INT8 if facts.source.int8 else LOAD_PLAIN]
     return [*lines, "", *traps(facts.spec)]

@@ -123,7 +123,7 @@ def _foreign_text(run: Run, format: str) -> str | None:
     """Why the reference implementation could not read a phrase for this model."""
     text = _facts(run).get("spec", {}).get("text", {}) if format == "reference" else {}
     if text.get("bank") is not None:
-        return "it has a prompt bank instead of a text tower, which the reference needs"
+        return "it has a prompt bank instead of the text tower that the reference needs"
     if text.get("vocabulary") is not None:
         return "its vocabulary is trimmed, which the reference's tokenizer cannot be told"
     return None

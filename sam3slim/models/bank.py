@@ -6,7 +6,7 @@ stored: every later part masks padding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,7 +21,7 @@ from sam3slim.specs import BankSpec, TextSpec
 if TYPE_CHECKING:
     from sam3slim.models.sam3 import Sam3
 
-CHUNK = 64  # phrases that pass the tower together
+CHUNK = 16  # phrases that pass the tower together
 
 
 class TextBank(nn.Module):
@@ -98,16 +98,21 @@ def bank_spec(text: TextSpec, phrases: Sequence[str]) -> BankSpec:
 
 
 @torch.no_grad()
-def bank_features(model: Sam3, bank: BankSpec) -> Tensor:
+def bank_features(
+    model: Sam3, bank: BankSpec, advance: Callable[[int, int], object] = lambda done, total: None
+) -> Tensor:
     """What ``model`` makes of the bank's phrases: [N, d_model] float32 on the CPU, as ``TextBank.features`` has them.
 
-    ``model`` may have a bank itself, of which this one is a part.
+    Phrases are padded to the context as in use: the same shapes add up in the same order, so features keep every bit.
+
+    Args:
+        model: may have a bank itself, of which this one is a part.
+        advance: called with phrases just encoded and phrases in all.
     """
     input_ids, attention_mask = bank_rows(bank, model.spec.text.context_length)
     parts = []
     for ids, mask in zip(input_ids.split(CHUNK), attention_mask.split(CHUNK), strict=True):
-        longest = int(mask.sum(dim=1).max())  # padding costs as much as words do
-        ids, mask = ids[:, :longest].to(model.device), mask[:, :longest].to(model.device)
-        features, real = model.encode_text(ids, mask)
+        features, real = model.encode_text(ids.to(model.device), mask.to(model.device))
         parts.append(features[real].float().cpu())
+        advance(len(ids), len(input_ids))
     return torch.cat(parts)

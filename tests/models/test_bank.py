@@ -90,7 +90,9 @@ def test_bank_features__more_phrases_than_pass_at_once(model: Sam3, monkeypatch:
     bank = bank_spec(model.spec.text, PHRASES)
     whole = bank_features(model, bank)
     monkeypatch.setattr("sam3slim.models.bank.CHUNK", 2)
-    torch.testing.assert_close(bank_features(model, bank), whole, rtol=0, atol=1e-6)
+    told: list[tuple[int, int]] = []
+    torch.testing.assert_close(bank_features(model, bank, lambda *n: told.append(n)), whole, rtol=0, atol=1e-6)
+    assert told == [(2, 5), (2, 5), (1, 5)]
 
 
 @pytest.mark.parametrize("phrases", [[], ["cat", " "]])
