@@ -126,7 +126,7 @@ def test_choose__sizes_are_those_of_the_format(runs: Path) -> None:
     ("text", "reason"),
     [
         ({"vocabulary": {"merges": []}}, "its vocabulary is trimmed"),
-        ({"bank": {"phrases": ["dog"]}}, "it has a prompt bank instead of a text tower"),
+        ({"bank": {"phrases": ["dog"]}}, "it has a prompt bank instead of the text tower"),
     ],
 )
 def test_choose__text_that_the_reference_cannot_read(tmp_path: Path, text: dict[str, Any], reason: str) -> None:
