@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from sam3slim.config import entry_point
+from sam3slim.entry import entry_point
 from sam3slim.strict import spec_from_dict
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from sam3slim.config import entry_point
+from sam3slim.entry import entry_point
 from sam3slim.strict import spec_from_dict
 
 
@@ -17,9 +17,9 @@ def check(config: dict[str, Any]) -> None:
 
 def run(config: dict[str, Any], output_dir: Path, choices: dict[str, str], command: str) -> Any:
     """One job."""
-    from sam3slim.runs import train
+    from sam3slim.runs import train_and_compress
 
-    return train(config, output_dir, choices, command)
+    return train_and_compress(config, output_dir, choices, command)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The border to Hydra: YAML groups and command-line overrides in, plain dicts and one-line errors out.
 
-Nothing else in the package imports hydra or omegaconf. Groups hold data only; strict dataclasses
+Nothing else in the package but ``entry`` imports hydra or omegaconf. Groups hold data only; strict dataclasses
 (``spec_from_dict``) check them after composition, so that a typing mistake inside a YAML file stops a run
 like one on the command line. Only trainer, callbacks and loggers name classes, built by ``build``.
 """
@@ -8,42 +8,24 @@ like one on the command line. Only trainer, callbacks and loggers name classes, 
 from __future__ import annotations
 
 import inspect
-import os
 import re
-import shlex
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from hydra.types import RunMode
+from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from sam3slim import config_messages as messages
-from sam3slim.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, UserError, exit_with
+from sam3slim.errors import UserError
 from sam3slim.specs import ModelSpec
 from sam3slim.strict import spec_from_dict, unknown_key
 
 VERSION_BASE = "1.3"
-# What composition and making the output folder raise, if no job has started.
-BAD_INPUT = (HydraException, OmegaConfBaseException, YAMLError, OSError)
-# Set by a user who wants Hydra's and our tracebacks for bad input too.
-FULL_ERROR = "HYDRA_FULL_ERROR"
-
-# run(plain configuration, output folder, {group: option}, command line)
-RunFn = Callable[[dict[str, Any], Path, dict[str, str], str], Any]
-Check = Callable[[dict[str, Any]], Any]
-
-
-class JobFailed(UserError):
-    """A job of a sweep failed; its reason has been printed."""
 
 
 def conf_dir() -> Path:
@@ -67,10 +49,10 @@ def compose_plain(
     Raises:
         UserError: an unknown option or key, a missing value, a broken file.
     """
-    with _told(config_name, overrides):
-        cfg = _compose(config_name, overrides)
+    with told(config_name, overrides):
+        cfg = compose(config_name, overrides)
         cfg.output_dir = str(output_dir)
-        return _to_plain(cfg)
+        return to_plain(cfg)
 
 
 def compose_model(overrides: Sequence[str] = ()) -> ModelSpec:
@@ -79,8 +61,8 @@ def compose_model(overrides: Sequence[str] = ()) -> ModelSpec:
     Raises:
         UserError: as ``compose_plain``; SpecError for an impossible architecture.
     """
-    with _told("train", overrides):
-        return validate_model(_to_plain(_compose("train", overrides), only="model"))
+    with told("train", overrides):
+        return validate_model(to_plain(compose("train", overrides), only="model"))
 
 
 def validate_model(plain: Mapping[str, Any]) -> ModelSpec:
@@ -125,124 +107,29 @@ def _refuse_unknown_arguments(target: str, factory: Any, node: Mapping[str, Any]
         raise UserError(unknown_key("", foreign[0], list(known)) + f" ({target})")
 
 
-def entry_point(config_name: str, run_fn: RunFn, check: Check | None = None) -> None:
-    """Compose ``conf/<config_name>.yaml`` with ``sys.argv`` and call ``run_fn`` once per job.
+def check_options(key: str, chosen: Sequence[str], group: str) -> None:
+    """Refuse a value of ``key`` that is not an option of ``group``. Raises UserError naming the nearest one."""
+    options = messages.option_names(conf_dir() / group)
+    for option in chosen:
+        if option not in options:
+            raise UserError(messages.unknown_option(key, option, options))
 
-    Bad input becomes one ``error: …`` line on stderr and exit status 2, in a plain run before any folder is
-    made; Ctrl-C one line and status 130. Every other exception is a bug and keeps its traceback. In a sweep
-    (``-m``) a job that fails prints its line and the others go on.
 
-    Args:
-        config_name: primary configuration, ``train`` for ``conf/train.yaml``.
-        run_fn: called with the plain configuration, the output folder, {group: option} and the command.
-        check: raises UserError for settings that cannot be; called before ``run_fn``, possibly twice, after
-            the model group, where there is one, has been checked.
+def compose(config_name: str, overrides: Sequence[str], *, with_hydra: bool = False) -> DictConfig:
+    """As Hydra composes it, optionally with Hydra's own node; whatever Hydra raises comes out (see ``told``).
+
+    Also inside a job of Hydra's, which has the one instance that Hydra allows for itself.
     """
-    job = _Job(run_fn, check)
-    full_error = os.environ.get(FULL_ERROR)
-    # Hydra then raises where it would print a traceback and exit.
-    os.environ[FULL_ERROR] = "1"
-    try:
-        if not any(argument.startswith("-") for argument in sys.argv[1:]):
-            job.check(compose_plain(config_name, sys.argv[1:]))
-        hydra.main(version_base=VERSION_BASE, config_path=str(conf_dir()), config_name=config_name)(job.task())()
-        if job.failure is not None:
-            raise job.failure
-    except KeyboardInterrupt:
-        exit_with("interrupted", EXIT_INTERRUPTED)
-    except JobFailed:
-        sys.exit(EXIT_BAD_INPUT)
-    except Exception as error:
-        if full_error == "1" or not (
-            isinstance(error, UserError) or (not job.started and isinstance(error, BAD_INPUT))
-        ):
-            raise
-        overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
-        exit_with(f"error: {_explain(error, config_name, overrides)}", EXIT_BAD_INPUT)
-    finally:
-        os.environ.pop(FULL_ERROR) if full_error is None else os.environ.update({FULL_ERROR: full_error})
-
-
-class _Job:
-    """The function Hydra calls, with what it learns on the way."""
-
-    def __init__(self, run_fn: RunFn, extra_check: Check | None) -> None:
-        self.run_fn, self.extra_check = run_fn, extra_check
-        self.started = False
-        self.failure: Exception | None = None
-
-    def check(self, plain: dict[str, Any]) -> None:
-        """Raises UserError for settings that cannot be; the cheap check first."""
-        if "model" in plain:
-            validate_model(plain)
-        if self.extra_check is not None:
-            self.extra_check(plain)
-
-    def task(self) -> Callable[[DictConfig], Any]:
-        """A plain function, because Hydra asks for its module and code."""
-
-        def run(cfg: DictConfig) -> Any:
-            sweep = HydraConfig.get().mode is RunMode.MULTIRUN
-            try:
-                return self(cfg)
-            except UserError as error:
-                if sweep:
-                    print(
-                        f"error: job {HydraConfig.get().job.num}: {messages.one_line(str(error))}",
-                        file=sys.stderr,
-                    )
-                    raise JobFailed(str(error)) from None
-                # Hydra announces an exception with a line of its own; keep it until Hydra is done.
-                self.failure = error
-                return None
-
-        return run
-
-    def __call__(self, cfg: DictConfig) -> Any:
-        context = HydraConfig.get()
-        overrides = list(context.overrides.task)
-        with _told(str(context.job.config_name), overrides):
-            plain = _to_plain(cfg)
-        self.check(plain)
-        if context.mode is RunMode.MULTIRUN:
-            _refuse_processes(plain.get("trainer") or {})
-        self.started = True
-        choices = {
-            str(group): str(option)
-            for group, option in context.runtime.choices.items()
-            if option is not None and not str(group).startswith("hydra/")
-        }
-        command = shlex.join(["python", Path(sys.argv[0]).name, *overrides])
-        return self.run_fn(plain, Path(context.runtime.output_dir), choices, command)
-
-
-def _refuse_processes(trainer: Mapping[str, Any]) -> None:
-    """A process that Lightning starts in a sweep would start the whole sweep again.
-
-    Raises:
-        UserError: the trainer has more than one device or node.
-    """
-    devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
-    one = devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)
-    if not one or nodes != 1:
-        key = f"trainer.devices={devices}" if not one else f"trainer.num_nodes={nodes}"
-        raise UserError(
-            f"{key} in a sweep (-m): every process would start the sweep again; use one device per job "
-            "(trainer=cpu or trainer=gpu), or start each run alone, without -m (torchrun, sbatch)"
-        )
-
-
-def _compose(config_name: str, overrides: Sequence[str]) -> DictConfig:
-    running = GlobalHydra.instance().hydra  # a command may compose something else while it runs
+    running = GlobalHydra.instance().hydra
     GlobalHydra.instance().hydra = None
     try:
         with hydra.initialize_config_dir(str(conf_dir()), version_base=VERSION_BASE):
-            return hydra.compose(config_name, list(overrides))
+            return hydra.compose(config_name, list(overrides), return_hydra_config=with_hydra)
     finally:
-        GlobalHydra.instance().hydra = running
+        GlobalHydra.instance().hydra = running  # Hydra has put another instance in place
 
 
-def _to_plain(cfg: DictConfig, only: str | None = None) -> dict[str, Any]:
+def to_plain(cfg: DictConfig, only: str | None = None) -> dict[str, Any]:
     """All of ``cfg``, or one group of it, with interpolations resolved; a value still missing is refused."""
     node = cfg if only is None else cfg[only]
     if missing := OmegaConf.missing_keys(node):
@@ -252,18 +139,18 @@ def _to_plain(cfg: DictConfig, only: str | None = None) -> dict[str, Any]:
 
 
 @contextmanager
-def _told(config_name: str, overrides: Sequence[str]) -> Iterator[None]:
+def told(config_name: str, overrides: Sequence[str]) -> Iterator[None]:
     """Whatever composition raises comes out as a UserError."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        raise UserError(_explain(error, config_name, overrides)) from error
+        raise UserError(explain(error, config_name, overrides)) from error
 
 
-def _explain(error: BaseException, config_name: str, overrides: Sequence[str]) -> str:
-    """One line for an exception raised before a job ran."""
+def explain(error: BaseException, config_name: str, overrides: Sequence[str], output_key: str = "hydra.run.dir") -> str:
+    """One line for an exception raised before a job ran; ``output_key`` is what chooses another output folder."""
     if isinstance(error, UserError):
         return messages.one_line(str(error))
     if isinstance(error, YAMLError):
@@ -273,6 +160,8 @@ def _explain(error: BaseException, config_name: str, overrides: Sequence[str]) -
     where = f"conf/{asked[1]}.yaml" if asked else ""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
+        if plugin := messages.missing_plugin(group, option):
+            return plugin
         if not group:
             return messages.unknown_option("--config-name", option, messages.option_names(conf_dir()))
         if any(text.startswith((f"{group}=", f"+{group}=")) for text in overrides):
@@ -287,7 +176,7 @@ def _explain(error: BaseException, config_name: str, overrides: Sequence[str]) -
     if several := re.search(r"Ambiguous value for argument '([^']+)'", text):
         return messages.several_values(several[1])
     if isinstance(error, OSError):
-        return messages.unwritable(error, "choose another with hydra.run.dir=DIR")
+        return messages.unwritable(error, f"choose another with {output_key}=DIR")
     if error.__cause__ is not None and str(error.__cause__) not in text:
         text = f"{text}: {error.__cause__}"
     return messages.one_line(text)
@@ -298,7 +187,7 @@ def _known_keys(config_name: str, overrides: Sequence[str], bad: str) -> list[st
     good = [text for text in overrides if text.lstrip("+~").split("=")[0] != bad]
     for attempt in (good, []):
         try:
-            return list(_dotted(OmegaConf.to_container(_compose(config_name, attempt))))
+            return list(_dotted(OmegaConf.to_container(compose(config_name, attempt))))
         except Exception:  # another override is bad as well; this one is told first
             continue
     return []

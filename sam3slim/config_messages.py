@@ -16,6 +16,12 @@ WANTED = {
     "data.root": "FOLDER (images with a COCO-format JSON file)",
 }
 
+# Hydra's own groups → option of a plugin → extra of this package that installs it.
+PLUGINS = {
+    "hydra/launcher": {"joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray"},
+    "hydra/sweeper": {"optuna": "search"},
+}
+
 
 def one_line(text: str) -> str:
     """``text`` with its lines joined, so that it can be grepped and fits a table cell."""
@@ -37,6 +43,12 @@ def unknown_option(group: str, option: str, options: Sequence[str], where: str =
     near = get_close_matches(option, options, 1)
     guess = f"did you mean {group}={near[0]}? " if near else ""
     return f"unknown option {group}={option}{asked}; {guess}available: {', '.join(sorted(options))}"
+
+
+def missing_plugin(group: str, option: str) -> str | None:
+    """For an option of Hydra's own groups whose plugin is not installed; None for any other."""
+    extra = PLUGINS.get(group, {}).get(option)
+    return extra and f"{group}={option} needs a plugin that is not installed; pip install 'sam3slim[{extra}]'"
 
 
 def unknown_override(key: str, keys: Sequence[str], groups: Sequence[str], where: str = "") -> str:

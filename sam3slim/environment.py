@@ -8,9 +8,10 @@ import subprocess
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 LIBRARIES = ("sam3slim", "torch", "torchvision", "transformers", "lightning", "torchmetrics", "torchao", "onnxruntime")
 
@@ -54,6 +55,8 @@ def library_versions() -> dict[str, str | None]:
 
 def describe_device(device: torch.device | str | None = None) -> str:
     """Name of the GPU, or of the CPU with torch's threads; None: the GPU if there is one."""
+    import torch  # seconds, which reading records has no use for
+
     kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if kind.type == "cuda":
         return torch.cuda.get_device_name(kind)

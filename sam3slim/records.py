@@ -22,9 +22,10 @@ SCHEMA = 1
 FILE_NAME = "record.json"
 Status = Literal["finished", "failed", "interrupted"]
 Kind = Literal["train", "evaluate", "compress"]
-# Keys of a configuration that say where results go, not what is computed.
+# Keys of a configuration that say where results go, or what is done with a finished run, not what is computed.
 OUTPUT_KEYS = frozenset(
     {"hydra", "output", "output_dir", "run_dir", "log_dir", "save_dir", "dirpath", "default_root_dir"}
+    | {"force", "compress_after"}
 )
 
 
@@ -39,8 +40,8 @@ class RunRecord:
         choices: {hydra group: option}.
         model: {"name", "params", "params_by_part"}.
         parent: record or artifact this run started from, as a path.
-        artifact: {"path", "bytes", "format", "precision"}.
-        data: {"name", "split", "images", "prompts"}.
+        artifact: {"path", "bytes", "format", "precision", "bytes_by_part"}, and "overrides" where loading takes them.
+        data: {"name", "root", "split", "protocol", "images", "prompts"}, and "files" where they were not searched for.
         metrics: {"bbox": {"map", …}, "segm": {…}}.
         drop: {"segm": {"points", "ci95": [lo, hi]}, "bbox": …}.
         budget: {"max_drop", "max_bytes", "groups", "searched_on", "searched_drop", "kept"} of a searched plan.
@@ -208,6 +209,21 @@ def read_record(path: str | Path) -> RunRecord:
     return RunRecord(**values)
 
 
+def record_of(folder: str | Path, config: Mapping[str, Any]) -> RunRecord | None:
+    """The record in ``folder`` if it is one of this configuration, whatever its status."""
+    with suppress(UserError):
+        record = read_record(folder)
+        if record.config_hash == config_hash(config):
+            return record
+    return None
+
+
+def finished_record(folder: str | Path, config: Mapping[str, Any]) -> RunRecord | None:
+    """The record in ``folder`` if it says that just this configuration has been run to its end."""
+    record = record_of(folder, config)
+    return record if record is not None and record.status == "finished" else None
+
+
 def plain(value: Any) -> Any:
     """``value`` as JSON values: paths and unknown objects as text, scalars of numpy or torch as numbers."""
     if is_dataclass(value) and not isinstance(value, type):
@@ -232,8 +248,8 @@ def _record_file(path: str | Path) -> Path:
 
 
 def _is_first_process() -> bool:
-    """False in all but one process of torchrun, Slurm or Lightning's own launcher."""
-    for variable in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
+    """False in all but one process of torchrun, Slurm or Lightning's own launcher, on all nodes together."""
+    for variable in ("RANK", "SLURM_PROCID"):
         if variable in os.environ:
             return os.environ[variable] == "0"
-    return True
+    return all(os.environ.get(variable, "0") == "0" for variable in ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK"))

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from sam3slim.strict import SpecError, spec_from_dict
 
 __all__ = [
+    "BankSpec",
     "DecoderSpec",
     "EncoderSpec",
     "GeometrySpec",
@@ -35,6 +36,10 @@ def mlp_ratio(inner: int, width: int) -> float:
     """A ratio r with int(width · r) == inner, also where inner / width rounds below."""
     ratio = inner / width
     return ratio if int(width * ratio) == inner else (inner + 0.5) / width
+
+
+def _digest(values: tuple[Any, ...]) -> str:
+    return hashlib.sha256(repr(values).encode()).hexdigest()[:8]
 
 
 def _positive(prefix: str, spec: Any, *names: str) -> None:
@@ -160,13 +165,41 @@ class VocabularySpec:
 
     def __str__(self) -> str:
         """In a few words, for messages; equal for equal tokens."""
-        digest = hashlib.sha256(repr(self.merges).encode()).hexdigest()[:8]
-        return f"{len(self.merges)} of the merges of {self.trimmed_from} tokens ({digest})"
+        return f"{len(self.merges)} of the merges of {self.trimmed_from} tokens ({_digest(self.merges)})"
+
+
+@dataclass(frozen=True)
+class BankSpec:
+    """A fixed list of phrases whose stored features stand in for the text tower, see ``models.bank``.
+
+    Attributes:
+        phrases: as a person reads them.
+        tokens: the token ids of each, start and end of text included; no two are equal.
+    """
+
+    phrases: tuple[str, ...]
+    tokens: tuple[tuple[int, ...], ...]
+
+    def __post_init__(self) -> None:
+        p = "model.text.bank"
+        object.__setattr__(self, "phrases", tuple(self.phrases))
+        object.__setattr__(self, "tokens", tuple(tuple(row) for row in self.tokens))
+        if not self.phrases or len(self.phrases) != len(self.tokens):
+            raise SpecError(f"{p} has {len(self.phrases)} phrases and {len(self.tokens)} token rows; make it again")
+        if len(set(self.tokens)) != len(self.tokens) or any(not row for row in self.tokens):
+            raise SpecError(f"{p}.tokens must be different rows of at least one token; make it again")
+
+    def __str__(self) -> str:
+        """In a few words, for messages; equal for equal tokens."""
+        return f"{len(self.phrases)} phrases ({_digest(self.tokens)})"
 
 
 @dataclass(frozen=True)
 class TextSpec:
-    """The text tower: CLIP's causal transformer over its BPE tokens."""
+    """The text tower: CLIP's causal transformer over its BPE tokens.
+
+    With a ``bank`` there is no tower, and the sizes are those of the one the bank was made with.
+    """
 
     width: int = 1024
     layers: int = 24
@@ -176,6 +209,7 @@ class TextSpec:
     vocab_size: int = CLIP_VOCAB_SIZE  # smaller: CLIP's BPE with only its first merges
     projection_dim: int = 512
     vocabulary: VocabularySpec | None = None  # trimmed to a phrase list, see data.vocabulary
+    bank: BankSpec | None = None  # stored features instead of a tower
 
     def __post_init__(self) -> None:
         p = "model.text"
@@ -194,6 +228,10 @@ class TextSpec:
                 f"{p}.vocab_size={self.vocab_size} must be {MIN_VOCAB_SIZE + len(self.vocabulary.merges)}: "
                 f"{MIN_VOCAB_SIZE} and one for each of {p}.vocabulary.merges"
             )
+        if self.bank is not None and any(
+            len(row) > self.context_length or min(row) < 0 or max(row) >= self.vocab_size for row in self.bank.tokens
+        ):
+            raise SpecError(f"{p}.bank.tokens must fit {p}.context_length={self.context_length} and {p}.vocab_size")
 
     @property
     def merges(self) -> Sequence[int]:
@@ -273,6 +311,8 @@ class ModelSpec:
             plain["vit"]["global_attention_blocks"] = list(plain["vit"]["global_attention_blocks"])
         if plain["text"]["vocabulary"] is not None:
             plain["text"]["vocabulary"]["merges"] = list(plain["text"]["vocabulary"]["merges"])
+        if (bank := plain["text"]["bank"]) is not None:
+            bank |= {"phrases": list(bank["phrases"]), "tokens": [list(row) for row in bank["tokens"]]}
         return plain
 
     @staticmethod

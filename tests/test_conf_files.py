@@ -6,12 +6,19 @@ import inspect
 import shlex
 from collections import defaultdict
 from functools import cache
+from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
 
 from sam3slim.config import build, compose_model, compose_plain, conf_dir
+from sam3slim.config import compose as compose_hydra
+from sam3slim.specs import ModelSpec
 from sam3slim.strict import spec_from_dict
 
 CONF = conf_dir()
@@ -25,7 +32,24 @@ NEEDED = {
     "data=coco": ["data.root=x"],
     "experiment=overfit": ["data.root=x"],
     "experiment=slim": ["init.checkpoint=x", "data.root=x"],
+    **{f"sweep={name}": ["init.checkpoint=x", "data.root=x"] for name in ("sizes", "depth", "width", "precision")},
+    "sweep=search": ["init.checkpoint=x", "data.root=x"],
 }
+# Options that need a plugin of Hydra's → its module.
+PLUGINS = {
+    "hydra/launcher=parallel": "hydra_joblib_launcher", "hydra/launcher=slurm": "hydra_submitit_launcher",
+    "hydra/launcher=ray_cluster": "hydra_ray_launcher", "sweep=search": "hydra_optuna_sweeper",
+    "sweep=nano_search": "hydra_optuna_sweeper",
+}  # fmt: skip
+
+
+def need_plugin(choice: str) -> None:
+    """Skip where the extra that ``choice`` needs is not installed."""
+    plugin = PLUGINS.get(choice)
+    if plugin and find_spec("hydra_plugins") and find_spec(f"hydra_plugins.{plugin}"):
+        return
+    if plugin:
+        pytest.skip(f"{choice} needs {plugin.replace('_', '-')}, which is an extra")
 
 
 def choices() -> dict[str, list[str]]:
@@ -50,6 +74,7 @@ def compose(name: str, *overrides: str) -> dict[str, Any]:
     return compose_plain(name, overrides)
 
 
+HEADER = ["command", "hardware", "time", "expect"]
 OPTIONS = [(group, option) for group, options in choices().items() for option in options]
 
 
@@ -71,10 +96,11 @@ def test_primary__composes(name: str) -> None:
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_option__composes_and_is_valid(group: str, option: str) -> None:
+    need_plugin(f"{group}={option}")
     name, overrides = overrides_of(group, option)
     node: Any = compose(name, *overrides)
     check(name, node)
-    if group != "experiment":
+    if group not in ("experiment", "sweep", "hydra/launcher"):
         for key in group.split("/"):
             node = node[key]
         assert isinstance(node, dict)
@@ -136,10 +162,55 @@ def test_experiment__opens_with_a_command_that_composes(option: str) -> None:
     lines = (CONF / "experiment" / f"{option}.yaml").read_text().splitlines()
     assert lines[0] == "# @package _global_"
     header = {words[1]: words[2] for words in (line.split(maxsplit=2) for line in lines[2:6]) if len(words) == 3}
-    assert list(header) == ["command", "hardware", "time", "expect"]
+    assert list(header) == HEADER
     python, script, *overrides = shlex.split(header["command"])
     assert (python, script, overrides[0]) == ("python", "train.py", f"experiment={option}")
     assert compose("train", *overrides)["name"] == option
+
+
+@pytest.mark.parametrize("option", choices()["sweep"])
+def test_sweep__opens_with_a_command_and_every_trial_is_valid(option: str) -> None:
+    """All of a grid; of a search, every value of every parameter."""
+    lines = (CONF / "sweep" / f"{option}.yaml").read_text().splitlines()
+    header = {words[1]: words[2] for words in (line.split(maxsplit=2) for line in lines[2:6]) if len(words) == 3}
+    assert (lines[0], list(header)) == ("# @package _global_", HEADER)
+    python, script, *overrides = shlex.split(header["command"])
+    assert (python, script, overrides[0]) == ("python", "train.py", f"sweep={option}")
+    need_plugin(f"sweep={option}")
+    cfg = compose_hydra("train", overrides, with_hydra=True)
+    assert cfg.hydra.mode is RunMode.MULTIRUN
+    assert cfg.trainer.devices == 1
+    params = [f"{key}={value}" for key, value in cfg.hydra.sweeper.params.items()]
+    parsed = OverridesParser.create().parse_overrides(params)
+    values = [[f"{p.get_key_element()}={v}" for v in p.sweep_string_iterator()] for p in parsed]
+    if option.endswith("search"):
+        trials = {(*(each[0] for each in values[:i]), value, *(each[0] for each in values[i + 1 :]))
+                  for i, own in enumerate(values) for value in own}  # fmt: skip
+    else:
+        trials = set(product(*values))
+    specs = {ModelSpec.from_dict(compose("train", *overrides, *trial)["model"]) for trial in trials}
+    assert len(specs) == len(trials)
+    if option in ("nano_sizes", "sizes"):
+        assert all(spec.encoder.num_layers == spec.decoder.num_layers for spec in specs)
+
+
+def test_sweep__nano_sizes_has_nine_trials_of_as_many_sizes() -> None:
+    from sam3slim.models.count import count_params
+
+    sizes = {
+        sum(count_params(compose_model(["sweep=nano_sizes", f"model/vit={vit}", f"model/decoder={decoder}"])).values())
+        for vit in ("nano", "nano_slim", "nano_small")
+        for decoder in ("l3", "l2", "l1")
+    }
+    assert len(sizes) == 9
+
+
+@pytest.mark.parametrize("option", choices()["hydra/launcher"])
+def test_launcher__options_are_those_of_its_plugin(option: str) -> None:
+    need_plugin(f"hydra/launcher={option}")
+    launcher = compose_hydra("train", [f"hydra/launcher={option}"], with_hydra=True).hydra.launcher
+    own = yaml.safe_load((CONF / "hydra/launcher" / f"{option}.yaml").read_text())
+    assert {key: launcher[key] for key in own if key != "defaults"} == {k: v for k, v in own.items() if k != "defaults"}
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,10 @@ def check_entry(name: str, arguments: list[str]) -> None:
     overrides = [word for word in arguments if not word.startswith("-")]
     if sweep:
         overrides = [re.sub(r"=([^\[{(',]*),.*$", r"=\1", word) for word in overrides]
-    overrides = [word for word in overrides if not word.lstrip("+").startswith("hydra")]
+    for word in overrides:
+        # Its sweeper may be an extra that is not installed.
+        assert not word.startswith("sweep=") or (ROOT / f"conf/sweep/{word[6:]}.yaml").is_file(), word
+    overrides = [word for word in overrides if not word.lstrip("+").startswith(("hydra", "sweep="))]
     spec_from_dict(SPECS[name], compose_plain(name, overrides), "")
 
 

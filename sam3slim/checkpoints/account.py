@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from torch import Tensor
 
 from sam3slim.checkpoints.readers import RawCheckpoint
-from sam3slim.checkpoints.report import CheckpointError, LoadReport
+from sam3slim.checkpoints.report import CheckpointError, LoadReport, bytes_by_part
 from sam3slim.models.count import part_of
 from sam3slim.models.shapes import state_shapes
 
@@ -25,7 +25,10 @@ def require_all(raw: RawCheckpoint, tensors: Mapping[str, Tensor], allow_fresh: 
 def compare(raw: RawCheckpoint, tensors: Mapping[str, Tensor], allow_fresh: Collection[str]) -> LoadReport:
     """Account for every key of the file and of the model; nothing is allocated."""
     wanted = state_shapes(raw.spec)
-    report = LoadReport(raw.path, raw.kind, raw.precision, raw.spec, ignored=dict(raw.ignored))
+    report = LoadReport(
+        raw.path, raw.kind, raw.precision, raw.spec, ignored=dict(raw.ignored),
+        bytes_by_part=bytes_by_part(raw.tensors),
+    )  # fmt: skip
     report.unexpected = list(raw.unexpected)
     for key, tensor in tensors.items():
         if key not in wanted:

@@ -15,9 +15,10 @@ from torch import Tensor
 from sam3slim.checkpoints import int8
 from sam3slim.checkpoints.card import DEFAULT_LICENSE_NOTE, default_card
 from sam3slim.checkpoints.lazy import LazyTensors, described
-from sam3slim.checkpoints.locate import ARTIFACT_FILE, WEIGHTS_FILE
+from sam3slim.checkpoints.locate import ARTIFACT_FILE, weights_name
 from sam3slim.checkpoints.processor import save_processor
 from sam3slim.checkpoints.readers import SCHEMA
+from sam3slim.checkpoints.report import bytes_by_part
 from sam3slim.checkpoints.rounding import HALVES, Rounding
 from sam3slim.checkpoints.stream import Fetch, Written, write_safetensors
 from sam3slim.errors import UserError
@@ -34,8 +35,8 @@ VERSIONED = ("sam3slim", "torch", "transformers", "safetensors", "torchao")
 class ArtifactInfo:
     """What was written: ``bytes`` of the weights' files, ``total_bytes`` of the folder, in bytes.
 
-    ``format`` is ``hf`` (opens in transformers) or ``onnx``; ``sha256`` that of model.safetensors or of ``onnx``'s
-    largest file.
+    ``format`` is ``hf`` (opens in transformers), ``onnx`` or ``torch-export``; ``sha256`` that of the weights' file or
+    of the graphs' largest file; ``bytes_by_part`` counts tensors, so it is less than ``bytes`` by the headers.
     """
 
     path: Path
@@ -44,6 +45,7 @@ class ArtifactInfo:
     total_bytes: int
     rounding: Rounding = field(default_factory=Rounding)
     format: str = "hf"
+    bytes_by_part: dict[str, int] = field(default_factory=dict)
 
 
 def write_artifact(
@@ -105,20 +107,22 @@ def write_folder(
     check_target(path)
     with atomic_path(path) as temporary:
         temporary.mkdir()
-        written = _write_weights(tensors, temporary / WEIGHTS_FILE, dtype, fetch, advance)
+        written = _write_weights(tensors, temporary / weights_name(spec), dtype, fetch, advance)
         plan = described(tensors)
         stored = _as_stored(plan, dtype, written.rounding)
         write_config(spec, stored, temporary)
         save_processor(spec, temporary)
+        parts = bytes_by_part(int8.flatten(stored)[0])
         facts = {
             "schema": SCHEMA,
             "spec": spec.to_dict(),
             "precision": precision,
             "params": sum(t.numel() for t in plan.values()),
             "dtypes": dtype_shares(stored),
-            # INT8 kernels have no tensor type in transformers' loader.
-            "opens_in": ["sam3slim", *([] if _has_int8_kernels(plan) else ["transformers"])],
+            # transformers' loader has no tensor type for INT8 kernels, and its model always has a text tower.
+            "opens_in": ["sam3slim", *([] if spec.text.bank or _has_int8_kernels(plan) else ["transformers"])],
             "bytes": written.bytes,
+            "bytes_by_part": parts,
             "sha256": written.sha256,
             "parent": parent,
             **({"source": dict(source())} if source else {}),
@@ -131,7 +135,7 @@ def write_folder(
         readme = card if card is not None else default_card(facts, spec, license_note)
         (temporary / "README.md").write_text(readme, encoding="utf-8")
     total = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    return ArtifactInfo(path, written.bytes, written.sha256, total, written.rounding)
+    return ArtifactInfo(path, written.bytes, written.sha256, total, written.rounding, bytes_by_part=parts)
 
 
 def _tensors_to_store(model: Sam3, tensors: Mapping[str, Tensor] | None, precision: str) -> Mapping[str, Tensor]:
@@ -195,7 +199,12 @@ def _as_stored(tensors: Mapping[str, Tensor], dtype: torch.dtype | None, roundin
 
 
 def write_config(spec: ModelSpec, stored: Mapping[str, Tensor], folder: Path) -> None:
-    """``config.json`` of transformers for an architecture and its stored tensors."""
+    """``config.json`` of transformers for an architecture and its stored tensors.
+
+    None for a prompt bank, which transformers has no words for.
+    """
+    if spec.text.bank is not None:
+        return
     from sam3slim.models.configuration import to_sam3_config
 
     config = to_sam3_config(spec)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from sam3slim.specs import ModelSpec
+from sam3slim.checkpoints.locate import weights_name
+from sam3slim.specs import ModelSpec, TextSpec
 
 DEFAULT_LICENSE_NOTE = (
     "Weights inherit the licence of what they were trained from: anything derived from Meta's released SAM 3 "
@@ -57,10 +58,10 @@ def default_card(facts: dict[str, Any], spec: ModelSpec, license_note: str) -> s
         f"| weights | {facts['bytes']:,} bytes |",
         f"| precision | {facts['precision']} ({_shares(facts['dtypes'])}) |",
         f"| vision tower | {spec.vit.depth} blocks × {spec.vit.embed_dim}, {spec.vit.image_size} px |",
-        f"| text tower | {spec.text.layers} layers × {spec.text.width}, {spec.text.context_length} tokens |",
+        f"| text tower | {_text(spec.text)} |",
         f"| encoder / decoder | {spec.encoder.num_layers} / {spec.decoder.num_layers} layers, "
         f"{spec.decoder.num_queries} queries |",
-        f"| sha256 of model.safetensors | `{facts['sha256']}` |",
+        f"| sha256 of {weights_name(spec)} | `{facts['sha256']}` |",
     ]
     for title, key in (("Metrics", "metrics"), ("Parent", "parent"), ("Details", "extra")):
         if facts.get(key):
@@ -69,10 +70,22 @@ def default_card(facts: dict[str, Any], spec: ModelSpec, license_note: str) -> s
     if "transformers" in facts["opens_in"]:
         lines += ["or in plain transformers:", "", LOAD_INT8 if quantised else LOAD_PLAIN, ""]
     else:
-        lines += ["Plain transformers cannot open it: convolutions are stored in INT8.", ""]
-    lines += _traps(spec)
+        lines += [not_plain(spec), ""]
+    lines += traps(spec)
     lines += ["", "## Licence", "", license_note, ""]
     return "\n".join(lines)
+
+
+def not_plain(spec: ModelSpec) -> str:
+    """Why plain transformers cannot open an artifact."""
+    why = "convolutions are stored in INT8" if spec.text.bank is None else "it has no text tower"
+    return f"Plain transformers cannot open it: {why}."
+
+
+def _text(text: TextSpec) -> str:
+    if text.bank is not None:
+        return f"none: stored features of {len(text.bank.phrases)} phrases"
+    return f"{text.layers} layers × {text.width}, {text.context_length} tokens"
 
 
 def _shares(dtypes: dict[str, dict[str, int]]) -> str:
@@ -80,7 +93,8 @@ def _shares(dtypes: dict[str, dict[str, int]]) -> str:
     return ", ".join(f"{name} {100 * row['bytes'] / total:.1f} % of bytes" for name, row in dtypes.items())
 
 
-def _traps(spec: ModelSpec) -> list[str]:
+def traps(spec: ModelSpec) -> list[str]:
+    """Markdown: where other people's code treats this model differently."""
     lines = [
         "Without a box prompt, transformers' `Sam3Model.forward` leaves out the CLS prompt token that the "
         "reference implementation always appends; scores of text-only prompts then differ a little. "
@@ -92,6 +106,8 @@ def _traps(spec: ModelSpec) -> list[str]:
             f"The vocabulary is trimmed to the {spec.text.vocab_size} tokens that a list of phrases needs. sam3slim "
             "refuses other phrases; a bare tokenizer spells them in pieces the model has not learnt to read.",
         ]
+    if spec.text.bank is not None:
+        return [*lines, "", "It answers these phrases and no others: " + ", ".join(spec.text.bank.phrases) + "."]
     if spec.text.context_length != 32:
         lines += [
             "",

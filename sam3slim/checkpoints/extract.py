@@ -73,14 +73,14 @@ def extract(
         UserError: the target is there or cannot be written to, or an option that does not exist.
     """
     located, path = locate(source), Path(target).expanduser()
-    _check_options(located, path, dtype, format, overwrite)
+    check_options(located, path, dtype, format, overwrite)
     raw = read(located, overrides)
     tensors = int8.unflatten(raw.tensors, raw.path, dequantize=True)
     require_all(raw, tensors)
     total = sum(tensor.numel() for tensor in tensors.values())
     files = weight_files(located)
     width = DTYPES[dtype].itemsize if dtype else None
-    require_space(ensure_writable_dir(path.parent), sum(_part_bytes(tensors, width).values()))
+    require_space(ensure_writable_dir(path.parent), sum(part_bytes(tensors, width).values()))
     write = {"hf": _write_hf, "safetensors": _write_safetensors, "reference": _write_reference}[format]
     with SinglePass(files) as source_pass:
         done = 0
@@ -96,8 +96,8 @@ def extract(
         size, rounding = write(path, raw, tensors, dtype, source_pass, advanced)
     return Extracted(
         path,
-        _part_bytes(tensors) | {name: size for name, size in {**raw.ignored, **raw.other}.items() if size},
-        _part_bytes(tensors, width, set(rounding.overflowed)),
+        part_bytes(tensors) | {name: size for name, size in {**raw.ignored, **raw.other}.items() if size},
+        part_bytes(tensors, width, set(rounding.overflowed)),
         sum(file.stat().st_size for file in files),
         size,
         rounding,
@@ -122,7 +122,7 @@ def _write_hf(
         precision=dtype or raw.precision,
         dtype=DTYPES[dtype] if dtype else None,
         parent=str(raw.path),
-        source=lambda: _provenance(raw, source.hashes()),
+        source=lambda: provenance(raw, source.hashes()),
         fetch=source.fetch,
         advance=advance,
     )
@@ -173,19 +173,17 @@ def _write_facts(path: Path, raw: RawCheckpoint, dtype: str | None, written: Wri
         "precision": dtype or raw.precision,
         "bytes": written.bytes,
         "sha256": written.sha256,
-        "source": _provenance(raw, hashes),
+        "source": provenance(raw, hashes),
         **written.rounding.facts(),
     }
     write_json(path.with_name(f"{path.name}.{ARTIFACT_FILE}"), facts)
 
 
-def _provenance(raw: RawCheckpoint, hashes: dict[str, str]) -> dict[str, Any]:
+def provenance(raw: RawCheckpoint, hashes: dict[str, str]) -> dict[str, Any]:
     return {"path": str(raw.path), "kind": raw.kind, "precision": raw.precision, "sha256": hashes}
 
 
-def _part_bytes(
-    tensors: Mapping[str, Tensor], width: int | None = None, kept: set[str] | None = None
-) -> dict[str, int]:
+def part_bytes(tensors: Mapping[str, Tensor], width: int | None = None, kept: set[str] | None = None) -> dict[str, int]:
     sizes = dict.fromkeys(by_part(tensors), 0)
     for key, tensor in tensors.items():
         own = width is None or key in (kept or ())
@@ -193,7 +191,7 @@ def _part_bytes(
     return sizes
 
 
-def _check_options(located: Located, path: Path, dtype: str | None, format: str, overwrite: bool) -> None:
+def check_options(located: Located, path: Path, dtype: str | None, format: str, overwrite: bool) -> None:
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"dtype={dtype}: expected {', '.join(DTYPES)}")
     if format not in get_args(Format):

@@ -41,7 +41,8 @@ _SHAPES = {  # spec key → our tensor and the axis that tells it
 }
 # What only the rotary tables of a reference file tell; SAM 3 as released is recognised without them.
 # What no tensor tells and a bare file does without: its own default is taken.
-_NOT_TOLD = ("name", "dropout", "vit.num_global_blocks", "text.vocabulary")
+_LISTS = ("text.vocabulary", "text.bank")
+_NOT_TOLD = ("name", "dropout", "vit.num_global_blocks", *_LISTS)
 _UNKNOWN = "text.vocabulary.unknown"  # the one field of a trimmed vocabulary that a user may change
 _NOT_TRIMMED = f"overrides: {_UNKNOWN} is for a vocabulary that was trimmed, and this checkpoint states none; remove it"
 _FROM_TABLES = ("vit.num_heads", "vit.window_size", "vit.image_size", "vit.global_attention_blocks")
@@ -94,7 +95,7 @@ def check_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         SpecError: a key that no architecture has.
     """
-    known = [*(key for key in _flat(ModelSpec().to_dict()) if key not in ("name", "text.vocabulary")), _UNKNOWN]
+    known = [*(key for key in _flat(ModelSpec().to_dict()) if key not in ("name", *_LISTS)), _UNKNOWN]
     checked = {}
     for key, value in overrides.items():
         short = str(key).removeprefix("model.")

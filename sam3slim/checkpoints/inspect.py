@@ -14,7 +14,7 @@ from sam3slim.checkpoints.account import compare
 from sam3slim.checkpoints.artifact import dtype_shares
 from sam3slim.checkpoints.locate import locate, weight_files
 from sam3slim.checkpoints.readers import Overrides, read
-from sam3slim.checkpoints.report import LoadReport, by_part
+from sam3slim.checkpoints.report import LoadReport, by_part, bytes_by_part
 from sam3slim.models.count import part_of
 
 
@@ -69,20 +69,16 @@ def inspect(source: str | Path, overrides: Overrides | None = None) -> Inspectio
     known = {key: tensor for key, tensor in tensors.items() if by_part([key]) != {"foreign": 1}}
     return Inspection(
         report=compare(raw, tensors, ()),
-        params=_by_part(known, lambda tensor: tensor.numel()),
-        bytes=_by_part(known, _stored_bytes),
+        params=_params_by_part(known),
+        bytes=bytes_by_part(int8.flatten(known)[0]),
         dtypes=dtype_shares(known),
         other={name: size for name, size in {**raw.ignored, **raw.other}.items() if size},
         file_bytes=sum(file.stat().st_size for file in weight_files(located)),
     )
 
 
-def _by_part(tensors: Mapping[str, Tensor], measure: Any) -> dict[str, int]:
+def _params_by_part(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     sizes = dict.fromkeys(by_part(tensors), 0)
     for key, tensor in tensors.items():
-        sizes[part_of(key)] += measure(tensor)
+        sizes[part_of(key)] += tensor.numel()
     return sizes
-
-
-def _stored_bytes(tensor: Tensor) -> int:
-    return sum(row["bytes"] for row in dtype_shares({"": tensor}).values())

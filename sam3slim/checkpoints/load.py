@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from sam3slim.models import Sam3
 
 SHOWN_DIFFERENCES = 3
+NO_TOWER = (
+    "has a prompt bank instead of a text tower, and nothing to train or cut there; start from the checkpoint it was "
+    "made from, and make the bank again at the end"
+)
 
 
 def load(
@@ -88,6 +92,8 @@ def check_architecture(raw: RawCheckpoint, expect: ModelSpec) -> None:
     differences = spec_difference(raw.spec, expect)
     if not differences:
         return
+    if raw.spec.text.bank is not None and expect.text.bank is None:
+        raise CheckpointError(f"checkpoint {raw.path} {NO_TOWER}")
     key, found, wanted = differences[0]
     text = f"{key} is {found} in {raw.path}, {wanted} in model={expect.name}"
     more = [f"{key} {found}, {wanted}" for key, found, wanted in differences[1:SHOWN_DIFFERENCES]]

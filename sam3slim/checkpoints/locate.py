@@ -10,10 +10,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sam3slim.checkpoints.report import CheckpointError
+from sam3slim.specs import ModelSpec
 
 ARTIFACT_FILE = "sam3slim.json"
 WEIGHTS_FILE = "model.safetensors"
-ONNX = "onnx"  # the format sam3slim.json names when the weights are ONNX graphs
+# Under another name transformers finds no weights. Else it would open a bank with a text tower of random ones.
+BANK_FILE = "bank.safetensors"
+# The formats sam3slim.json names when the weights lie in graphs → the files that hold them.
+ONNX, PROGRAMS = "onnx", "torch-export"
+GRAPH_FILES = {ONNX: (".onnx", ".onnx.data"), PROGRAMS: (".pt2",)}
 INDEX_FILE = "model.safetensors.index.json"
 # Where a run leaves its weights, the best first.
 RUN_CHECKPOINTS = ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "best.ckpt", "last.ckpt")
@@ -54,13 +59,21 @@ def weight_files(located: Located) -> list[Path]:
     """The files that hold a source's weights."""
     if not located.path.is_dir():
         return [located.path]
-    kinds = ("*.onnx", "*.onnx.data") if is_onnx(located) else ("*.safetensors",)
-    return sorted(path for kind in kinds for path in located.path.glob(kind))
+    suffixes = GRAPH_FILES.get(graph_format(located) or "", (".safetensors",))
+    return sorted(path for suffix in suffixes for path in located.path.glob(f"*{suffix}"))
 
 
-def is_onnx(located: Located) -> bool:
-    """Is it an artifact of ONNX graphs, which are run and not loaded into a model?"""
-    return located.kind == "artifact" and read_json(located.path / ARTIFACT_FILE).get("format") == ONNX
+def weights_name(spec: ModelSpec) -> str:
+    """What the file of an artifact's weights is called."""
+    return WEIGHTS_FILE if spec.text.bank is None else BANK_FILE
+
+
+def graph_format(located: Located) -> str | None:
+    """``onnx`` or ``torch-export`` for an artifact of graphs, which are run and not loaded into a model; else None."""
+    if located.kind != "artifact":
+        return None
+    found = read_json(located.path / ARTIFACT_FILE).get("format")
+    return found if found in GRAPH_FILES else None
 
 
 def _locate_folder(folder: Path) -> Located:

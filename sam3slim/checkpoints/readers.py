@@ -17,7 +17,17 @@ from torch import Tensor
 from sam3slim.checkpoints.infer import infer_spec, override_spec
 from sam3slim.checkpoints.int8 import DYNAMIC_METADATA
 from sam3slim.checkpoints.layout import Layout, assign, find_layout
-from sam3slim.checkpoints.locate import ARTIFACT_FILE, INDEX_FILE, ONNX, WEIGHTS_FILE, Kind, Located, read_json
+from sam3slim.checkpoints.locate import (
+    ARTIFACT_FILE,
+    GRAPH_FILES,
+    INDEX_FILE,
+    ONNX,
+    WEIGHTS_FILE,
+    Kind,
+    Located,
+    read_json,
+    weights_name,
+)
 from sam3slim.checkpoints.report import CheckpointError
 from sam3slim.checkpoints.spec_of import spec_from_config
 from sam3slim.models.shapes import state_shapes
@@ -81,13 +91,14 @@ def read(located: Located, overrides: Overrides | None = None) -> RawCheckpoint:
 def read_artifact(folder: Path, overrides: Overrides) -> RawCheckpoint:
     """Our own artifact: the architecture is the spec in ``sam3slim.json``."""
     facts = read_facts(folder)
-    if facts.get("format") == ONNX:
+    if facts.get("format") in GRAPH_FILES:
+        what = "ONNX graphs" if facts["format"] == ONNX else "programs of torch.export"
         raise CheckpointError(
-            f"checkpoint {folder} holds ONNX graphs: evaluate.py can run it, but its weights cannot be loaded; "
+            f"checkpoint {folder} holds {what}: evaluate.py can run it, but its weights cannot be loaded; "
             f"give the checkpoint it was made from ({facts.get('parent')})"
         )
-    tensors, metadata = _read_safetensors(folder / WEIGHTS_FILE)
     spec = override_spec(ModelSpec.from_dict(facts["spec"]), overrides)
+    tensors, metadata = _read_safetensors(folder / weights_name(spec))
     dynamic = frozenset(json.loads(metadata.get(DYNAMIC_METADATA, "[]")))
     return RawCheckpoint(folder, "artifact", str(facts["precision"]), spec, tensors, dynamic=dynamic)
 

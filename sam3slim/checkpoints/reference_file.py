@@ -47,8 +47,13 @@ def reference_tensors(
         tensors: all of ``state_shapes(spec)``.
 
     Raises:
-        UserError: a trimmed vocabulary, which the reference's tokenizer knows nothing of.
+        UserError: a trimmed vocabulary, which the reference's tokenizer knows nothing of, or a bank instead of a tower.
     """
+    if spec.text.bank is not None:
+        raise UserError(
+            "format=reference: this model has a prompt bank instead of the text tower that the reference needs; use "
+            "format=hf, or the checkpoint it was made from"
+        )
     if spec.text.vocabulary is not None:
         raise UserError(
             f"format=reference: the reference splits phrases by its own {CLIP_VOCAB_SIZE} tokens, and this model's "

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from torch import Tensor
 
 from sam3slim.errors import UserError
 from sam3slim.models.count import PARTS, part_of
@@ -32,6 +34,23 @@ def by_part(keys: Iterable[str]) -> dict[str, int]:
     return {part: counts[part] for part in (*PARTS, FOREIGN) if counts[part]}
 
 
+def bytes_by_part(stored: Mapping[str, Tensor]) -> dict[str, int]:
+    """Part → bytes of its tensors, in model order.
+
+    Args:
+        stored: plain tensors under our names, of which only shapes and types count; an INT8 weight as ``int8.flatten``
+            makes it, numbers and scales apart.
+    """
+    sizes = dict.fromkeys(by_part(stored), 0)
+    for key, tensor in stored.items():
+        try:
+            part = part_of(key)
+        except KeyError:
+            part = FOREIGN
+        sizes[part] += tensor.numel() * tensor.element_size()
+    return sizes
+
+
 @dataclass
 class LoadReport:
     """Every key of the file and of the model, accounted for.
@@ -49,6 +68,7 @@ class LoadReport:
         unexpected: keys of the file the model lacks.
         mismatched: key → (shape in the file, shape in the model).
         ignored: what the file holds beside the image model, known and not needed → bytes.
+        bytes_by_part: part → bytes of its weights as stored; empty where the file does not tell.
     """
 
     source: Path
@@ -61,6 +81,7 @@ class LoadReport:
     unexpected: list[str] = field(default_factory=list)
     mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
     ignored: dict[str, int] = field(default_factory=dict)
+    bytes_by_part: dict[str, int] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:

@@ -12,8 +12,10 @@ from sam3slim.specs import (
     ModelSpec,
     TextSpec,
     VitSpec,
+    VocabularySpec,
     mlp_ratio,
 )
+from sam3slim.strict import spec_from_dict
 
 if TYPE_CHECKING:
     from transformers import Sam3Config
@@ -67,6 +69,7 @@ def spec_from_config(config: Sam3Config, name: str = "transformers") -> ModelSpe
             context_length=text.max_position_embeddings,
             vocab_size=text.vocab_size,
             projection_dim=text.projection_dim,
+            vocabulary=_vocabulary(config),
         ),
         geometry=GeometrySpec(geometry.num_layers, geometry.roi_size),
         encoder=EncoderSpec(encoder.num_layers),
@@ -78,6 +81,14 @@ def spec_from_config(config: Sam3Config, name: str = "transformers") -> ModelSpe
     )
     _check_fixed(config, to_sam3_config(spec))
     return spec
+
+
+def _vocabulary(config: Sam3Config) -> VocabularySpec | None:
+    """What a trimmed model of ours that went through transformers says of its tokens."""
+    from sam3slim.models.configuration import VOCABULARY_KEY
+
+    given = getattr(config, VOCABULARY_KEY, None)
+    return None if given is None else spec_from_dict(VocabularySpec, given, f"config.json: {VOCABULARY_KEY}")
 
 
 def _check_fixed(given: Any, known: Any) -> None:
@@ -108,8 +119,8 @@ def _flat(spec: ModelSpec) -> dict[str, Any]:
         elif key not in NOT_ARCHITECTURE:
             flat[key] = value
     flat["vit.global_attention_blocks"] = list(spec.vit.global_blocks)
-    # Which tokens there are, in words short enough for a message; what an unknown phrase meets changes no tensor.
-    flat["text.vocabulary"] = str(spec.text.vocabulary)
+    # In words short enough for a message; what an unknown phrase meets changes no tensor.
+    flat |= {"text.vocabulary": str(spec.text.vocabulary), "text.bank": str(spec.text.bank)}
     del flat["vit.num_global_blocks"]
     for tower, width in (("vit", spec.vit.embed_dim), ("text", spec.text.width)):
         # Two ratios that give the same integer width are the same architecture.

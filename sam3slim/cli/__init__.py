@@ -12,12 +12,14 @@ from collections.abc import Sequence
 
 from sam3slim.cli.command import Command
 from sam3slim.cli.compare import COMPARE
+from sam3slim.cli.export import EXPORT
 from sam3slim.cli.extract import EXTRACT
 from sam3slim.cli.inspect import INSPECT
 from sam3slim.cli.predict import PREDICT
+from sam3slim.cli.text import TEXT
 from sam3slim.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, UserError
 
-COMMANDS: tuple[Command, ...] = (INSPECT, EXTRACT, COMPARE, PREDICT)
+COMMANDS: tuple[Command, ...] = (INSPECT, EXTRACT, TEXT, COMPARE, EXPORT, PREDICT)
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -94,11 +94,12 @@ def _with_total(by_part: dict[str, int]) -> dict[str, Any]:
 def architecture_lines(spec: ModelSpec) -> list[str]:
     """The sizes of every part in the words of its command-line keys."""
     vit, text = spec.vit, spec.text
+    bank = f"bank of {len(text.bank.phrases)} phrases instead of a tower " if text.bank else ""
     return [
         f"vit       {vit.embed_dim} wide, {vit.depth} deep, {vit.num_heads} heads, MLP {vit.intermediate_size}, "
         f"{vit.image_size} px in patches of {vit.patch_size}, window {vit.window_size}, "
         f"global blocks {', '.join(map(str, vit.global_blocks))}",
-        f"text      {text.width} wide, {text.layers} layers, {text.num_heads} heads, "
+        f"text      {bank}{text.width} wide, {text.layers} layers, {text.num_heads} heads, "
         f"context {text.context_length}, vocabulary {text.vocab_size}"
         + (f" trimmed from {text.untrimmed_size}" if text.vocabulary else ""),
         f"detector  d_model {spec.d_model}, {spec.num_heads} heads, FFN {spec.ffn_dim}, geometry "

@@ -15,9 +15,9 @@ GROUPS = (
 def weights_by_group(model: Sam3) -> dict[str, list[str]]:
     """Group → names of its weights; every weight matrix and kernel of ``model`` is in exactly one.
 
-    ``vision`` is the ViT's Linears, ``neck`` all of the feature pyramid, ``embeddings`` the token table,
-    ``convolutions`` the kernels elsewhere (patch embedding, box pooling, mask head); the others are the Linears of
-    their part.
+    ``vision`` is the ViT's Linears, ``neck`` all of the feature pyramid, ``embeddings`` the token table or the prompt
+    bank, ``convolutions`` the kernels elsewhere (patch embedding, box pooling, mask head); the others are the Linears
+    of their part.
     """
     groups: dict[str, list[str]] = {group: [] for group in GROUPS}
     for name, module in model.named_modules():
@@ -31,5 +31,5 @@ def _group(name: str, module: nn.Module) -> str | None:
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         return "neck" if name.startswith("vision_encoder.neck.") else "convolutions"
     if isinstance(module, nn.Embedding):
-        return "embeddings" if name.endswith(".token_embedding") else None
+        return "embeddings" if name.endswith((".token_embedding", "text_bank.features")) else None
     return part_of(f"{name}.") if isinstance(module, nn.Linear) else None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from sam3slim.data.module import ConceptData
@@ -71,6 +73,11 @@ class DataSpec:
             pool=pool,
         )
 
+    def given_files(self) -> dict[str, Any]:
+        """{"files": {"annotations", "images"}} where they are not searched for below ``root``, for a record."""
+        files = {key: getattr(self, key) for key in ("annotations", "images") if getattr(self, key) is not None}
+        return {"files": files} if files else {}
+
     def build(self, model: ModelSpec, seed: int = 0, *, labels: bool = True, pool: int | None = None) -> ConceptData:
         """The data module for ``model``: its image size and text tower."""
         return ConceptData(
@@ -94,3 +101,24 @@ class DataSpec:
             overwrite=self.overwrite,
             seed=seed,
         )
+
+
+def recorded_data(data: Mapping[str, Any], *, root: str | Path | None = None) -> DataSpec:
+    """The set that a record's ``data`` entry names, read as COCO-format files (a shapes set is one), never drawn.
+
+    Args:
+        root: where the set lies now, if not where the record says.
+
+    Raises:
+        UserError: it is not there, or the entry does not say where it was.
+    """
+    folder = root or data.get("root")
+    if folder is None:
+        raise UserError("the record does not say where its data lie; give data=FOLDER")
+    if not Path(folder).is_dir():
+        raise UserError(f"data set {folder} is not there")
+    files = data.get("files") or {}
+    return DataSpec(
+        kind="coco", root=str(folder), split=data.get("split") or "test", protocol=data.get("protocol") or "all",
+        annotations=files.get("annotations"), images=files.get("images"), on_unreadable="skip",
+    )  # fmt: skip

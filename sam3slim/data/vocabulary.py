@@ -30,9 +30,11 @@ def trim(phrases: Sequence[str], text: TextSpec, unknown: Literal["error", "byte
         unknown: what another phrase meets, see ``VocabularySpec``.
 
     Raises:
-        UserError: no phrases, a blank one, or one that ``text``'s own trimmed vocabulary lacks.
+        UserError: no phrases, a blank one, one that ``text``'s own trimmed vocabulary lacks; a bank instead of a tower.
         SpecError: an ``unknown`` that does not exist.
     """
+    if text.bank is not None:
+        raise UserError("a prompt bank has no token table to trim; trim the checkpoint it was made from")
     if not phrases:
         raise UserError("a vocabulary cannot be trimmed to an empty list; give at least one phrase")
     if any(not phrase.strip() for phrase in phrases):

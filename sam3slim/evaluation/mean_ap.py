@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,22 @@ class ConceptMeanAP(MeanAveragePrecision):
                 metrics[kind]["per_category"] = self._by_category(raw[f"{prefix}precision"])
         return metrics
 
+    def _sync_dist(self, dist_sync_fn: Any = None, process_group: Any = None) -> None:
+        """Every process gets the images of all, in the order in which one process would have seen them.
+
+        torchmetrics gathers image by image, which never ends or ends in nonsense when one process has more of them.
+        """
+        names = list(self._defaults)
+        own = [[_moved(image, "cpu") for image in getattr(self, name)] for name in names]
+        everyone: list[Any] = [None] * torch.distributed.get_world_size(process_group)
+        torch.distributed.all_gather_object(everyone, own, group=process_group)
+        for place, name in enumerate(names):
+            # The sampler deals images out in turns: rank r has the images r, r + processes, ….
+            turns = zip_longest(*(states[place] for states in everyone), fillvalue=_NOTHING)
+            setattr(
+                self, name, [_moved(image, self.device) for turn in turns for image in turn if image is not _NOTHING]
+            )
+
     def _append(self, found: Detections, truth: GroundTruth) -> None:
         """What ``MeanAveragePrecision.update`` would store, without a detour over dense masks."""
 
@@ -120,6 +137,14 @@ class ConceptMeanAP(MeanAveragePrecision):
             values = values[values > -1]
             result[str(label)] = float(values.mean()) if values.numel() else None
         return result
+
+
+_NOTHING = object()
+
+
+def _moved(image: Any, device: torch.device | str) -> Any:
+    """One image's boxes, labels or scores there; masks are no tensors and stay."""
+    return image.to(device) if isinstance(image, Tensor) else image
 
 
 def _xywh(boxes: Tensor) -> Tensor:

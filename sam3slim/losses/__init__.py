@@ -8,11 +8,12 @@ from sam3slim.losses.classification import (
     presence_accuracy,
     presence_bce,
 )
-from sam3slim.losses.criterion import Criterion, LayerOutputs, LossWeights
+from sam3slim.losses.criterion import Counts, Criterion, LayerOutputs, LossWeights
 from sam3slim.losses.masks import focal_and_dice, instance_mask_losses, semantic_losses
 from sam3slim.losses.matcher import HungarianMatcher, Match, OneToManyMatcher
 
 __all__ = [
+    "Counts",
     "Criterion",
     "HungarianMatcher",
     "LayerOutputs",

@@ -84,6 +84,40 @@ class LossWeights:
                 raise UserError(f"loss weight {item.name}={value}: expected a number >= 0 (0 is off)")
 
 
+@dataclass(frozen=True)
+class Counts:
+    """What the losses are averaged over; with several processes, those of the whole step per process.
+
+    Divided by these, the mean of the processes' losses is the loss of one big batch.
+
+    Attributes:
+        boxes: [] float32, targets.
+        prompts: [] float32.
+        visible: [] float32, prompts whose targets have a pixel of mask.
+    """
+
+    boxes: Tensor
+    prompts: Tensor
+    visible: Tensor
+
+    @classmethod
+    def of(cls, targets: Targets, prompts: int) -> Counts:
+        """Those of one process's share of the batch, on the targets' device."""
+        index = targets.prompt_index
+        seen = index if targets.masks is None else index[targets.masks.flatten(1).any(1)]
+        numbers = (len(index), prompts, len(seen.unique()))
+        return cls(*torch.tensor(numbers, dtype=torch.float32, device=index.device))
+
+    def stacked(self) -> Tensor:
+        """[3], to be summed over the processes."""
+        return torch.stack([self.boxes, self.prompts, self.visible])
+
+    @classmethod
+    def per_process(cls, total: Tensor, processes: int) -> Counts:
+        """Of the sum of all processes' ``stacked()``; a step without targets divides by one, as one process does."""
+        return cls(*(total.clamp(min=1) / processes))
+
+
 class Criterion(nn.Module):
     """Weighted sum of all losses; class, presence and boxes on every layer, masks on the last.
 
@@ -108,16 +142,13 @@ class Criterion(nn.Module):
         self.o2m_matcher = o2m_matcher or OneToManyMatcher()
         self.o2m_matcher_on_aux = o2m_matcher_on_aux
 
-    def forward(
-        self, outputs: LayerOutputs, targets: Targets, num_boxes: Tensor | float | None = None
-    ) -> dict[str, Tensor]:
+    def forward(self, outputs: LayerOutputs, targets: Targets, counts: Counts | None = None) -> dict[str, Tensor]:
         """Compute the loss in float32 whatever the outputs' dtype.
 
         Args:
             outputs: see ``LayerOutputs``.
             targets: T packed instances; without masks the mask and semantic losses are left out.
-            num_boxes: divisor of the box and mask losses, at least 1. Default T; give the average over the
-                processes when training on several.
+            counts: what to average over; give it when the batch is one process's share. Default: this batch's own.
 
         Returns:
             ``loss`` [], the weighted total with its graph, and, detached, the unweighted components of the
@@ -130,11 +161,13 @@ class Criterion(nn.Module):
         """
         device = outputs.layer_logits.device
         with torch.autocast(device.type, enabled=False):
-            divisor = torch.as_tensor(
-                len(targets.boxes) if num_boxes is None else num_boxes, dtype=torch.float32, device=device
-            ).clamp(min=1)
+            own = torch.tensor(max(len(targets.boxes), 1), dtype=torch.float32, device=device)
+            divisor = own if counts is None else counts.boxes
             losses, metrics = self._one_to_one(outputs, targets, divisor)
             many = self._one_to_many(outputs, targets, divisor)
+            if counts is not None:
+                own_counts = Counts.of(targets, outputs.layer_logits.shape[1])
+                losses, many = (_shares(found, own_counts, counts) for found in (losses, many))
         total = self._weigh(losses)
         if many:
             total = total + self.weights.o2m * self._weigh(many)
@@ -177,6 +210,15 @@ class Criterion(nn.Module):
     def _weigh(self, losses: dict[str, Tensor]) -> Tensor:
         weights = {name: getattr(self.weights, name.removeprefix("loss_")) for name in losses}
         return torch.stack([weights[name] * value.sum() for name, value in losses.items()]).sum()
+
+
+def _shares(losses: dict[str, Tensor], own: Counts, counts: Counts) -> dict[str, Tensor]:
+    """Means over this process's prompts as shares of the mean over all; boxes and masks have been divided already."""
+    prompts, visible = own.prompts / counts.prompts, own.visible.clamp(min=1) / counts.visible
+    factors = {
+        "loss_cls": prompts, "loss_presence": prompts, "loss_semantic_focal": visible, "loss_semantic_dice": visible
+    }  # fmt: skip
+    return {name: value * factors[name] if name in factors else value for name, value in losses.items()}
 
 
 def _has_target(logits: Tensor, targets: Targets) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from sam3slim.models.bank import TextBank
 from sam3slim.models.configuration import to_sam3_config
 from sam3slim.models.sam3 import Sam3
 from sam3slim.specs import ModelSpec
@@ -15,6 +16,7 @@ def build_model(spec: ModelSpec, *, device: str | torch.device | None = None) ->
     ``device="meta"`` builds shapes only: nothing is allocated.
     """
     with torch.device(device or "cpu"):
-        model = Sam3(to_sam3_config(spec))
+        bank = None if spec.text.bank is None else TextBank(spec.text.bank, spec.text.context_length, spec.d_model)
+        model = Sam3(to_sam3_config(spec), bank)
     model.spec = spec
     return model

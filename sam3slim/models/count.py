@@ -10,7 +10,7 @@ from sam3slim.specs import ModelSpec
 # Part → the prefixes of its parameters; the order is the order of computation.
 PARTS: dict[str, tuple[str, ...]] = {
     "vision": ("vision_encoder.",),
-    "text": ("text_encoder.", "text_projection."),
+    "text": ("text_encoder.", "text_projection.", "text_bank."),
     "geometry": ("geometry_encoder.",),
     "encoder": ("detr_encoder.",),
     "decoder": ("detr_decoder.",),

@@ -1,6 +1,7 @@
 """The forward of SAM 3's image model over ``transformers.Sam3Model``'s own modules.
 
-``Sam3`` has exactly the parameters of ``transformers.Sam3Model``; what differs is the forward: it
+``Sam3`` has exactly the parameters of ``transformers.Sam3Model`` (but for a prompt bank's, which has no text tower);
+what differs is the forward: it
 returns every decoder layer, serves several prompts per image (vision tower once per image, text tower
 once per distinct phrase), always ends the prompt with the geometry encoder's CLS token as the reference
 implementation does, and can run the one-to-many training branch.
@@ -16,6 +17,7 @@ from transformers import Sam3Config, Sam3Model
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
 
+from sam3slim.models.bank import TextBank
 from sam3slim.models.decoder import decode
 from sam3slim.models.outputs import Sam3Output
 from sam3slim.specs import ModelSpec
@@ -28,13 +30,30 @@ class Sam3(Sam3Model):
 
     spec: ModelSpec
 
-    def __init__(self, config: Sam3Config) -> None:
+    def __init__(self, config: Sam3Config, bank: TextBank | None = None) -> None:
+        """With a ``bank``, stored text features take the text tower's place."""
         super().__init__(config)
+        self.text_bank = bank
+        if bank is not None:
+            del self.text_encoder, self.text_projection
 
     def get_input_embeddings(self) -> torch.nn.Module:
         """The text tower's token embedding: what generic transformers utilities (TorchAO) ask for."""
+        bank = getattr(self, "text_bank", None)  # transformers asks while the tower is being built, too
+        if isinstance(bank, TextBank):
+            return bank.features
         embeddings: torch.nn.Module = self.text_encoder.get_input_embeddings()
         return embeddings
+
+    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any) -> Any:
+        """Projected features [P, T, d_model] of token rows [P, T], as ``pooler_output``: the tower's, or the bank's.
+
+        Raises:
+            UserError: a row that is not in the bank.
+        """
+        if self.text_bank is not None:
+            return BaseModelOutputWithPooling(pooler_output=self.text_bank(input_ids, attention_mask))
+        return super().get_text_features(input_ids, attention_mask, **options)
 
     def get_output_embeddings(self) -> None:
         return None

@@ -19,7 +19,9 @@ Named = Iterator[tuple[str, tuple[int, ...]]]
 @lru_cache(maxsize=8)
 def state_shapes(spec: ModelSpec) -> dict[str, torch.Size]:
     """Key → shape of every tensor in a model's ``state_dict``, in its order. Not to be changed."""
-    parts = (_vision, _text, _geometry, _encoder, _decoder, _mask, _scoring)
+    text = () if spec.text.bank else (_text,)
+    bank = (_bank,) if spec.text.bank else ()
+    parts = (_vision, *text, _geometry, _encoder, _decoder, _mask, _scoring, *bank)
     return {key: torch.Size(shape) for part in parts for key, shape in part(spec)}
 
 
@@ -61,6 +63,11 @@ def _text(spec: ModelSpec) -> Named:
     yield from _norm(f"{p}text_model.final_layer_norm", text.width)
     yield f"{p}text_projection.weight", (text.projection_dim, text.width)
     yield from _layer("text_projection", (spec.d_model, text.width))
+
+
+def _bank(spec: ModelSpec) -> Named:
+    assert spec.text.bank is not None
+    yield "text_bank.features.weight", (sum(map(len, spec.text.bank.tokens)), spec.d_model)
 
 
 def _geometry(spec: ModelSpec) -> Named:

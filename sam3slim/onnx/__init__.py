@@ -1,7 +1,16 @@
-"""SAM 3 as three ONNX graphs: exported, checked against PyTorch, quantised, run by ONNX Runtime."""
+"""SAM 3 as three graphs, of ONNX or of torch.export: exported, checked against PyTorch, quantised, run."""
 
 from sam3slim.onnx.export import export_onnx
 from sam3slim.onnx.load import load_onnx, load_runnable
-from sam3slim.onnx.runner import OnnxSam3
+from sam3slim.onnx.programs import ProgramSam3, export_programs
+from sam3slim.onnx.runner import GraphSam3, OnnxSam3
 
-__all__ = ["OnnxSam3", "export_onnx", "load_onnx", "load_runnable"]
+__all__ = [
+    "GraphSam3",
+    "OnnxSam3",
+    "ProgramSam3",
+    "export_onnx",
+    "export_programs",
+    "load_onnx",
+    "load_runnable",
+]

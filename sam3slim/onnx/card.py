@@ -1,13 +1,14 @@
-"""The model card of an ONNX artifact, written from its facts."""
+"""The model card of an artifact of graphs, written from its facts."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
+from sam3slim.checkpoints.locate import ONNX
 from sam3slim.specs import ModelSpec
 
-LOAD = """```python
+LOAD_ONNX = """```python
 from sam3slim.onnx import load_onnx
 
 model, report = load_onnx("PATH/TO/THIS/FOLDER")  # called like sam3slim's PyTorch model, on the CPU
@@ -31,30 +32,58 @@ logits, boxes, presence, masks, semantic = prompts.run(None, {
 ```"""
 
 
-def onnx_card(facts: dict[str, Any], spec: ModelSpec, license_note: str) -> str:
+LOAD_PROGRAMS = """```python
+import torch
+import torchvision  # the programs call its roi_align
+
+vision = torch.export.load("vision.pt2").module()    # once per image
+text = torch.export.load("text.pt2").module()        # once per phrase
+prompts = torch.export.load("prompts.pt2").module()  # once per image and its phrases
+with torch.inference_mode():
+    fpn = vision(pixels)
+    features = text(ids, mask)
+    logits, boxes, presence, masks, semantic = prompts(
+        *fpn, features, mask, torch.zeros(len(ids), dtype=torch.int64),
+        torch.zeros(len(ids), 0, 4), torch.zeros(len(ids), 0, dtype=torch.int64),
+    )
+```
+
+or as sam3slim's PyTorch model is called: `sam3slim.onnx.load_runnable("PATH/TO/THIS/FOLDER")`. The programs are FP32
+and were traced on the CPU, where they run."""
+
+
+def loading(format: str) -> str:
+    """Markdown: lines of Python that run the graphs."""
+    return LOAD_ONNX if format == ONNX else LOAD_PROGRAMS
+
+
+def graphs_card(facts: dict[str, Any], spec: ModelSpec, license_note: str) -> str:
     """Markdown: what it is, its graphs, how to run them."""
     shares = ", ".join(f"{name} {row['bytes']:,} bytes" for name, row in facts["dtypes"].items())
-    worst = max(facts["onnx"]["max_difference_fp32"].values())
+    onnx = facts["format"] == ONNX
+    own = facts[facts["format"].replace("-", "_")]
+    worst = max(own["max_difference_fp32"].values())
+    what = "ONNX graphs" if onnx else "programs of torch.export"
     lines = [
         "---",
-        "library_name: onnx",
+        f"library_name: {'onnx' if onnx else 'pytorch'}",
         "pipeline_tag: mask-generation",
         "---",
         "",
-        f"# {spec.name} (ONNX, {facts['precision']})",
+        f"# {spec.name} ({'ONNX' if onnx else 'torch.export'}, {facts['precision']})",
         "",
-        "A SAM 3 image model (text and box prompts) as three ONNX graphs, written by sam3slim.",
+        f"A SAM 3 image model (text and box prompts) as three {what}, written by sam3slim.",
         "",
         "| | |",
         "|---|---|",
         f"| parameters | {facts['params']:,} |",
         f"| graphs | {facts['bytes']:,} bytes ({shares}) |",
-        f"| opset | {facts['onnx']['opset']} |",
+        *([f"| opset | {own['opset']} |"] if onnx else []),
         f"| largest difference of the FP32 graphs from PyTorch | {worst:.1e} |",
         "",
     ]
-    for name, graph in facts["onnx"]["graphs"].items():
-        lines += [f"## {name}.onnx", "", "| | name | type | shape |", "|---|---|---|---|"]
+    for graph in own["graphs"].values():
+        lines += [f"## {graph['files'][0]['name']}", "", "| | name | type | shape |", "|---|---|---|---|"]
         for kind in ("inputs", "outputs"):
             lines += [
                 f"| {kind[:-1]} | `{key}` | {row['dtype']} | {' × '.join(map(str, row['shape']))} |"
@@ -64,11 +93,23 @@ def onnx_card(facts: dict[str, Any], spec: ModelSpec, license_note: str) -> str:
     for title, key in (("Metrics", "metrics"), ("Parent", "parent"), ("Details", "extra")):
         if facts.get(key):
             lines += [f"## {title}", "", "```json", json.dumps(facts[key], indent=2), "```", ""]
-    lines += ["## Running it", "", LOAD, "", *_inputs(spec), "", "## Licence", "", license_note, ""]
+    lines += [
+        "## Running it",
+        "",
+        loading(facts["format"]),
+        "",
+        *inputs_lines(spec),
+        "",
+        "## Licence",
+        "",
+        license_note,
+        "",
+    ]
     return "\n".join(lines)
 
 
-def _inputs(spec: ModelSpec) -> list[str]:
+def inputs_lines(spec: ModelSpec) -> list[str]:
+    """Markdown: what the graphs want to be given, and what their numbers mean."""
     side = spec.vit.image_size
     return [
         f"Pixels are RGB, resized to {side} × {side} and scaled to -1..1; tokens are CLIP's, at most "

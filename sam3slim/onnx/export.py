@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -11,19 +10,17 @@ from typing import Any
 
 import torch
 
-from sam3slim.checkpoints import ARTIFACT_FILE, ArtifactInfo
-from sam3slim.checkpoints.artifact import VERSIONED, check_target, installed_versions, write_config
+from sam3slim.checkpoints import ArtifactInfo
+from sam3slim.checkpoints.artifact import check_target
 from sam3slim.checkpoints.card import DEFAULT_LICENSE_NOTE
 from sam3slim.checkpoints.int8 import is_quantised
 from sam3slim.checkpoints.locate import ONNX
-from sam3slim.checkpoints.processor import save_processor
-from sam3slim.checkpoints.readers import SCHEMA
 from sam3slim.errors import UserError
 from sam3slim.evaluation.inference import eval_mode
 from sam3slim.files import atomic_path
-from sam3slim.models import Sam3, params_by_part
-from sam3slim.onnx.card import onnx_card
-from sam3slim.onnx.facts import dtype_shares, graph_files
+from sam3slim.models import Sam3
+from sam3slim.onnx.facts import shares
+from sam3slim.onnx.folder import Content, Provenance, complete, info
 from sam3slim.onnx.graphs import MODULES, signatures, traceable
 from sam3slim.onnx.packages import require
 from sam3slim.onnx.quantise import quantise
@@ -66,7 +63,7 @@ def export_onnx(
     check_target(path)
     for package in ("onnx", "onnxscript", "onnxruntime"):
         require(package)
-    model = _plain(model)
+    model = plain_model(model, "ONNX export")
     with atomic_path(path) as temporary:
         temporary.mkdir()
         with tempfile.TemporaryDirectory(dir=temporary) as work:
@@ -74,30 +71,10 @@ def export_onnx(
             trace_graphs(model, floats, external_data=external_data)
             differences = verify(model, OnnxSam3(floats, model.spec, lean=True))
             quantised = _quantise_all(floats, temporary, int8, external_data) if int8 else 0
-        files = graph_files(temporary, model.spec)
-        facts = {
-            "schema": SCHEMA,
-            "spec": model.spec.to_dict(),
-            "precision": precision,
-            "format": ONNX,
-            "params": sum(params_by_part(model).values()),
-            "dtypes": dtype_shares(temporary, model.spec),
-            "opens_in": ["sam3slim", "onnxruntime"],
-            "bytes": sum(file["bytes"] for graph in files.values() for file in graph["files"]),
-            "onnx": {"opset": OPSET, "graphs": files, "max_difference_fp32": differences, "int8_weights": quantised},
-            "parent": parent,
-            "metrics": dict(metrics or {}),
-            "extra": dict(extra or {}),
-            "versions": installed_versions((*VERSIONED, "onnx", "onnxscript", "onnxruntime")),
-        }
-        write_config(model.spec, {}, temporary)
-        save_processor(model.spec, temporary)
-        text = json.dumps(facts, indent=2, allow_nan=False) + "\n"
-        (temporary / ARTIFACT_FILE).write_text(text, encoding="utf-8")
-        (temporary / "README.md").write_text(onnx_card(facts, model.spec, license_note), encoding="utf-8")
-    largest = max((file for graph in files.values() for file in graph["files"]), key=lambda file: int(file["bytes"]))
-    total = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    return ArtifactInfo(path, int(facts["bytes"]), largest["sha256"], total, format=ONNX)
+        details = {"opset": OPSET, "max_difference_fp32": differences, "int8_weights": quantised}
+        content = Content(ONNX, precision, *shares(temporary, model.spec), details)
+        facts = complete(temporary, model.spec, content, Provenance(parent, metrics, extra, license_note))
+    return info(path, facts)
 
 
 def trace_graphs(model: Sam3, folder: Path, *, external_data: bool | None = None) -> None:
@@ -112,11 +89,11 @@ def trace_graphs(model: Sam3, folder: Path, *, external_data: bool | None = None
             )  # fmt: skip
 
 
-def _plain(model: Sam3) -> Sam3:
-    """``model`` itself where it is FP32 on the CPU, or else such a copy."""
+def plain_model(model: Sam3, what: str) -> Sam3:
+    """``model`` itself where it is FP32 on the CPU, or else such a copy. Raises UserError for an INT8 one."""
     for name, parameter in model.named_parameters():
         if is_quantised(parameter):
-            raise UserError(f"ONNX export: the model is already INT8 ({name}); start from its FP32 or FP16 parent")
+            raise UserError(f"{what}: the model is already INT8 ({name}); start from its FP32 or FP16 parent")
     if all(p.dtype == torch.float32 and p.device.type == "cpu" for p in model.parameters()):
         return model
     return copy.deepcopy(model).cpu().float()

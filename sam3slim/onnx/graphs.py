@@ -6,14 +6,15 @@ Lengths written as words change from call to call: ``images`` B, ``phrases`` and
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import MethodType
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.ops import roi_align
 from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput, box_cxcywh_to_xyxy
 
 from sam3slim.models import Sam3
@@ -70,12 +71,14 @@ def signatures(spec: ModelSpec) -> dict[str, Signature]:
     """Inputs and outputs of ``vision``, ``text`` and ``prompts`` for an architecture."""
     size, width, queries = spec.vit.image_size, spec.d_model, spec.decoder.num_queries
     sides = [spec.vit.grid_size * level for level in LEVELS]
+    # The rows of a prompt bank are compared whole.
+    tokens = "tokens" if spec.text.bank is None else spec.text.context_length
     fpn: dict[str, Shape] = {f"fpn_{i}": ("images", width, side, side) for i, side in enumerate(sides)}
     return {
         "vision": Signature({"pixel_values": ("images", 3, size, size)}, fpn),
         "text": Signature(
-            {"input_ids": ("phrases", "tokens"), "attention_mask": ("phrases", "tokens")},
-            {"text_features": ("phrases", "tokens", width)},
+            {"input_ids": ("phrases", tokens), "attention_mask": ("phrases", tokens)},
+            {"text_features": ("phrases", tokens, width)},
             integers=("input_ids", "attention_mask"),
         ),
         "prompts": Signature(
@@ -132,7 +135,7 @@ class PromptsGraph(nn.Module):
         encode, grid = model.vision_encoder.neck.position_encoding, model.spec.vit.grid_size
         for number, level in enumerate(LEVELS):
             shape = torch.Size((1, model.spec.d_model, grid * level, grid * level))
-            self.register_buffer(f"position_{number}", encode(shape, "cpu", torch.float32).clone())
+            self.register_buffer(f"position_{number}", encode(shape, "cpu", torch.float32).contiguous().clone())
 
     def forward(
         self,
@@ -171,41 +174,52 @@ class PromptsGraph(nn.Module):
 
 
 MODULES: dict[str, type[nn.Module]] = {"vision": VisionGraph, "text": TextGraph, "prompts": PromptsGraph}
+# (features [P, C, h, w], corners [K, 4] in their pixels, rows [K] of features, side) → [K, C, side, side]
+Pool = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+
+
+def onnx_pool(features: Tensor, corners: Tensor, rows: Tensor, side: int) -> Tensor:
+    """ONNX's RoiAlign; ``roi_align(aligned=False)`` with its adaptive number of samples is ``output_half_pixel`` and a
+    sampling ratio of 0 there."""
+    return torch.onnx.ops.symbolic(
+        "RoiAlign",
+        [features, corners, rows],
+        attrs={
+            "coordinate_transformation_mode": "output_half_pixel", "mode": "avg", "output_height": side,
+            "output_width": side, "sampling_ratio": 0, "spatial_scale": 1.0,
+        },
+        dtype=features.dtype,
+        shape=(corners.shape[0], features.shape[1], side, side),
+        version=16,
+    )  # fmt: skip
+
+
+def torch_pool(features: Tensor, corners: Tensor, rows: Tensor, side: int) -> Tensor:
+    """torchvision's, which a program of torch.export calls."""
+    pooled: Tensor = roi_align(features, torch.cat([rows[:, None].to(corners.dtype), corners], dim=1), side)
+    return pooled
 
 
 @contextmanager
-def traceable(model: Sam3) -> Iterator[None]:
-    """For the body, boxes are pooled by an operation that ONNX has, for any number of prompts."""
+def traceable(model: Sam3, pool: Pool = onnx_pool) -> Iterator[None]:
+    """For the body, boxes of any number of prompts are pooled by one call of ``pool``."""
     geometry: Any = model.geometry_encoder
-    geometry._encode_boxes = MethodType(_encode_boxes, geometry)
+    geometry._encode_boxes = partial(_encode_boxes, geometry, pool)
     try:
         yield
     finally:
         del geometry._encode_boxes  # the class's own is found again
 
 
-def _encode_boxes(geometry: Any, boxes: Tensor, mask: Tensor, labels: Tensor, features: Tensor) -> tuple[Tensor, ...]:
-    """``Sam3GeometryEncoder._encode_boxes`` without its loop over prompts.
-
-    ``roi_align(aligned=False)`` with its adaptive number of samples is ONNX's RoiAlign with ``output_half_pixel`` and
-    a sampling ratio of 0.
-    """
+def _encode_boxes(
+    geometry: Any, pool: Pool, boxes: Tensor, mask: Tensor, labels: Tensor, features: Tensor
+) -> tuple[Tensor, ...]:
+    """``Sam3GeometryEncoder._encode_boxes`` without its loop over prompts."""
     prompts, count = boxes.shape[:2]
     height, width = features.shape[-2:]
     corners = box_cxcywh_to_xyxy(boxes) * boxes.new_tensor([width, height, width, height])
     rows = torch.arange(prompts)[:, None].expand(prompts, count).flatten()
-    size = geometry.roi_size
-    pooled = torch.onnx.ops.symbolic(
-        "RoiAlign",
-        [features, corners.flatten(0, 1), rows],
-        attrs={
-            "coordinate_transformation_mode": "output_half_pixel", "mode": "avg", "output_height": size,
-            "output_width": size, "sampling_ratio": 0, "spatial_scale": 1.0,
-        },
-        dtype=features.dtype,
-        shape=(prompts * count, features.shape[1], size, size),
-        version=16,
-    )  # fmt: skip
+    pooled = pool(features, corners.flatten(0, 1), rows, geometry.roi_size)
     embedded = geometry.boxes_direct_project(boxes)
     embedded = embedded + geometry.boxes_pool_project(pooled).view(prompts, count, geometry.hidden_size)
     encoded = geometry._encode_box_coordinates(*boxes.flatten(0, 1).unbind(-1))

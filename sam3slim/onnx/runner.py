@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,40 +17,23 @@ from sam3slim.onnx.packages import require
 from sam3slim.specs import ModelSpec
 
 
-class OnnxSam3(nn.Module):
-    """``vision.onnx``, ``text.onnx`` and ``prompts.onnx`` of a folder, run by ONNX Runtime on the CPU.
+class GraphSam3(nn.Module):
+    """``vision``, ``text`` and ``prompts`` of an artifact, run on the CPU by whatever ``_run`` calls.
 
     Args:
-        folder: holds the graphs.
         spec: the architecture they were exported from.
-        threads: of a graph's operations; None: as many as torch uses now.
-        lean: give memory back after every operation, slower: for checking a model that barely fits.
 
-    Raises:
-        UserError: onnxruntime is not installed.
+    Attributes:
+        what: the graphs, in words.
     """
 
+    what: ClassVar[str]
     device = torch.device("cpu")
     dtype = torch.float32
 
-    def __init__(self, folder: Path, spec: ModelSpec, *, threads: int | None = None, lean: bool = False) -> None:
+    def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
-        runtime = require("onnxruntime")
-        options = runtime.SessionOptions()
-        options.intra_op_num_threads = threads or torch.get_num_threads()
-        # Below warnings: ONNX Runtime's remarks about its own optimisations are of no use to a user.
-        options.log_severity_level = 3
-        if lean:
-            # The arena keeps its largest extent, and packed weights are a second copy of them.
-            options.enable_cpu_mem_arena = False
-            options.add_session_config_entry("session.disable_prepacking", "1")
-        self.spec = spec
-        self.signatures = signatures(spec)
-        self.sessions: dict[str, Any] = {
-            name: runtime.InferenceSession(str(folder / f"{name}.onnx"), options, providers=["CPUExecutionProvider"])
-            for name in self.signatures
-        }
-        self.eval()
+        self.spec, self.signatures = spec, signatures(spec)
 
     def get_vision_features(self, pixel_values: Tensor) -> Sam3VisionEncoderOutput:
         """Feature maps of images [B, 3, S, S], for ``vision_embeds``; without position encodings."""
@@ -120,16 +103,55 @@ class OnnxSam3(nn.Module):
         return prediction
 
     def _run(self, graph: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Outputs by name of the graph called ``graph``; inputs of any type and place."""
+        raise NotImplementedError
+
+
+class OnnxSam3(GraphSam3):
+    """``vision.onnx``, ``text.onnx`` and ``prompts.onnx`` of a folder, run by ONNX Runtime on the CPU.
+
+    Args:
+        folder: holds the graphs.
+        spec: the architecture they were exported from.
+        threads: of a graph's operations; None: as many as torch uses now.
+        lean: give memory back after every operation, slower: for checking a model that barely fits.
+
+    Raises:
+        UserError: onnxruntime is not installed.
+    """
+
+    what = "ONNX graphs, run by ONNX Runtime"
+
+    def __init__(self, folder: Path, spec: ModelSpec, *, threads: int | None = None, lean: bool = False) -> None:
+        super().__init__(spec)
+        runtime = require("onnxruntime")
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = threads or torch.get_num_threads()
+        # Below warnings: ONNX Runtime's remarks about its own optimisations are of no use to a user.
+        options.log_severity_level = 3
+        if lean:
+            # The arena keeps its largest extent, and packed weights are a second copy of them.
+            options.enable_cpu_mem_arena = False
+            options.add_session_config_entry("session.disable_prepacking", "1")
+        self.sessions: dict[str, Any] = {
+            name: runtime.InferenceSession(str(folder / f"{name}.onnx"), options, providers=["CPUExecutionProvider"])
+            for name in self.signatures
+        }
+        self.eval()
+
+    def _run(self, graph: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         signature = self.signatures[graph]
         outputs = self.sessions[graph].run(list(signature.outputs), _arrays(inputs, signature))
         return {name: torch.from_numpy(value) for name, value in zip(signature.outputs, outputs, strict=True)}
 
 
 def _arrays(inputs: Mapping[str, Tensor], signature: Signature) -> dict[str, np.ndarray]:
+    return {name: tensor.numpy() for name, tensor in plain_inputs(inputs, signature).items()}
+
+
+def plain_inputs(inputs: Mapping[str, Tensor], signature: Signature) -> dict[str, Tensor]:
+    """``inputs`` on the CPU, contiguous, in the types of ``signature``."""
     return {
-        name: tensor.detach()
-        .to("cpu", torch.int64 if name in signature.integers else torch.float32)
-        .contiguous()
-        .numpy()
+        name: tensor.detach().to("cpu", torch.int64 if name in signature.integers else torch.float32).contiguous()
         for name, tensor in inputs.items()
     }

@@ -99,7 +99,7 @@ def predict_files(spec: PredictSpec, *, progress: bool = True) -> Done:
     phrases = read_phrases(spec.prompts, spec.prompts_file)
     boxes, digest = read_boxes(spec.boxes_file, pictures) if spec.boxes_file else ({}, "")
     prompts = Prompts(phrases, boxes, digest)
-    device = choose_device(spec.device)
+    device = choose_device(spec.device, spec.source)
     settings: dict[str, Any] = {
         "model": identity(spec.source), "dtype": choose_dtype(spec.dtype, device), "prompts": list(phrases),
         "boxes": digest, "threshold": spec.threshold, "max_per_image": spec.max_per_image,

@@ -8,28 +8,43 @@ from pathlib import Path
 import torch
 
 from sam3slim.checkpoints import ARTIFACT_FILE, load, locate, weight_files
+from sam3slim.checkpoints.locate import graph_format
 from sam3slim.errors import UserError
 from sam3slim.models import Sam3
+from sam3slim.onnx import GraphSam3, load_runnable
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
-def open_model(source: str | Path, device: torch.device, dtype: str) -> Sam3:
+def open_model(source: str | Path, device: torch.device, dtype: str) -> Sam3 | GraphSam3:
     """The model behind ``source``, in eval mode on ``device``, computing in ``dtype`` (a key of ``DTYPES``).
 
-    INT8 weights stay INT8 on the CPU and are widened on a GPU, where half precision is the faster type.
+    INT8 weights stay INT8 on the CPU and are widened on a GPU, where half precision is the faster type. Graphs run as
+    they are, on the CPU.
 
     Raises:
         CheckpointError: no checkpoint, or a broken one.
     """
+    if graph_format(locate(source)) is not None:
+        return load_runnable(source)[0]
     model, _ = load(source, dequantize=device.type == "cuda")
     # Without a type on the CPU: FP32 it is already, and INT8 weights take none.
     moved: Sam3 = model.to(device=device, dtype=DTYPES[dtype] if device.type == "cuda" else None)  # type: ignore[call-arg]
     return moved.eval()
 
 
-def choose_device(name: str = "auto") -> torch.device:
-    """``auto`` is the GPU if there is one. Raises UserError for a device that is not there."""
+def choose_device(name: str = "auto", source: str | Path | None = None) -> torch.device:
+    """``auto`` is the GPU if there is one, and the CPU for graphs.
+
+    Raises:
+        UserError: a device that is not there, or on which ``source`` does not run.
+        CheckpointError: ``source`` is no checkpoint.
+    """
+    graphs = None if source is None else graph_format(locate(source))
+    if graphs is not None and name not in ("auto", "cpu"):
+        raise UserError(f"device {name}: {source} holds {graphs} graphs, which run on the CPU; use auto or cpu")
+    if graphs is not None:
+        return torch.device("cpu")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

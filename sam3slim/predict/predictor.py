@@ -75,7 +75,7 @@ class Predictor:
         for name, value in (("batch_size", batch_size), ("prompt_chunk", prompt_chunk)):
             if value < 1:
                 raise UserError(f"{name}={value}: expected at least 1")
-        place = choose_device(device)
+        place = choose_device(device, source)
         self.batch_size, self.prompt_chunk = batch_size, prompt_chunk
         self.model = open_model(source, place, choose_dtype(dtype, place))
         spec = self.model.spec

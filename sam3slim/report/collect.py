@@ -7,6 +7,7 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,15 +97,27 @@ def learning_curves(folder: Path) -> Curves:
     path = next((folder / name for name in CURVE_FILES if (folder / name).is_file()), None)
     if path is None:
         return {}
-    curves: Curves = defaultdict(list)
     with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        for row in csv.DictReader(file):
-            for column in CURVES:
-                try:
-                    curves[column].append((float(row["step"]), float(row[column])))
-                except (KeyError, TypeError, ValueError):
-                    continue  # the logger leaves cells empty, and a run that was killed half a line
-    return {column: _thinned(points) for column, points in curves.items() if points}
+        reader = csv.reader(file)
+        heads = next(reader, [])
+        places = {column: heads.index(column) for column in ("step", *CURVES) if column in heads}
+        step = places.pop("step", None)
+        if step is None or not places:
+            return {}
+        # Cells as text: a curve keeps a few of thousands, and only those are worth making numbers of.
+        cells: dict[str, list[tuple[str, str]]] = {column: [] for column in places}
+        for row in reader:
+            for column, place in places.items():
+                if place < len(row) and row[place]:  # the logger leaves cells empty
+                    cells[column].append((row[step], row[place]))
+    curves = {column: list(_numbers(_thinned(found))) for column, found in cells.items()}
+    return {column: points for column, points in curves.items() if points}
+
+
+def _numbers(cells: Sequence[tuple[str, str]]) -> Iterator[tuple[float, float]]:
+    for step, value in cells:
+        with suppress(ValueError):  # a run that was killed left half a line
+            yield float(step), float(value)
 
 
 def machine(record: RunRecord) -> str | None:
@@ -178,7 +191,7 @@ def _grouped(runs: Sequence[Run]) -> list[Group]:
     return sorted(groups.values(), key=lambda group: (group.data is None, -len(group.runs), group.title))
 
 
-def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+def _thinned(points: list[tuple[str, str]]) -> list[tuple[str, str]]:
     step = max(1, -(-len(points) // CURVE_POINTS))
     thin = points[::step]
-    return thin if thin[-1] == points[-1] else [*thin, points[-1]]
+    return thin if not points or thin[-1] == points[-1] else [*thin, points[-1]]

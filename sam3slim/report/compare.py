@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,13 @@ def best_metric(rows: Sequence[dict[str, Any]]) -> str:
     return "segm_map" if any(row["segm_map"] is not None for row in rows) else "bbox_map"
 
 
-def write_comparison(found: Collected, folder: str | Path) -> list[Path]:
+def write_comparison(
+    found: Collected, folder: str | Path, galleries: Mapping[int, Mapping[str, Any]] | None = None
+) -> list[Path]:
     """Write ``compare.csv``, ``compare.md``, ``compare_N.png`` per group with mAP, and ``compare.html``.
+
+    Args:
+        galleries: number of a group → its pictures, as ``predict.gallery.Gallery.to_dict`` gives them.
 
     Returns their paths. Raises UserError when the folder cannot be written to.
     """
@@ -52,15 +57,23 @@ def write_comparison(found: Collected, folder: str | Path) -> list[Path]:
     for number, (group, rows) in enumerate(zip(found.groups, tables, strict=True), 1):
         if group.data is not None:
             written.append(plot_fronts(rows, folder / f"compare_{number}.png", title=group.title))
-    return [*written, write_page(page_data(found, tables), folder / "compare.html")]
+    return [*written, write_page(page_data(found, tables, galleries or {}), folder / "compare.html")]
 
 
-def page_data(found: Collected, tables: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
-    """What the page shows, as JSON values: {"groups": [{"title", "measured", "runs": [row, …]}], "unread"}."""
+def page_data(
+    found: Collected, tables: Sequence[Sequence[dict[str, Any]]], galleries: Mapping[int, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """What the page shows, as JSON values.
+
+    Returns:
+        {"groups": [{"title", "measured", "runs": [row, …], "gallery"}, …], "unread": [line, …]}
+    """
     groups = []
-    for group, rows in zip(found.groups, tables, strict=True):
+    for number, (group, rows) in enumerate(zip(found.groups, tables, strict=True)):
         runs = [row | _details(run) for row, run in zip(rows, group.runs, strict=True)]
-        groups.append({"title": group.title, "measured": group.data is not None, "runs": runs})
+        groups.append({
+            "title": group.title, "measured": group.data is not None, "runs": runs, "gallery": galleries.get(number),
+        })  # fmt: skip
     return {"groups": groups, "unread": found.unread}
 
 
@@ -118,8 +131,15 @@ def _details(run: Run) -> dict[str, Any]:
         name: [[int(step), float(f"{value:.4g}")] for step, value in points]
         for name, points in learning_curves(run.folder).items()
     }
-    parts = (record.model or {}).get("params_by_part") or {}
-    return {"command": record.command, "choices": record.choices, "parts": parts, "curves": curves}
+    return {
+        "command": record.command,
+        "choices": record.choices,
+        "parts": {
+            "params": (record.model or {}).get("params_by_part") or {},
+            "bytes": (record.artifact or {}).get("bytes_by_part") or {},
+        },
+        "curves": curves,
+    }
 
 
 def _write_markdown(found: Collected, tables: Sequence[Sequence[dict[str, Any]]], path: Path) -> Path:

@@ -11,13 +11,17 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from sam3slim.files import atomic_path
+from sam3slim.report.looks import GREY, INK, MARKERS, cycle, precision_colors
 from sam3slim.report.pareto import pareto_front
-from sam3slim.report.plots import GREY, INK, MARKERS, cycle, precision_colors
 
 Row = dict[str, Any]
+SIZE, DPI = (13, 7), 100  # inches
+# Shares of the picture. Fixed, because matplotlib's own layout draws everything twice.
+PLACES = {"left": 0.05, "bottom": 0.09, "top": 0.92, "wspace": 0.22, "hspace": 0.27}
+FRONT = "Pareto front"
 METRICS = {"segm_map": "mask mAP, %", "bbox_map": "box mAP, %"}
 AXES = {"bytes": (1e6, "size on disk, MB"), "params": (1e6, "parameters, M"), "latency_p50_ms": (1.0, "latency, ms")}
 
@@ -33,9 +37,10 @@ def plot_fronts(rows: Sequence[Row], path: str | Path, *, title: str) -> Path:
     families = list(dict.fromkeys(str(row["name"]) for row in rows))
     markers = dict(zip(families, cycle(MARKERS, len(families)), strict=True))
     colors = precision_colors([str(row["precision"]) for row in rows])
-    figure = Figure(figsize=(13, 7), dpi=100, layout="constrained")
+    figure = Figure(figsize=SIZE, dpi=DPI)
     FigureCanvasAgg(figure)
-    grid = figure.subplots(len(METRICS), len(AXES), squeeze=False)
+    right = 1 - _legend_width([*colors, *families, FRONT])
+    grid = figure.subplots(len(METRICS), len(AXES), squeeze=False, gridspec_kw={**PLACES, "right": right})
     common = Counter(row["machine"] for row in rows if row["machine"]).most_common(1)
     for i, metric in enumerate(METRICS):
         for j, cost in enumerate(AXES):
@@ -48,12 +53,19 @@ def plot_fronts(rows: Sequence[Row], path: str | Path, *, title: str) -> Path:
     blank: dict[str, Any] = {"linestyle": "none", "markersize": 8}
     handles = [Line2D([], [], marker="o", color=color, label=name, **blank) for name, color in colors.items()]
     handles += [Line2D([], [], marker=mark, color=GREY, label=name, **blank) for name, mark in markers.items()]
-    handles.append(Line2D([], [], color=INK, linewidth=1, label="Pareto front"))
-    figure.legend(handles=handles, loc="outside right upper", frameon=False, labelcolor=INK)
+    handles.append(Line2D([], [], color=INK, linewidth=1, label=FRONT))
+    figure.legend(
+        handles=handles, loc="upper left", bbox_to_anchor=(right + 0.005, 0.94), frameon=False, labelcolor=INK
+    )
     figure.suptitle(title, color=INK, fontweight="bold")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", facecolor="white")
     return Path(path)
+
+
+def _legend_width(labels: Sequence[str]) -> float:
+    """Share of the picture that a legend with these words takes: 7.5 pixels a letter, and the marker."""
+    return (55 + 7.5 * max(map(len, labels))) / (SIZE[0] * DPI)
 
 
 def _panel(
@@ -74,7 +86,7 @@ def _panel(
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_minor_locator(NullLocator())
     else:
         axes.text(0.5, 0.5, "not measured", ha="center", va="center", color=GREY, transform=axes.transAxes)
         axes.set(xticks=[], yticks=[])

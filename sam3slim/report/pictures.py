@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as mask_utils
-from torch import Tensor
 
 from sam3slim.files import atomic_path
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Okabe and Ito's palette without black and grey.
 COLORS = (

@@ -15,12 +15,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from sam3slim.errors import UserError
 from sam3slim.files import atomic_path
+from sam3slim.report.looks import GREY, INK, MARKERS, cycle, precision_colors
 
-# Okabe and Ito's palette: told apart with every common colour blindness.
-PRECISION_COLORS = {"fp32": "#0072B2", "fp16": "#009E73", "bf16": "#56B4E9", "int8": "#D55E00"}
-OTHER_COLORS = ("#CC79A7", "#E69F00", "#999999", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-INK, GREY = "#222222", "#8a8a8a"
 # Places to try for a label, in points from its marker: (x, y, horizontal alignment).
 OFFSETS = (
     (0, 10, "center"), (0, -18, "center"), (9, 8, "left"), (-9, 8, "right"), (9, -15, "left"),
@@ -148,19 +144,3 @@ def _inside(axes: Axes, box: tuple[float, ...]) -> bool:
 
 def _family(row: Mapping[str, Any]) -> str:
     return str(row.get("family") or row["name"])
-
-
-def precision_colors(precisions: Sequence[str]) -> dict[str, str]:
-    """A colour per precision in order of first use; variants such as "int8_weight" take their kind's."""
-    spare = iter(OTHER_COLORS * len(precisions))
-    colors: dict[str, str] = {}
-    for precision in dict.fromkeys(precisions):
-        kind = precision.split("_")[0].split("-")[0].lower()
-        color = PRECISION_COLORS.get(kind)
-        colors[precision] = next(spare) if color is None or color in colors.values() else color
-    return colors
-
-
-def cycle(items: Sequence[str], count: int) -> list[str]:
-    """The first ``count`` of ``items`` repeated."""
-    return [items[i % len(items)] for i in range(count)]

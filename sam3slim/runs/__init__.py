@@ -5,6 +5,7 @@ from sam3slim.runs.evaluate import evaluate
 from sam3slim.runs.progressive import train
 from sam3slim.runs.specs import CompressSpec, EvaluateSpec, InitSpec, LossSpec, TrainSpec
 from sam3slim.runs.train import training_seconds
+from sam3slim.runs.trial import train_and_compress
 
 __all__ = [
     "CompressSpec",
@@ -15,5 +16,6 @@ __all__ = [
     "compress",
     "evaluate",
     "train",
+    "train_and_compress",
     "training_seconds",
 ]

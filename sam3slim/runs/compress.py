@@ -97,7 +97,7 @@ class _Run:
     def measure_source(self, folder: Path) -> RunRecord:
         """The checkpoint as it is: what the drops are counted against when no other reference is given."""
         with self._recording(folder, "evaluate", self.config) as record:
-            record.model, record.artifact = model_facts(self.model), source_facts(self.report)
+            record.model, record.artifact = model_facts(self.model), source_facts(self.report, self.spec.overrides)
             model = to_device(self.model, self.device, self.report.precision)
             self.reference = measure(model, self.data, self.spec, record, folder, None)
             print_metrics(record)

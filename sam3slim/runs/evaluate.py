@@ -10,7 +10,7 @@ from sam3slim.files import ensure_writable_dir
 from sam3slim.onnx import load_runnable
 from sam3slim.records import RunRecord, recording
 from sam3slim.runs.drop import load_reference, print_drop
-from sam3slim.runs.measure import choose_device, measure, model_facts, print_metrics, to_device
+from sam3slim.runs.measure import choose_device, measure, model_facts, print_metrics, to_device, with_rest
 from sam3slim.runs.specs import EvaluateSpec
 from sam3slim.strict import spec_from_dict
 
@@ -30,7 +30,7 @@ def evaluate(config: dict[str, Any], output_dir: Path, choices: dict[str, str], 
         reference = load_reference(spec.reference) if spec.reference else None
         model, report = load_runnable(spec.checkpoint, overrides=spec.overrides)
         print(report.render() if report.loaded else f"{report.source} ({report.kind}, {report.precision})")
-        record.model, record.artifact = model_facts(model), source_facts(report)
+        record.model, record.artifact = model_facts(model), source_facts(report, spec.overrides)
         data = spec.data.build(model.spec, spec.seed)
         data.prepare_data()
         measure(to_device(model, device, report.precision), data, spec, record, output_dir, reference)
@@ -39,7 +39,10 @@ def evaluate(config: dict[str, Any], output_dir: Path, choices: dict[str, str], 
     return record
 
 
-def source_facts(report: LoadReport) -> dict[str, Any]:
-    """The record's ``artifact`` entry of a checkpoint that was loaded."""
+def source_facts(report: LoadReport, overrides: dict[str, Any] | None) -> dict[str, Any]:
+    """The record's ``artifact`` entry of a checkpoint that was loaded, with the ``overrides`` it takes to load it."""
     size = sum(file.stat().st_size for file in weight_files(locate(report.source)))
-    return {"path": str(report.source), "bytes": size, "format": report.kind, "precision": report.precision}
+    return {
+        "path": str(report.source), "bytes": size, "format": report.kind, "precision": report.precision,
+        "bytes_by_part": with_rest(report.bytes_by_part, size), **({"overrides": overrides} if overrides else {}),
+    }  # fmt: skip

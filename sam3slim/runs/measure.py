@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,7 +25,7 @@ from sam3slim.evaluation import (
 )
 from sam3slim.evaluation import evaluate as evaluate_model
 from sam3slim.models import Sam3, count_params, params_by_part
-from sam3slim.onnx import OnnxSam3
+from sam3slim.onnx import GraphSam3
 from sam3slim.records import RunRecord
 from sam3slim.runs.drop import Found, fill_drop, matches_of, save_matches
 from sam3slim.runs.specs import EvaluateSpec
@@ -33,17 +34,17 @@ EMULATION = "torchao's INT8 products emulated in FP32 (latency: the kernel itsel
 HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-ModelT = TypeVar("ModelT", Sam3, Sam3 | OnnxSam3)
+ModelT = TypeVar("ModelT", Sam3, Sam3 | GraphSam3)
 
 
 def to_device(model: ModelT, device: torch.device, precision: str) -> ModelT:
     """``model`` on ``device``, computing there in what it was stored in; says which.
 
-    Half precision computes in FP32 on the CPU, where half arithmetic is seven times slower. ONNX graphs stay on the
+    Half precision computes in FP32 on the CPU, where half arithmetic is seven times slower. Graphs stay on the
     CPU, the only place they are run on.
     """
-    if isinstance(model, OnnxSam3):
-        print(f"{precision} ONNX graphs, run by ONNX Runtime on the CPU")
+    if isinstance(model, GraphSam3):
+        print(f"{precision} {model.what} on the CPU")
         return model
     dtype = HALVES.get(precision) if device.type == "cuda" else None
     moved: Any = model.to(device=device, dtype=dtype)  # type: ignore[call-arg]
@@ -90,18 +91,28 @@ def add_result(record: RunRecord, result: EvalResult, data: DataSpec) -> None:
         "protocol": data.protocol,
         "images": result.images,
         "prompts": result.prompts,
+        **data.given_files(),
     }
 
 
-def model_facts(model: Sam3 | OnnxSam3) -> dict[str, Any]:
+def model_facts(model: Sam3 | GraphSam3) -> dict[str, Any]:
     """The record's ``model`` entry."""
-    parts = count_params(model.spec) if isinstance(model, OnnxSam3) else params_by_part(model)
+    parts = count_params(model.spec) if isinstance(model, GraphSam3) else params_by_part(model)
     return {"name": model.spec.name, "params": sum(parts.values()), "params_by_part": parts}
 
 
 def artifact_facts(info: ArtifactInfo, precision: str) -> dict[str, Any]:
     """The record's ``artifact`` entry."""
-    return {"path": str(info.path), "bytes": info.bytes, "format": info.format, "precision": precision}
+    return {
+        "path": str(info.path), "bytes": info.bytes, "format": info.format, "precision": precision,
+        "bytes_by_part": with_rest(info.bytes_by_part, info.bytes),
+    }  # fmt: skip
+
+
+def with_rest(parts: Mapping[str, int], total: int) -> dict[str, int]:
+    """``parts`` and what the files hold besides (headers, names, an optimizer) as ``other``; {} where none is known."""
+    rest = total - sum(parts.values())
+    return {**parts, **({"other": rest} if rest > 0 else {})} if parts else {}
 
 
 def print_metrics(record: RunRecord) -> None:

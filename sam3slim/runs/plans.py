@@ -92,6 +92,8 @@ def sensitivity(meter: PlanMeter, folder: Path, groups: Sequence[str] = GROUPS) 
     full = meter.bytes(Mixed(dict.fromkeys(GROUPS, "fp32"), rest="fp32"))
     rows: list[dict[str, Any]] = []
     for group in groups:
+        if not names[group]:
+            continue  # a prompt bank has no text tower
         method = Mixed({name: "int8" if name == group else "fp32" for name in GROUPS}, rest="fp32")
         row: dict[str, Any] = dict.fromkeys((*SENSITIVITY_COLUMNS, *SENSITIVITY_SHOWN))
         row |= {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from sam3slim.config import check_options
 from sam3slim.data.spec import DataSpec
 from sam3slim.distill import DistillSpec
 from sam3slim.losses import LossWeights
@@ -52,6 +53,8 @@ class TrainSpec:
         vocabulary: what the text tower's vocabulary is trimmed to: ``data``, the category names of every split the
             run uses, or a file with a phrase on every line; None leaves it whole.
         progressive: architectures on the way, the largest first, see ``runs.progressive``.
+        force: train again although the folder's record says that just this has been trained.
+        compress_after: options of the compress group, applied to the trained model.
     """
 
     name: str
@@ -70,10 +73,13 @@ class TrainSpec:
     resume: str | None = None
     vocabulary: str | None = None
     eval_at_end: bool = True
+    force: bool = False
+    compress_after: tuple[str, ...] = ()
     progressive: tuple[Any, ...] | None = None
     experiment: Any = None
 
     def __post_init__(self) -> None:
+        check_options("compress_after", self.compress_after, "compress")
         if self.data.phrases is not None and self.distill.labels:
             raise SpecError(
                 f"data.phrases={self.data.phrases}: pictures without annotations teach nothing by themselves; "
@@ -83,6 +89,11 @@ class TrainSpec:
             raise SpecError(
                 "init.importance=taylor needs the loss against labels, and distill.labels=false; "
                 "choose activation or magnitude"
+            )
+        if self.model.text.bank is not None:
+            raise SpecError(
+                "model.text.bank: a prompt bank has no text tower to train; train without it, and make the bank of the "
+                "result (sam3slim text CHECKPOINT OUT --phrases FILE --bank)"
             )
 
 

@@ -27,6 +27,7 @@ from sam3slim.runs.vocabulary import with_vocabulary
 from sam3slim.slimming import Plan
 from sam3slim.strict import spec_from_dict
 from sam3slim.training import ConceptSegmentation, FinalValidation, GracefulStop, RandomState, TrainingClock
+from sam3slim.training.signals import forwarded_sigterm
 
 PLAN_FILE = "slimming_plan.json"  # what an inherited model kept, in the run's folder
 
@@ -63,15 +64,26 @@ def train(config: dict[str, Any], output_dir: Path, choices: dict[str, str], com
         )
         trainer = build_trainer(spec, output_dir)
         try:
-            trainer.fit(module, data, ckpt_path=resume, weights_only=True)
-        except SystemExit as error:  # Lightning's answer to Ctrl-C
+            with forwarded_sigterm(trainer):
+                trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+        except (SystemExit, KeyboardInterrupt) as error:  # Lightning answers Ctrl-C with the first
             last = output_dir / "checkpoints/last.ckpt"
             if last.is_file():
                 print(f"stopped; {last} is saved: go on with resume=auto hydra.run.dir={output_dir}")
             raise KeyboardInterrupt from error
-        if trainer.is_global_zero:
+        first = trainer.is_global_zero
+        _part(data)
+        if first:
             _finish_training(spec, output_dir, data, record, plan)
     return record
+
+
+def _part(data: ConceptData) -> None:
+    """What follows training is one process's work: on all images, waiting for nobody."""
+    data.trainer = None
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 def _finish_training(
@@ -111,7 +123,7 @@ def build_trainer(spec: TrainSpec, output_dir: Path) -> lightning.Trainer:
         configured.pop("progress", None)  # Lightning refuses a bar that is switched off
     callbacks = list(cfg.build(configured).values())
     callbacks += [RandomState(), TrainingClock(), FinalValidation(), GracefulStop(output_dir / "checkpoints")]
-    _keep_earlier_metrics(output_dir)
+    rank_zero_only(_keep_earlier_metrics)(output_dir)
     loggers = list((cfg.build(spec.logger) if spec.logger else {}).values())
     trainer: lightning.Trainer = cfg.build(
         spec.trainer,

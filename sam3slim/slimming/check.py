@@ -42,6 +42,12 @@ def value_of(spec: ModelSpec, key: str) -> int:
 
 def check_slimmer(source: ModelSpec, target: ModelSpec) -> None:
     """Raise UserError, naming the key and the fix, unless ``target`` can be cut out of ``source``."""
+    if source.text.bank is not None or target.text.bank is not None:
+        whose = "full model" if source.text.bank is not None else "slim model"
+        raise UserError(
+            f"the {whose} has a prompt bank instead of a text tower: nothing to cut there; slim the checkpoint it was "
+            "made from, and make the bank again at the end"
+        )
     for key in EQUAL:
         have, want = value_of(source, key), value_of(target, key)
         if have != want:

@@ -4,10 +4,12 @@ from sam3slim.training.average import WeightAverage
 from sam3slim.training.callbacks import FinalValidation, GracefulStop, RandomState, TrainingClock
 from sam3slim.training.module import ConceptSegmentation
 from sam3slim.training.optim import OptimSpec, ScheduleSpec, build_optimizer, param_groups
+from sam3slim.training.sharded import FullySharded
 
 __all__ = [
     "ConceptSegmentation",
     "FinalValidation",
+    "FullySharded",
     "GracefulStop",
     "OptimSpec",
     "RandomState",

@@ -7,7 +7,7 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
-from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
 
 from sam3slim.errors import UserError
@@ -42,7 +42,7 @@ class WeightAverage(WeightAveraging):
         self._swapped = not self._swapped
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        if isinstance(trainer.strategy, FSDPStrategy):
+        if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy):
             raise UserError("callbacks=ema averages whole weights, and trainer=fsdp shards them; use trainer=ddp")
         super().setup(trainer, pl_module, stage)
 

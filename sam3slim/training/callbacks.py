@@ -17,8 +17,9 @@ class GracefulStop(Callback):
     """On Ctrl-C or SIGTERM finish the running step, save ``last.ckpt``, then stop.
 
     A signal in the middle of a step would save weights and counters that do not belong together. A second
-    Ctrl-C stops at once. A run without validation (``limit_val_batches=0``), after which checkpoints are otherwise
-    written, is saved here every ``val_check_interval`` steps and at its end.
+    one stops at once. With several processes it is enough that one is told: all stop at the same step. A run
+    without validation (``limit_val_batches=0``), after which checkpoints are otherwise written, is saved here every
+    ``val_check_interval`` steps and at its end.
     """
 
     def __init__(self, dirpath: str | Path) -> None:
@@ -26,7 +27,9 @@ class GracefulStop(Callback):
         self._asked = False
         self._previous: dict[int, Any] = {}
 
-    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    # Not in on_fit_start: Lightning then puts a SIGTERM handler of its own first, which with several processes starts a
+    # broadcast in the middle of a step and saves nothing.
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._asked = False
         for number in (signal.SIGINT, signal.SIGTERM):
             self._previous[number] = signal.signal(number, self._ask)
@@ -42,7 +45,7 @@ class GracefulStop(Callback):
         # With gradient accumulation only a finished optimiser step can be resumed.
         if trainer.fit_loop._should_accumulate():
             return
-        if self._asked:
+        if self._stop(trainer):
             trainer.save_checkpoint(self.path)
             raise KeyboardInterrupt
         interval = trainer.val_check_interval
@@ -56,9 +59,16 @@ class GracefulStop(Callback):
     def on_validation_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *args: Any, **kwargs: Any
     ) -> None:
-        if self._asked and not trainer.sanity_checking:
+        # Processes may have different numbers of these batches: several of them stop after the next step.
+        if self._asked and not trainer.sanity_checking and trainer.world_size == 1:
             trainer.save_checkpoint(self.path)
             raise KeyboardInterrupt
+
+    def _stop(self, trainer: lightning.Trainer) -> bool:
+        """Was any process told to? All of them ask at the same steps."""
+        if trainer.world_size == 1:
+            return self._asked
+        return bool(trainer.strategy.reduce_boolean_decision(self._asked, all=False))
 
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import lightning
@@ -12,9 +13,10 @@ from sam3slim.data.batch import Batch
 from sam3slim.distill import CachedTeacher, FrozenTeacher
 from sam3slim.errors import UserError
 from sam3slim.evaluation import ConceptMeanAP, ground_truths, predict_batch
-from sam3slim.losses import Criterion
+from sam3slim.losses import Counts, Criterion
 from sam3slim.models import Sam3
 from sam3slim.training.optim import OptimSpec, ScheduleSpec, build_optimizer
+from sam3slim.training.sharded import gathered, shard
 
 # Parameters no output depends on: CLIP's own projection, the coarsest feature map, which SAM 3 drops, and a
 # third stage of the pixel decoder, which has only two maps to add.
@@ -60,11 +62,16 @@ class ConceptSegmentation(lightning.LightningModule):
         self.optim, self.schedule = optim, schedule
         self.one_to_many, self.teacher = one_to_many, teacher
         self.val_metric: ConceptMeanAP | None = None
+        self._whole = ExitStack()
         for name, parameter in model.named_parameters():
             # Without gradients DDP does not wait for them and weight decay leaves them alone.
             if name.startswith(UNUSED):
                 parameter.requires_grad_(False)
         self.save_hyperparameters({"model": model.spec.to_dict(), "config": config or {}})
+
+    def configure_model(self) -> None:
+        if self.device_mesh is not None:  # trainer=fsdp
+            shard(self.model, self.device_mesh["data_parallel"])
 
     def on_fit_start(self) -> None:
         # Loaded and inherited models come in eval mode, and Lightning leaves modes as it finds them.
@@ -79,7 +86,7 @@ class ConceptSegmentation(lightning.LightningModule):
         # Only labels teach the one-to-many branch.
         many = self.one_to_many and self.criterion is not None
         outputs = self.model(**batch.inputs(), one_to_many=many)
-        losses = {} if self.criterion is None else self.criterion(outputs, batch.targets, self._num_boxes(batch))
+        losses = {} if self.criterion is None else self.criterion(outputs, batch.targets, self._counts(batch))
         loss = losses.pop("loss", 0.0)
         if self.teacher is not None:
             distilled = self.teacher.losses(batch, outputs, self._average)
@@ -89,15 +96,17 @@ class ConceptSegmentation(lightning.LightningModule):
         # Logged only when it will be written: sixteen log calls a step are not free on a small model.
         if (self.global_step + 1) % self._log_interval() == 0:
             size = len(batch.pixel_values)
-            self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size)
-            self.log_dict({f"train/{name}": value for name, value in losses.items()}, batch_size=size)
+            self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size, sync_dist=True)
+            self.log_dict({f"train/{name}": value for name, value in losses.items()}, batch_size=size, sync_dist=True)
         return loss
 
-    def _num_boxes(self, batch: Batch) -> Tensor | None:
-        """The average number of targets over the processes: then the loss is that of one big batch."""
+    def _counts(self, batch: Batch) -> Counts | None:
+        """Over the processes: then the mean of their losses, and of their gradients, is that of one big batch."""
         if self.trainer.world_size == 1:
             return None
-        return self._average(torch.tensor(float(len(batch.targets.boxes)), device=self.device))
+        own = Counts.of(batch.targets, len(batch.input_ids)).stacked().to(self.device)
+        total: Tensor = self.trainer.strategy.reduce(own, reduce_op="sum")
+        return Counts.per_process(total, self.trainer.world_size)
 
     def _average(self, value: Tensor) -> Tensor:
         """Mean of a number over the processes."""
@@ -119,6 +128,12 @@ class ConceptSegmentation(lightning.LightningModule):
             f"(now {self.optim.lr:g}) or optim.clip (now {self.optim.clip:g}), then resume=auto goes on "
             "from the last checkpoint"
         )
+
+    def on_validation_start(self) -> None:
+        self._whole.enter_context(gathered(self.model))
+
+    def on_validation_end(self) -> None:
+        self._whole.close()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         if self.val_metric is None:

@@ -71,6 +71,15 @@ def test_write_artifact__plain_transformers_reads_a_trimmed_vocabulary(trimmed: 
     assert "is trimmed to the" in (tmp_path / "a" / "README.md").read_text()
 
 
+def test_load__a_trimmed_model_that_plain_transformers_saved(trimmed: Sam3, tmp_path: Path) -> None:
+    write_artifact(trimmed, tmp_path / "a")
+    Sam3Model.from_pretrained(tmp_path / "a").save_pretrained(tmp_path / "again")
+    loaded, report = load(tmp_path / "again", expect=trimmed.spec)
+    assert report.kind == "transformers"
+    assert loaded.spec.text.vocabulary == trimmed.spec.text.vocabulary
+    assert torch.equal(features(loaded), features(trimmed))
+
+
 def test_extract__reference_has_no_trimmed_vocabulary(trimmed: Sam3, tmp_path: Path) -> None:
     write_artifact(trimmed, tmp_path / "a")
     with pytest.raises(UserError, match=r"format=reference: .* trimmed to 5\d\d; use format=hf, or the checkpoint"):

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -175,3 +177,25 @@ def test_update__missing_masks_are_refused() -> None:
 def test_update__lengths_must_agree() -> None:
     with pytest.raises(ValueError, match="0 images of ground truth"):
         ConceptMeanAP().update([detect([], [], [])], [])
+
+
+def part(rank: int, processes: int, folder: Path, images: int) -> None:
+    """One process of an evaluation: its images, dealt out in turns, and what ``compute`` says in it."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=processes)
+    detections, truths = random_set(0, images)
+    metric = ConceptMeanAP(per_category=True)
+    metric.update(detections[rank::processes], truths[rank::processes])
+    metrics = metric.compute()
+    mine = len(range(rank, images, processes))
+    (folder / f"{rank}.json").write_text(json.dumps([metrics, len(metric.detection_box) == mine]))
+
+
+@pytest.mark.parametrize("images", [5])
+def test_concept_mean_ap__processes_with_unequal_numbers_of_images(tmp_path: Path, images: int) -> None:
+    torch.multiprocessing.spawn(part, (2, tmp_path, images), nprocs=2)
+    metric = ConceptMeanAP(per_category=True)
+    metric.update(*random_set(0, images))
+    expected = metric.compute()
+    assert 0.1 < expected["segm"]["map"] < 0.9
+    for rank in range(2):
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == [expected, True]

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from sam3slim.data.batch import Targets
 from sam3slim.errors import UserError
-from sam3slim.losses import Criterion, LossWeights
+from sam3slim.losses import Counts, Criterion, LossWeights
 from sam3slim.losses.matcher import HungarianMatcher, OneToManyMatcher
 
 from .conftest import Golden, MakeCase, Outputs
@@ -141,12 +142,45 @@ def test_criterion__branch_off_has_no_o2m_keys(make_case: MakeCase) -> None:
     assert not [name for name in Criterion()(outputs, targets) if name.startswith("o2m")]
 
 
-def test_criterion__num_boxes_divides_box_and_mask_losses(make_case: MakeCase) -> None:
-    outputs, targets = make_case([2, 1])
-    own, given = Criterion()(outputs, targets), Criterion()(outputs, targets, num_boxes=torch.tensor(6.0))
-    for name in ("loss_bbox", "loss_giou", "loss_mask", "loss_dice", "o2m_loss_bbox"):
-        assert given[name].item() == pytest.approx(own[name].item() / 2), name
-    assert given["loss_cls"].item() == own["loss_cls"].item()
+def share(outputs: Outputs, targets: Targets, first: int, end: int) -> tuple[Outputs, Targets]:
+    """The prompts ``first`` to ``end`` (excluded), as another process would have them."""
+    by_layer = ("layer_logits", "layer_boxes", "layer_presence", "o2m_logits", "o2m_boxes")
+    cut = {name: leaf[:, first:end] if name in by_layer else leaf[first:end] for name, leaf in outputs.leaves().items()}
+    mine = (targets.prompt_index >= first) & (targets.prompt_index < end)
+    assert targets.masks is not None
+    return Outputs(**cut), Targets(targets.boxes[mine], targets.masks[mine], targets.prompt_index[mine] - first)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "at"), [([2, 1, 0, 3, 1], 2), ([2, 1, 0, 3, 1], 1), ([0, 0, 2], 2), ([1, 0], 1), ([0, 0, 0], 1)]
+)
+def test_criterion__shares_of_a_batch_average_to_the_whole(make_case: MakeCase, prompts: list[int], at: int) -> None:
+    """Unequal numbers of prompts, of targets and of prompts that have any, as the processes of a step have them."""
+    outputs, targets = make_case(prompts)
+    shares = [share(outputs, targets, 0, at), share(outputs, targets, at, len(prompts))]
+    total = torch.stack([Counts.of(t, o.layer_logits.shape[1]).stacked() for o, t in shares]).sum(0)
+    counts = Counts.per_process(total, 2)
+    criterion = Criterion()
+    whole = criterion(outputs, targets)
+    parts = [criterion(o, t, counts) for o, t in shares]
+    for name in whole.keys() - {"ce_f1", "presence_dec_acc"}:
+        mean = sum(part[name].item() for part in parts) / 2
+        assert mean == pytest.approx(whole[name].item(), rel=1e-5, abs=1e-6), name
+    leaves = list(outputs.leaves().values())
+    expected = torch.autograd.grad(whole["loss"], leaves, retain_graph=True, allow_unused=True)
+    found = torch.autograd.grad((parts[0]["loss"] + parts[1]["loss"]) / 2, leaves, allow_unused=True)
+    for left, right in zip(found, expected, strict=True):
+        assert (left is None) == (right is None)
+        if left is not None and right is not None:
+            torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-6)
+
+
+def test_counts__prompts_whose_masks_are_empty_are_not_seen(make_case: MakeCase) -> None:
+    _, targets = make_case([2, 1, 0])
+    assert targets.masks is not None
+    targets.masks[2] = False
+    assert Counts.of(targets, 3).stacked().tolist() == [3, 3, 1]
+    assert Counts.of(replace(targets, masks=None), 3).stacked().tolist() == [3, 3, 2]
 
 
 def test_criterion__half_precision_outputs_give_a_float32_loss_under_autocast(make_case: MakeCase) -> None:

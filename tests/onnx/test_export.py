@@ -88,10 +88,10 @@ def test_export__what_cannot_be_exported(floats: Exported, tmp_path: Path) -> No
 
 def test_export__half_precision_is_copied(floats: Exported) -> None:
     half = copy.deepcopy(floats.model).half()
-    plain = export._plain(half)
+    plain = export.plain_model(half, "ONNX export")
     assert {p.dtype for p in plain.parameters()} == {torch.float32}
     assert {p.dtype for p in half.parameters()} == {torch.float16}
-    assert export._plain(floats.model) is floats.model
+    assert export.plain_model(floats.model, "ONNX export") is floats.model
 
 
 def test_traceable__leaves_the_model_as_it_was(floats: Exported) -> None:

@@ -38,7 +38,9 @@ def test_compress__record_and_row(compressed: RunRecord, root: Path) -> None:
     assert record.artifact == {
         "path": str(root / "out/int8_onnx/artifact"), "bytes": facts["bytes"], "format": "onnx",
         "precision": "int8_onnx",
+        "bytes_by_part": {**facts["bytes_by_part"], "other": facts["bytes"] - sum(facts["bytes_by_part"].values())},
     }  # fmt: skip
+    assert all(size > 0 for size in facts["bytes_by_part"].values())
     assert facts["extra"]["method"]["rules"]["parts"] == ["vision", "text", "geometry", "encoder"]
     assert set((record.drop or {})["segm"]) >= {"points", "ci95"}
     assert set((record.latency_ms or {})["parts"]) == {"vision", "text", "prompts"}

@@ -10,6 +10,7 @@ from sam3slim.records import RunRecord
 
 DATA = {"name": "shapes", "root": "data/shapes", "split": "test", "protocol": "all", "images": 300, "prompts": 6900}
 PARTS = {"vision": 1_000_000, "text": 600_000}
+SHARES = {"vision": 0.6, "text": 0.3, "other": 0.1}
 
 
 def add_run(folder: Path, name: str, **changes: Any) -> Path:
@@ -24,13 +25,16 @@ def add_run(folder: Path, name: str, **changes: Any) -> Path:
         "choices": {"data": "shapes"},
         "device": "a processor",
         "model": {"name": changes.pop("family", "nano"), "params": 1_600_000, "params_by_part": PARTS},
-        "artifact": {"path": name, "bytes": size, "format": "hf", "precision": precision},
+        "artifact": {
+            "path": name, "bytes": size, "format": "hf", "precision": precision,
+            "bytes_by_part": {part: int(share * size) for part, share in SHARES.items()},
+        },
         "data": DATA,
         "metrics": {"bbox": {"map": segm - 0.1}, "segm": {"map": segm}},
         "drop": {"segm": {"points": 1.0, "ci95": [0.5, 1.5]}, "bbox": {"points": 2.0, "ci95": [1.0, 3.0]}},
         "latency_ms": {"p50": 100.0, "p90": 120.0, "batch": 1, "prompts": 23, "threads": 1},
         "started": "2026-01-01T00:00:00+00:00",
-    }
+    }  # fmt: skip
     RunRecord(**(values | changes)).write(folder / name)
     return folder / name
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -131,6 +133,30 @@ def test_compare__writes_all(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert [len(group["runs"]) for group in data["groups"]] == [2, 1, 1]
     assert "schema 99" in data["unread"][0]
     assert "http" not in page.replace("http://www.w3.org/2000/svg", "").replace("http-equiv", "")
+
+
+def test_compare__needs_no_torch(tmp_path: Path) -> None:
+    add_run(tmp_path / "runs", "a")
+    code = (
+        "import sys; from sam3slim.cli import main; main(['compare', sys.argv[1], '--out', sys.argv[2]]); "
+        "print([m for m in ('torch', 'transformers', 'lightning', 'hydra') if m in sys.modules])"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "runs"), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("\n[]")
+    assert (tmp_path / "out/compare.html").is_file()
+
+
+def test_compare__galleries_need_a_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(add_run(tmp_path / "runs", "a"))
+    for given, message in (
+        (["--gallery-of", run], "--gallery-of needs --gallery N"),
+        (["--gallery", "-1"], "--gallery -1: expected a number of images"),
+        (["--gallery", "2", "--gallery-of", str(tmp_path)], "is none of the runs; give the folder of one of them"),
+    ):
+        assert main(["compare", run, "--out", str(tmp_path / "out"), *given]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "out/compare.html").exists()
 
 
 def test_compare__unwritable_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from sam3slim.predict.gallery import data_uri
 from sam3slim.report.collect import collect
 from sam3slim.report.compare import comparison_rows, write_comparison
 
@@ -34,7 +35,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             )  # fmt: skip
     add_run(folder, "other_machine", device="another", segm=0.75)
     add_run(folder, "again", config_hash="nano_fp32", segm=0.5, command=NASTY)
-    add_run(folder, "elsewhere", data={"protocol": "present"})
+    old = {"path": "elsewhere", "bytes": 9_000_000, "format": "hf", "precision": "fp32"}  # without bytes by part
+    add_run(folder, "elsewhere", data={"protocol": "present"}, artifact=old)
     add_failed(folder, "failed", error=NASTY)
     add_newer(folder, "newer")
     (folder / "nano_fp32" / "metrics.csv").write_text("step,val/segm_map\n10,0.1\n20,0.5\n")
@@ -43,7 +45,20 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def page_file(runs: Path) -> Path:
-    return write_comparison(collect([runs]), runs.parent / "out")[-1]
+    found = collect([runs])
+    names = {run.folder.name: str(run.folder) for run in found.groups[0].runs}
+    gallery = {
+        "names": ["1.jpg", NASTY],
+        "truth": [picture("ground truth: 1 instance, dog")] * 2,
+        "runs": {names[name]: [picture(f"{name}: nothing")] * 2 for name in ("nano_fp32", "nano_slim_fp16")},
+        "missing": {names["again"]: "its artifact is gone"},
+        "phrases": ["dog", NASTY],
+    }
+    return write_comparison(found, runs.parent / "out", {0: gallery})[-1]
+
+
+def picture(alt: str) -> dict[str, str]:
+    return {"src": data_uri(Image.new("RGB", (288, 200), "teal")), "alt": alt}
 
 
 @pytest.fixture(scope="module")
@@ -142,8 +157,43 @@ def test_page__choosing_a_point_by_keyboard_draws_it_below(page: Any) -> None:
     page.keyboard.press("Enter")
     assert page.locator("#table input:checked").count() == 1
     assert page.locator("#parts .bar").count() == 1
+    assert page.get_attribute("#parts .bar", "aria-label") == (
+        "nano_slim fp16, 2.5 MB: vision 1.5 MB, text 750 kB, other 250 kB"
+    )
+    page.select_option("#unit", "params")
     assert "vision 1 M, text 600 k" in page.get_attribute("#parts .bar", "aria-label")
+    page.locator("#plot .point[aria-label^='nano_slim fp16']").focus()
     assert page.evaluate("document.activeElement.getAttribute('aria-pressed')") == "true"
+
+
+def test_page__bytes_by_part_are_missing_in_older_records(page: Any) -> None:
+    assert page.input_value("#unit") == "bytes"
+    assert page.locator("#parts .bar").count() > 1
+    page.select_option("#group", "1")
+    assert page.input_value("#unit") == "params"
+    page.select_option("#unit", "bytes")
+    assert "older records do not" in page.inner_text("#parts")
+
+
+def test_page__pictures_side_by_side(page: Any) -> None:
+    captions = page.locator("#gallery .image").first.locator("figcaption").all_inner_texts()
+    assert captions == ["ground truth", "nano fp32, 10 MB", "nano_slim fp16, 2.5 MB"]
+    assert page.locator("#gallery h3").all_inner_texts() == ["1.jpg", NASTY]
+    images = page.locator("#gallery img")
+    assert images.count() == 6
+    assert images.first.get_attribute("alt") == "ground truth: 1 instance, dog"
+    assert images.evaluate_all("all => all.map(one => one.naturalWidth)") == [288] * 6
+    assert f"Looked for: dog, {NASTY}" in page.inner_text("#gallery-note")
+
+
+def test_page__pictures_of_the_chosen_runs(page: Any) -> None:
+    page.locator("#table tr", has_text="nano_slim_fp16").locator("input").check()
+    assert page.locator("#gallery img").count() == 4
+    page.locator("#table tr", has_text="other_machine").locator("input").check()
+    assert page.locator("#gallery img").count() == 4
+    assert "1 of the chosen have no pictures" in page.inner_text("#gallery-note")
+    page.select_option("#group", "1")
+    assert page.is_hidden("#gallery-section")
 
 
 def test_page__curves(page: Any) -> None:

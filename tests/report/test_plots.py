@@ -7,6 +7,7 @@ from PIL import Image
 
 from sam3slim.errors import UserError
 from sam3slim.report import plots
+from sam3slim.report.looks import PRECISION_COLORS, precision_colors
 from sam3slim.report.plots import map_vs_size
 
 ROWS = [
@@ -49,7 +50,7 @@ def test_map_vs_size__rows_without_numbers_are_left_out(tmp_path: Path) -> None:
     assert not (tmp_path / "none.png").exists()
 
 
-def testprecision_colors__kinds_and_variants_differ() -> None:
-    colors = plots.precision_colors(["fp32", "int8_weight", "int8_dynamic", "nf4"])
-    assert colors["int8_weight"] == plots.PRECISION_COLORS["int8"]
+def test_precision_colors__kinds_and_variants_differ() -> None:
+    colors = precision_colors(["fp32", "int8_weight", "int8_dynamic", "nf4"])
+    assert colors["int8_weight"] == PRECISION_COLORS["int8"]
     assert len(set(colors.values())) == 4

@@ -52,14 +52,14 @@ class ResumableLoader(DataLoader[Batch]):
 
 
 class StopAt(lightning.Callback):
-    """Sends this process the signal that Ctrl-C sends, while step ``step`` runs."""
+    """Sends this process a signal while step ``step`` runs, by default the one that Ctrl-C sends."""
 
-    def __init__(self, step: int) -> None:
-        self.step = step
+    def __init__(self, step: int, number: int = signal.SIGINT) -> None:
+        self.step, self.number = step, number
 
     def on_before_optimizer_step(self, trainer: Any, *_: Any) -> None:
         if trainer.global_step == self.step:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), self.number)
 
 
 def module(teacher: FrozenTeacher | None = None, dropout: float = 0.0, labels: bool = True) -> ConceptSegmentation:
@@ -140,8 +140,8 @@ def test_module__nothing_to_learn_from() -> None:
         module(labels=False)
 
 
-@pytest.mark.parametrize("step", [2, 5])
-def test_graceful_stop__resumed_run_equals_an_undisturbed_one(tmp_path: Path, step: int) -> None:
+@pytest.mark.parametrize(("step", "number"), [(2, signal.SIGINT), (5, signal.SIGINT), (5, signal.SIGTERM)])
+def test_graceful_stop__resumed_run_equals_an_undisturbed_one(tmp_path: Path, step: int, number: int) -> None:
     torch.manual_seed(0)
     straight = module(dropout=0.2)
     trainer(tmp_path, 8).fit(straight, loader())
@@ -149,7 +149,7 @@ def test_graceful_stop__resumed_run_equals_an_undisturbed_one(tmp_path: Path, st
     torch.manual_seed(0)
     stopped = module(dropout=0.2)
     with pytest.raises((SystemExit, KeyboardInterrupt)):
-        trainer(tmp_path, 8, StopAt(step)).fit(stopped, loader())
+        trainer(tmp_path, 8, StopAt(step, number)).fit(stopped, loader())
     # Lightning ignores further Ctrl-C after one; give the test run its handler back.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     content = torch.load(tmp_path / "last.ckpt", weights_only=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sam3slim.files import atomic_path
-from sam3slim.report.plots import OTHER_COLORS, PRECISION_COLORS
+from sam3slim.report.looks import OTHER_COLORS, PRECISION_COLORS
 
 
 def write_page(data: dict[str, Any], path: str | Path) -> Path:

@@ -107,7 +107,7 @@ const hideTip = () => { $("tip").hidden = true; };
 /* Axes shared by both plots. */
 function frame(width, height, label) {
   const svg = draw("svg", { viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": label });
-  return { svg, left: 48, right: width - 16, top: 12, bottom: height - 44 };
+  return { svg, left: 56, right: width - 16, top: 12, bottom: height - 44 };
 }
 function steps(low, high) {
   const raw = (high - low) / 5, base = 10 ** Math.floor(Math.log10(raw)), step = [1, 2, 5, 10].map((k) => k * base).find((s) => s >= raw);
@@ -116,11 +116,13 @@ function steps(low, high) {
   return ticks;
 }
 function logSteps(low, high) {
-  let ticks = [];
-  for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power++) for (const k of [1, 2, 5]) ticks.push(k * 10 ** power);
-  ticks = ticks.filter((t) => t >= low && t <= high);
-  if (ticks.length > 7) ticks = ticks.filter((t) => Number.isInteger(+Math.log10(t).toFixed(9)));
-  return ticks.length > 1 ? ticks : steps(low, high);
+  const of = (digits) => {
+    const ticks = [];
+    for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power++) for (const k of digits) ticks.push(+(k * 10 ** power).toPrecision(12));
+    return ticks.filter((t) => t >= low && t <= high);
+  };
+  const fitting = [[1, 2, 3, 4, 6, 8], [1, 2, 5], [1]].map(of).find((ticks) => ticks.length <= 7);
+  return fitting && fitting.length > 1 ? fitting : steps(low, high);
 }
 function axes(f, xs, ys, x, y, xText, yText, xLabel, yLabel) {
   for (const t of ys) {
@@ -238,18 +240,47 @@ function keys(entries) {
   return box;
 }
 function drawParts(runs) {
-  const seen = new Set(), box = $("parts");
-  const models = picked(runs, (run) => run.params && Object.keys(run.parts).length).filter((run) => !seen.has(run.family + run.params) && seen.add(run.family + run.params));
+  const seen = new Set(), box = $("parts"), unit = $("unit").value;
+  const title = (run) => (unit === "bytes" ? `${run.family} ${run.precision}, ${size(run.bytes)}` : `${run.family}, ${count(run.params)}`);
+  const text = unit === "bytes" ? size : count;
+  // One bar for runs that look the same: parameters do not depend on the precision.
+  const models = picked(runs, (run) => run[unit] && Object.keys(run.parts[unit]).length && !seen.has(title(run)) && seen.add(title(run)));
   box.replaceChildren();
-  if (!models.length) { box.append(node("p", {}, "No run shown says its parts.")); return; }
-  const names = unique(models.flatMap((run) => Object.keys(run.parts))), most = Math.max(...models.map((run) => run.params));
+  if (!models.length) { box.append(node("p", {}, unit === "bytes" ? "No run shown says its bytes by part: older records do not." : "No run shown says its parts.")); return; }
+  const names = unique(models.flatMap((run) => Object.keys(run.parts[unit]))), most = Math.max(...models.map((run) => run[unit]));
   for (const run of models) {
-    const text = Object.entries(run.parts).map(([part, n]) => `${part} ${count(n)}`).join(", ");
-    const bar = node("div", { class: "bar", role: "img", "aria-label": `${run.family}: ${text}`, title: text });
-    for (const part of names) bar.append(node("i", { style: `width:${(100 * (run.parts[part] ?? 0)) / most}%;background:${PARTS[names.indexOf(part) % PARTS.length]}` }));
-    box.append(node("div", {}, `${run.family}, ${count(run.params)}`), bar);
+    const said = Object.entries(run.parts[unit]).map(([part, n]) => `${part} ${text(n)}`).join(", ");
+    const bar = node("div", { class: "bar", role: "img", "aria-label": `${title(run)}: ${said}`, title: said });
+    for (const part of names) bar.append(node("i", { style: `width:${(100 * (run.parts[unit][part] ?? 0)) / most}%;background:${PARTS[names.indexOf(part) % PARTS.length]}` }));
+    box.append(node("div", {}, title(run)), bar);
   }
   box.append(keys(names.map((part, i) => [PARTS[i % PARTS.length], part])));
+}
+
+/* Ground truth and what the models found, image by image. */
+function drawGallery(runs) {
+  const gallery = group().gallery, box = $("gallery");
+  $("gallery-section").hidden = !gallery;
+  box.replaceChildren();
+  if (!gallery) return;
+  const able = runs.filter((run) => gallery.runs[run.run]).sort((a, b) => b.bytes - a.bytes);
+  const chosen = able.filter((run) => state.chosen.has(run.id)), views = chosen.length ? chosen : able;
+  const missing = runs.filter((run) => state.chosen.has(run.id) && !gallery.runs[run.run]).length;
+  $("gallery-note").textContent = `Looked for: ${gallery.phrases.join(", ")}. Scores from 0.5 on. ` +
+    (chosen.length ? "Shown: ground truth and the chosen runs" : "Shown: ground truth and all runs with pictures; choose some in the table or the plot to see those alone") +
+    (missing ? `; ${missing} of the chosen have no pictures (give them to --gallery-of).` : ".");
+  gallery.names.forEach((name, i) => {
+    const row = node("div", { class: "views" }), image = node("section", { class: "image" });
+    const show = (picture, caption) => {
+      const figure = node("figure");
+      figure.append(node("img", { src: picture.src, alt: picture.alt, decoding: "async" }), node("figcaption", {}, caption));
+      row.append(figure);
+    };
+    show(gallery.truth[i], "ground truth");
+    for (const run of views) show(gallery.runs[run.run][i], `${run.family} ${run.precision}, ${size(run.bytes)}`);
+    image.append(node("h3", {}, name), row);
+    box.append(image);
+  });
 }
 function drawCurves(runs) {
   const name = $("curve").value, box = $("curves");
@@ -276,6 +307,7 @@ function update() {
   $("count").textContent = `${runs.length} of ${group().runs.length} runs shown`;
   if (group().measured) drawPlot(runs);
   drawTable(runs);
+  drawGallery(runs);
   drawParts(runs);
   drawCurves(runs);
 }
@@ -300,6 +332,7 @@ function changeGroup() {
   fill("kind", unique(runs.map((run) => run.kind)));
   const machines = unique(runs.map((run) => run.machine).filter(known));
   options("machine", machines.map((name) => [name, name]));
+  $("unit").value = runs.some((run) => Object.keys(run.parts.bytes).length) ? "bytes" : "params";
   $("metric").value = runs.some((run) => known(run.segm_map)) ? "segm_map" : "bbox_map";
   update();
 }
@@ -315,6 +348,7 @@ $("group").addEventListener("change", changeGroup);
 $("controls").addEventListener("submit", (event) => event.preventDefault());
 $("controls").addEventListener("input", update);
 $("curve").addEventListener("change", update);
+$("unit").addEventListener("change", update);
 addEventListener("keydown", (event) => { if (event.key === "Escape") hideTip(); });
 let wait = 0;
 addEventListener("resize", () => { clearTimeout(wait); wait = setTimeout(update, 100); });

@@ -1,0 +1,233 @@
+"""The model card of an export."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sam3slim.checkpoints.card import LOAD_INT8, LOAD_PLAIN, LOAD_SAM3SLIM, not_plain, traps
+from sam3slim.checkpoints.locate import ONNX, PROGRAMS
+from sam3slim.export.builder import MODULE, builder_lines
+from sam3slim.export.candidate import Pick, candidate_heads, candidate_rows, drop_text
+from sam3slim.export.choice import METRICS, Wish
+from sam3slim.export.convert import Converted
+from sam3slim.export.fresh import Verified
+from sam3slim.models import count_params
+from sam3slim.onnx.card import inputs_lines, loading
+from sam3slim.predict.source import Source
+from sam3slim.report.table import megabytes
+from sam3slim.specs import ModelSpec
+
+SHAPES = "shapes"
+LICENSE_SAM = (
+    "SAM 3's weights are Meta's, under the SAM License. Weights that descend from them, by fine-tuning, slimming, "
+    "distillation or compression, are derivative works under the same licence: pass them on only under its terms, with "
+    "a copy of it. Whether these weights descend from SAM 3's is told by the first ancestor under Provenance."
+)
+LICENSE_SHAPES = (
+    "This run was measured on drawn shapes. The nano family of sam3slim is trained from scratch on such pictures, "
+    "which carry no third-party rights; its weights are under the project's Apache-2.0 licence."
+)
+MAP_KEYS = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large", "mar_100")
+LIBRARIES = {"hf": "transformers", ONNX: "onnx"}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that a card tells."""
+
+    pick: Pick
+    wish: Wish
+    source: Source
+    spec: ModelSpec
+    made: Converted
+    verified: Verified
+    command: str
+
+
+def export_card(facts: Facts) -> str:
+    """Markdown with the architecture, data, metrics, drop, sizes, choice, checks, provenance, use and licence."""
+    record = facts.pick.chosen.run.record
+    precision = (record.artifact or {}).get("precision")
+    lines = [
+        "---",
+        f"library_name: {LIBRARIES.get(facts.wish.format, 'pytorch')}",
+        "pipeline_tag: mask-generation",
+        "---",
+        "",
+        f"# {facts.spec.name} ({precision}) as {facts.wish.format}",
+        "",
+        "A SAM 3 image model (text and box prompts), chosen from measured runs and exported by sam3slim.",
+        "",
+        *_architecture(facts),
+        *_measured(facts),
+        *_sizes(facts),
+        *_choice(facts),
+        "## Checks at export",
+        "",
+        *(f"- {line}" for line in facts.verified.lines()),
+        *(f"- {note}" for note in facts.made.notes),
+        "",
+        *_provenance(facts),
+        "## Use",
+        "",
+        *_use(facts),
+        "",
+        "## Licence",
+        "",
+        LICENSE_SAM,
+        *(["", LICENSE_SHAPES] if (record.data or {}).get("name") == SHAPES else []),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[Any]], right: int = 1) -> list[str]:
+    """A Markdown table whose columns from ``right`` on are numbers."""
+    cells = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    rule = "|" + "|".join("---:" if i >= right else "---" for i in range(len(heads))) + "|"
+    return [f"| {' | '.join(heads)} |", rule, *(f"| {' | '.join(row)} |" for row in cells), ""]
+
+
+def _architecture(facts: Facts) -> list[str]:
+    spec = facts.spec
+    vit, text = spec.vit, spec.text
+    blocks = ", ".join(map(str, vit.global_blocks))
+    params = count_params(spec)
+    rows = [
+        ("parameters", f"{sum(params.values()):,}"),
+        ("vision tower", f"embed_dim {vit.embed_dim}, depth {vit.depth}, heads {vit.num_heads}, "
+         f"mlp_ratio {vit.mlp_ratio:g}, {vit.image_size} px in patches of {vit.patch_size}, window {vit.window_size}, "
+         f"global blocks {blocks}"),
+        ("text tower", f"none: stored features of {len(text.bank.phrases)} phrases, d_model {spec.d_model}"
+         if text.bank is not None else f"width {text.width}, layers {text.layers}, heads {text.num_heads}, "
+         f"mlp_ratio {text.mlp_ratio:g}, {text.context_length} tokens of {text.vocab_size:,}, "
+         f"projection {text.projection_dim}"),
+        ("encoder, decoder", f"layers {spec.encoder.num_layers} and {spec.decoder.num_layers}, d_model {spec.d_model}, "
+         f"heads {spec.num_heads}, feed-forward {spec.ffn_dim}, {spec.decoder.num_queries} queries"),
+        ("geometry encoder", f"layers {spec.geometry.num_layers}, boxes pooled to {spec.geometry.roi_size} × "
+         f"{spec.geometry.roi_size}"),
+    ]  # fmt: skip
+    return ["## Architecture", "", *table(("", ""), rows, right=2)]
+
+
+def _measured(facts: Facts) -> list[str]:
+    chosen = facts.pick.chosen
+    record, data = chosen.run.record, chosen.run.record.data or {}
+    rows = []
+    for metric, name in METRICS.items():
+        values = (record.metrics or {}).get(metric)
+        if values:
+            numbers = ["–" if values.get(key) is None else f"{100 * values[key]:.1f}" for key in MAP_KEYS]
+            rows.append((f"{name}, %", *numbers))
+    against = facts.pick.against
+    drop = (
+        f"Drop in {METRICS[facts.pick.metric]}: {drop_text(chosen)} points, against {against.where} "
+        f"({100 * against.map:.2f} %); in brackets the 95 % interval over images, where the record has one."
+        if against and chosen.drop is not None
+        else "Drop: not known; no record states one."
+    )
+    where = ", ".join(
+        str(part) for part in (
+            data.get("name"), f"split {data.get('split')}", f"protocol {data.get('protocol')}",
+            f"{data.get('images'):,} images", f"{data.get('prompts'):,} prompts", f"at {data.get('root')}",
+        )
+    )  # fmt: skip
+    latency = record.latency_ms or {}
+    speed = (
+        [f"Latency: {latency['p50']:.1f} ms (median; batch {latency.get('batch')}, {latency.get('prompts')} prompts, "
+         f"{record.device}), of the picked artifact, not of this format.", ""]
+        if latency.get("p50") is not None else []
+    )  # fmt: skip
+    return [
+        "## Data and metrics", "", f"Measured on {where}.", "", *table(("", *MAP_KEYS), rows), drop, "", *speed,
+    ]  # fmt: skip
+
+
+def _sizes(facts: Facts) -> list[str]:
+    artifact = facts.pick.chosen.run.record.artifact or {}
+    rows = [
+        ("this export, weights", f"{facts.made.bytes:,}", megabytes(facts.made.bytes)),
+        (f"the measured artifact ({artifact.get('format')}, {artifact.get('precision')})", f"{artifact.get('bytes'):,}",
+         megabytes(artifact.get("bytes") or 0)),
+    ]  # fmt: skip
+    parts = artifact.get("bytes_by_part") or {}
+    rows += [(f"– its {part}", f"{size:,}", megabytes(size)) for part, size in parts.items()]
+    files = [(f"`{name}`", f"`{sha}`") for name, sha in facts.made.weights.items()]
+    return ["## Sizes", "", *table(("", "bytes", ""), rows), *table(("file", "sha256"), files, right=2)]
+
+
+def _choice(facts: Facts) -> list[str]:
+    rows = candidate_rows(facts.pick)
+    shown = table(candidate_heads(facts.pick, facts.wish.format), rows, right=6)
+    return ["## Why this one", "", f"{facts.pick.why}.", "", *(f"Note: {w}.\n" for w in facts.pick.warnings), *shown]
+
+
+def _provenance(facts: Facts) -> list[str]:
+    run = facts.pick.chosen.run
+    record, git = run.record, run.record.git or {}
+    versions = ", ".join(f"{name} {value}" for name, value in record.versions.items() if value)
+    commit = f"{git['sha']}{' with uncommitted changes' if git.get('dirty') else ''}" if git.get("sha") else "unknown"
+    rows = [
+        ("record", f"`{run.folder / 'record.json'}`"),
+        ("artifact", f"`{facts.source.path}`"),
+        ("made from", " ← ".join(f"`{name}`" for name in _ancestors(facts))),
+        ("command", f"`{record.command}`"),
+        ("configuration", f"`{record.config_hash}`"),
+        ("code", commit),
+        ("ran on", f"{record.device}, {record.started}"),
+        ("with", versions),
+        ("exported by", f"`{facts.command}` (Python {platform.python_version()})"),
+    ]
+    return ["## Provenance", "", *table(("", ""), rows, right=2)]
+
+
+def _ancestors(facts: Facts) -> list[str]:
+    """Parents as records and artifacts state them, the nearest first; ``unknown`` where none is stated."""
+    found = [str(name) for name in (facts.pick.chosen.run.record.parent, facts.source.facts.get("parent")) if name]
+    return list(dict.fromkeys(found)) or ["nothing (trained from scratch), or unknown"]
+
+
+def _use(facts: Facts) -> list[str]:
+    if facts.wish.format == "reference":
+        return _use_reference(facts)
+    if facts.wish.format in (ONNX, PROGRAMS):
+        return [loading(facts.wish.format), "", *inputs_lines(facts.spec)]
+    lines = [LOAD_SAM3SLIM]
+    if facts.verified.transformers is None:
+        lines += ["", not_plain(facts.spec)]
+    else:
+        lines += ["", "or in plain transformers:", "", LOAD_INT8 if facts.source.int8 else LOAD_PLAIN]
+    return [*lines, "", *traps(facts.spec)]
+
+
+def _use_reference(facts: Facts) -> list[str]:
+    file = facts.made.path.name
+    heads = facts.made.overrides["text.num_heads"]
+    lines = [
+        f"`{file}` is a `torch.save` of the reference implementation's keys behind `detector.`. Its builder "
+        f"(`{MODULE}.build_sam3_image_model`) has SAM 3's sizes written into it; given these it loads the "
+        "file strictly:",
+        "",
+        "```python",
+        *builder_lines(facts.spec, file),
+        "```",
+        "",
+        "or with sam3slim, which reads the other sizes from the tensors:",
+        "",
+        "```python",
+        "import sam3slim",
+        "",
+        f'model, report = sam3slim.load("{file}", overrides={{"text.num_heads": {heads}}})',
+        "```",
+    ]
+    released = ModelSpec().text.vocab_size
+    if facts.spec.text.vocab_size != released:
+        lines += [
+            "",
+            f"The text tower knows the first {facts.spec.text.vocab_size:,} tokens of CLIP's {released:,}; the "
+            "reference's tokenizer must be cut to the same merges.",
+        ]
+    return lines

@@ -1,0 +1,5 @@
+from __future__ import annotations
+
+from tests.measured import copied, measured
+
+__all__ = ["copied", "measured"]
