@@ -21,6 +21,9 @@ PARENT = """
 import os, pathlib, signal, sys, time
 from sam3slim.sweep.child import in_child
 
+# A process that a script started in the background ignores Ctrl-C, and so do its children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 folder = pathlib.Path(sys.argv[1])
 
 def work():
