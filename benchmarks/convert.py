@@ -9,7 +9,6 @@ Random weights in the full architecture (FOLDER needs 8 GB). Every conversion is
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 import tempfile
 from pathlib import Path
@@ -19,7 +18,7 @@ from extract import evict, run
 
 from sam3slim.checkpoints.artifact import write_folder
 from sam3slim.environment import describe_device, library_versions
-from sam3slim.files import atomic_path
+from sam3slim.files import write_csv
 from sam3slim.models.shapes import state_shapes
 from sam3slim.specs import ModelSpec
 
@@ -65,10 +64,7 @@ def measure(folder: Path, methods: list[str]) -> None:
             "method": method, "bytes": size, "share_of_fp32": round(share, 5), "seconds": round(seconds, 1),
             "peak_anon_mb": peak // 10**6, "device": describe_device(), "torch": library_versions()["torch"],
         })  # fmt: skip
-    with atomic_path(RESULTS) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(RESULTS, rows)
 
 
 if __name__ == "__main__":

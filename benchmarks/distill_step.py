@@ -12,7 +12,6 @@ processor time of this process, which other work on the machine disturbs less.
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import tempfile
 import time
@@ -26,7 +25,7 @@ from sam3slim.config import compose_plain
 from sam3slim.data.batch import Batch
 from sam3slim.data.module import ConceptData
 from sam3slim.environment import describe_device, library_versions
-from sam3slim.files import atomic_path
+from sam3slim.files import write_csv
 from sam3slim.losses import Criterion
 from sam3slim.runs import TrainSpec
 from sam3slim.runs.teacher import teacher_of, training_data
@@ -125,10 +124,7 @@ def main() -> None:
         **{k: v for k, v in library_versions().items() if k == "torch"},
     }  # fmt: skip
     result = RESULTS / f"distill_step_{arguments.threads}_threads.csv"
-    with atomic_path(result) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [*rows[0], *facts])
-        writer.writeheader()
-        writer.writerows({**row, **facts} for row in rows)
+    write_csv(result, [{**row, **facts} for row in rows])
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ cache. ``--full-towers`` gives nano's heads a random ViT and text tower of SAM 3
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -27,7 +26,7 @@ from sam3slim.data.spec import DataSpec
 from sam3slim.environment import describe_device, library_versions
 from sam3slim.evaluation import predict_batch
 from sam3slim.evaluation.inference import TextCache
-from sam3slim.files import atomic_path
+from sam3slim.files import write_csv
 from sam3slim.models import Sam3, build_model
 from sam3slim.strict import spec_from_dict
 
@@ -120,10 +119,7 @@ def main() -> None:
         })  # fmt: skip
     print(f"ours / loop: median {statistics.median(ratios):.3f}, from {min(ratios):.3f} to {max(ratios):.3f}")
     result = RESULTS / f"evaluation_{name}_{asked // len(batches)}_prompts.csv"
-    with atomic_path(result) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(result, rows)
 
 
 if __name__ == "__main__":

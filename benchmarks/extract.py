@@ -11,7 +11,6 @@ it; peak memory is the largest ``RssAnon`` seen (anonymous memory: mapped files 
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import statistics
 import subprocess
@@ -25,7 +24,7 @@ import torch
 
 from sam3slim.checkpoints.reference_file import reference_tensors
 from sam3slim.environment import describe_device, library_versions
-from sam3slim.files import atomic_path
+from sam3slim.files import write_csv
 from sam3slim.models.shapes import state_shapes
 from sam3slim.specs import ModelSpec
 
@@ -155,10 +154,7 @@ def measure(folder: Path, rounds: int) -> None:
         "device": describe_device(), "checkpoint_bytes": source.stat().st_size, "disk_read_mb_s": round(read / 1e6),
         "disk_write_mb_s": round(written / 1e6), "torch": library_versions()["torch"],
     }  # fmt: skip
-    with atomic_path(RESULTS) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [*rows[0], *facts])
-        writer.writeheader()
-        writer.writerows({**row, **facts} for row in rows)
+    write_csv(RESULTS, [{**row, **facts} for row in rows])
 
 
 if __name__ == "__main__":

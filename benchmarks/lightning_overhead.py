@@ -11,7 +11,6 @@ short, a ratio compares the two loops of one round, and every other round starts
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import tempfile
 import time
@@ -27,7 +26,7 @@ from sam3slim.config import compose_plain
 from sam3slim.data.module import ConceptData
 from sam3slim.data.spec import DataSpec
 from sam3slim.environment import describe_device, library_versions
-from sam3slim.files import atomic_path
+from sam3slim.files import write_csv
 from sam3slim.losses import Criterion
 from sam3slim.models import build_model, init_for_training
 from sam3slim.runs import TrainSpec
@@ -146,10 +145,7 @@ def main() -> None:
         **{k: v for k, v in library_versions().items() if k in ("torch", "lightning")},
     }  # fmt: skip
     result = RESULTS / f"lightning_overhead_{arguments.threads}_threads.csv"
-    with atomic_path(result) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [*rows[0], *facts])
-        writer.writeheader()
-        writer.writerows({**row, **facts} for row in rows)
+    write_csv(result, [{**row, **facts} for row in rows])
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ error is that of the output against PyTorch's, as a share of its norm.
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import tempfile
 import time
@@ -30,7 +29,7 @@ from sam3slim.checkpoints import load
 from sam3slim.compression import Int8Rules
 from sam3slim.compression.int8_weight import quantised_names
 from sam3slim.environment import describe_device
-from sam3slim.files import atomic_path
+from sam3slim.files import write_csv
 from sam3slim.models import build_model
 from sam3slim.onnx import export_onnx, load_onnx
 from sam3slim.onnx.quantise import quantise
@@ -131,10 +130,7 @@ def main() -> None:
         })  # fmt: skip
         print(rows[-1], flush=True)
     result = RESULTS / f"onnx_{subject}_{arguments.threads}_threads.csv"
-    with atomic_path(result) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(result, rows)
 
 
 def measure(runs: dict[str, Run], rounds: int) -> tuple[dict[str, list[float]], dict[str, Tensor]]:

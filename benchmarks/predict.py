@@ -12,7 +12,6 @@ other subject; a ratio compares the two of one round.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import statistics
 import tempfile
@@ -26,7 +25,7 @@ from transformers import Sam3Model, Sam3Processor
 from transformers.utils import logging
 
 from sam3slim.environment import describe_device, library_versions
-from sam3slim.files import atomic_path
+from sam3slim.files import write_csv
 from sam3slim.predict import PredictSpec, predict_files
 from sam3slim.predict.images import find_pictures
 
@@ -121,10 +120,7 @@ def main() -> None:
         **{k: v for k, v in library_versions().items() if k in ("torch", "transformers")},
     }  # fmt: skip
     result = RESULTS / f"predict_{Path(arguments.artifact).name}_{arguments.threads}_threads.csv"
-    with atomic_path(result) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [*rows[0], *facts])
-        writer.writeheader()
-        writer.writerows({**row, **facts} for row in rows)
+    write_csv(result, [{**row, **facts} for row in rows])
 
 
 if __name__ == "__main__":

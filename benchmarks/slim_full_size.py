@@ -10,7 +10,6 @@ every tensor against the plan; the peak is the process' resident memory, in byte
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import resource
 import subprocess
@@ -74,14 +73,11 @@ def main() -> None:
 
 def _write(rows: list[dict[str, Any]], threads: int) -> None:
     from sam3slim.environment import describe_device, library_versions
-    from sam3slim.files import atomic_path
+    from sam3slim.files import write_csv
 
     facts = {"device": describe_device(), "threads": threads, "torch": library_versions()["torch"]}
     result = RESULTS / f"slim_full_size_{threads}_threads.csv"
-    with atomic_path(result) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [*rows[0], *facts])
-        writer.writeheader()
-        writer.writerows({**row, **facts} for row in rows)
+    write_csv(result, [{**row, **facts} for row in rows])
 
 
 if __name__ == "__main__":

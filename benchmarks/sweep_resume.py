@@ -12,7 +12,6 @@ by trial. Last, ``sam3slim compare`` reads both folders; equal runs are one row 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import random
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from sam3slim.environment import describe_device, library_versions
-from sam3slim.files import atomic_path
+from sam3slim.files import write_csv
 from sam3slim.records import read_record
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -76,10 +75,7 @@ def write(rows: list[dict[str, Any]], path: Path) -> None:
         "device": describe_device(),
         **{k: v for k, v in library_versions().items() if k in ("torch", "lightning")},
     }
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [*rows[0], *about])
-        writer.writeheader()
-        writer.writerows({**row, **about} for row in rows)
+    write_csv(path, [{**row, **about} for row in rows])
 
 
 def main() -> None:

@@ -9,7 +9,6 @@ phrases, and the prompt bank. ``text_*`` is the text part, ``total_*`` the whole
 from __future__ import annotations
 
 import argparse
-import csv
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 from sam3slim.config import compose_model
 from sam3slim.data.phrases import read_phrase_list
 from sam3slim.data.vocabulary import trim
-from sam3slim.files import atomic_path
+from sam3slim.files import write_csv
 from sam3slim.models import bytes_by_part, count_params
 from sam3slim.models.bank import bank_spec
 from sam3slim.models.count import BYTES
@@ -65,10 +64,7 @@ def main() -> None:
             f"{found['lever']:<18} text {found['text_params']:>12,}  FP32 {found['total_fp32']:>14,}  saved {saved:,}"
         )
     result = HERE / "results" / f"text_sizes_{arguments.model}_{len(phrases)}_phrases.csv"
-    with atomic_path(result) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(result, rows)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,15 @@ def write_json(path: str | Path, value: Any) -> Path:
     """Write ``value`` as indented JSON, atomically. NaN and infinity are refused (not JSON)."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    return Path(path)
+
+
+def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> Path:
+    """Write ``rows`` under a line of ``columns`` (those of the first row), atomically."""
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]) if columns is None else columns)
+        writer.writeheader()
+        writer.writerows(rows)
     return Path(path)
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean
 
-from sam3slim.files import atomic_path
+from sam3slim.files import atomic_path, write_csv
 from sam3slim.records import RunRecord
 from sam3slim.study.cells import AXES, INITS, SEEDS, SIZES, TEACHINGS, Cell, axis_cells, table_cells
 
@@ -104,10 +103,7 @@ def write_study(find: Find, full: RunRecord, page: Path, table: Path, plot: Path
         for cell in (*table_cells(), *axis_cells())
         if (record := find(cell)) is not None
     ]
-    with atomic_path(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, ["cell", "seed", "params", "mask_map", "box_map", "sha", "config_hash"])
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(table, rows, ["cell", "seed", "params", "mask_map", "box_map", "sha", "config_hash"])
     _plot(find, full, plot)
 
 
