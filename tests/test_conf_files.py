@@ -31,7 +31,10 @@ NEEDED = {
     "distill=full": ["distill.teacher=x"],
     "data=coco": ["data.root=x"],
     "experiment=overfit": ["data.root=x"],
-    "experiment=slim": ["init.checkpoint=x", "data.root=x"],
+    **{
+        f"experiment={name}": ["init.checkpoint=x", "data.root=x"]
+        for name in ("slim", "slim_depth", "slim_width", "slim_text", "slim_layers")
+    },
     **{f"sweep={name}": ["init.checkpoint=x", "data.root=x"] for name in ("sizes", "depth", "width", "precision")},
     "sweep=search": ["init.checkpoint=x", "data.root=x"],
 }

@@ -52,6 +52,7 @@ class TrainSpec:
     Attributes:
         vocabulary: what the text tower's vocabulary is trimmed to: ``data``, the category names of every split the
             run uses, or a file with a phrase on every line; None leaves it whole.
+        activation_checkpointing: see ``training.recompute_activations``.
         progressive: architectures on the way, the largest first, see ``runs.progressive``.
         force: train again although the folder's record says that just this has been trained.
         compress_after: options of the compress group, applied to the trained model.
@@ -73,6 +74,7 @@ class TrainSpec:
     resume: str | None = None
     vocabulary: str | None = None
     eval_at_end: bool = True
+    activation_checkpointing: bool = False
     force: bool = False
     compress_after: tuple[str, ...] = ()
     progressive: tuple[Any, ...] | None = None

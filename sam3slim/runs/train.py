@@ -26,7 +26,14 @@ from sam3slim.runs.teacher import teacher_of, training_data
 from sam3slim.runs.vocabulary import with_vocabulary
 from sam3slim.slimming import Plan
 from sam3slim.strict import spec_from_dict
-from sam3slim.training import ConceptSegmentation, FinalValidation, GracefulStop, RandomState, TrainingClock
+from sam3slim.training import (
+    ConceptSegmentation,
+    FinalValidation,
+    GracefulStop,
+    RandomState,
+    TrainingClock,
+    recompute_activations,
+)
 from sam3slim.training.signals import forwarded_sigterm
 
 PLAN_FILE = "slimming_plan.json"  # what an inherited model kept, in the run's folder
@@ -51,6 +58,8 @@ def train(config: dict[str, Any], output_dir: Path, choices: dict[str, str], com
         data = training_data(spec)
         model, plan = initial_model(spec, data)
         record.model = model_facts(model)
+        if spec.activation_checkpointing:
+            recompute_activations(model)
         if plan is not None:
             rank_zero_only(write_json)(output_dir / PLAN_FILE, plan.to_dict())
         module = ConceptSegmentation(

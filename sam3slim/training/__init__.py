@@ -4,6 +4,7 @@ from sam3slim.training.average import WeightAverage
 from sam3slim.training.callbacks import FinalValidation, GracefulStop, RandomState, TrainingClock
 from sam3slim.training.module import ConceptSegmentation
 from sam3slim.training.optim import OptimSpec, ScheduleSpec, build_optimizer, param_groups
+from sam3slim.training.recompute import recompute_activations
 from sam3slim.training.sharded import FullySharded
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     "WeightAverage",
     "build_optimizer",
     "param_groups",
+    "recompute_activations",
 ]

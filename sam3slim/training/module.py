@@ -14,7 +14,8 @@ from sam3slim.distill import CachedTeacher, FrozenTeacher
 from sam3slim.errors import UserError
 from sam3slim.evaluation import ConceptMeanAP, ground_truths, predict_batch
 from sam3slim.losses import Counts, Criterion
-from sam3slim.models import Sam3
+from sam3slim.models import Sam3, part_of
+from sam3slim.models.count import PARTS
 from sam3slim.training.optim import OptimSpec, ScheduleSpec, build_optimizer
 from sam3slim.training.sharded import gathered, shard
 
@@ -65,7 +66,7 @@ class ConceptSegmentation(lightning.LightningModule):
         self._whole = ExitStack()
         for name, parameter in model.named_parameters():
             # Without gradients DDP does not wait for them and weight decay leaves them alone.
-            if name.startswith(UNUSED):
+            if name.startswith(UNUSED) or part_of(name) in optim.freeze:
                 parameter.requires_grad_(False)
         self.save_hyperparameters({"model": model.spec.to_dict(), "config": config or {}})
 
@@ -76,6 +77,9 @@ class ConceptSegmentation(lightning.LightningModule):
     def on_fit_start(self) -> None:
         # Loaded and inherited models come in eval mode, and Lightning leaves modes as it finds them.
         self.model.train()
+        for prefix in (prefix for part in self.optim.freeze for prefix in PARTS[part]):
+            if (frozen := getattr(self.model, prefix.removesuffix("."), None)) is not None:
+                frozen.eval()  # no dropout in what does not learn
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch.

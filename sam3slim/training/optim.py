@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Literal
 
 import torch
@@ -13,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from sam3slim.errors import UserError
 from sam3slim.models import part_of
+from sam3slim.models.count import PARTS
 
 BLOCK = re.compile(r"vision_encoder\.backbone\.layers\.(\d+)\.")
 EMBEDDINGS = "vision_encoder.backbone.embeddings."
@@ -28,6 +30,7 @@ class OptimSpec:
         layer_decay: factor per ViT block from the last to the first (1 switches it off).
         weight_decay: none on biases and norms, whatever is set here.
         clip: greatest gradient norm; 0 switches clipping off.
+        freeze: parts of the model (``models.count.PARTS``) that stay as they are: no gradients, no optimiser state.
     """
 
     lr: float = 3e-4
@@ -37,6 +40,7 @@ class OptimSpec:
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float = 0.1
+    freeze: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for key in ("lr", "lr_vision", "lr_text"):
@@ -49,6 +53,13 @@ class OptimSpec:
             raise UserError(f"optim.weight_decay={self.weight_decay}, optim.clip={self.clip}: expected >= 0")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"optim.betas={list(self.betas)} must be two numbers in 0..1 (1 excluded)")
+        for part in self.freeze:
+            if part not in PARTS:
+                near = get_close_matches(part, PARTS, 1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise UserError(f"optim.freeze: no part {part}; there are {', '.join(PARTS)}{hint}")
+        if set(self.freeze) == set(PARTS):
+            raise UserError("optim.freeze names every part: nothing is left to train")
 
 
 @dataclass(frozen=True)
