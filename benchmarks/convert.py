@@ -13,14 +13,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-import torch
 from extract import evict, run
+from full_size import write_full_size
 
-from sam3slim.checkpoints.artifact import write_folder
 from sam3slim.environment import describe_device, library_versions
 from sam3slim.files import write_csv
-from sam3slim.models.shapes import state_shapes
-from sam3slim.specs import ModelSpec
 
 RESULTS = Path(__file__).parent / "results" / "convert.csv"
 CONVERT = """
@@ -43,12 +40,8 @@ def main() -> None:
 
 
 def measure(folder: Path, methods: list[str]) -> None:
-    source = folder / "fp32"
-    generator = torch.Generator().manual_seed(0)
-    tensors = {key: torch.randn(shape, generator=generator) * 0.02 for key, shape in state_shapes(ModelSpec()).items()}
-    write_folder(source, ModelSpec(), tensors, precision="fp32")
+    source = write_full_size(folder / "fp32")
     full = (source / "model.safetensors").stat().st_size
-    del tensors
     rows = []
     for method in methods:
         evict(folder)
