@@ -26,8 +26,9 @@ reference: $(STAMP)  ## train nano from scratch and replace assets/nano
 study: $(STAMP)  ## hours: which weights are kept and what is taught, at equal steps; writes docs/slimming.md
 	$(BIN)/python -m sam3slim.study
 
+# Two processes of one thread each; the tests of a file stay together, they share what took long to make.
 test: lint
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow

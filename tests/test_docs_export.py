@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,7 +43,12 @@ def test_commands__are_found() -> None:
     assert [command[0] for command in commands()].count("compare") == 3
 
 
-@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def weighed(command: list[str]) -> Any:
+    """Graphs take a minute to export, and tests/export looks at them closely."""
+    return pytest.param(command, marks=pytest.mark.slow if "onnx" in command else (), id=" ".join(command))
+
+
+@pytest.mark.parametrize("command", [weighed(command) for command in commands()])
 def test_commands__end_well(here: Path, command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command) == 0, capsys.readouterr().err
     if "--out" in command:
@@ -50,7 +56,7 @@ def test_commands__end_well(here: Path, command: list[str], capsys: pytest.Captu
         assert (out / ("compare.html" if command[0] == "compare" else "README.md")).is_file()
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", ["compare", pytest.param("export", marks=pytest.mark.slow)])
 def test_python__runs(here: Path, page: str, capsys: pytest.CaptureFixture[str]) -> None:
     (code,) = blocks(page, "python")
     exec(code, {})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +49,14 @@ def train(config: dict[str, Any], output_dir: Path, choices: dict[str, str], com
     """
     asked = spec_from_dict(TrainSpec, config, "")
     ensure_writable_dir(output_dir)
-    with recording(
-        output_dir, kind="train", command=command, config=config, choices=choices, parent=asked.init.checkpoint
-    ) as record:
+    parent = asked.init.checkpoint
+    with (
+        recording(output_dir, kind="train", command=command, config=config, choices=choices, parent=parent) as record,
+        flushed_denormals(),
+    ):
         spec = with_vocabulary(asked)
         resume = resume_path(spec, output_dir)
         lightning.seed_everything(spec.seed, verbose=False)
-        # Adam's second moments decay into denormal numbers, which CPUs handle a hundred times slower.
-        torch.set_flush_denormal(True)
         data = training_data(spec)
         model, plan = initial_model(spec, data)
         record.model = model_facts(model)
@@ -85,6 +87,16 @@ def train(config: dict[str, Any], output_dir: Path, choices: dict[str, str], com
         if first:
             _finish_training(spec, output_dir, data, record, plan)
     return record
+
+
+@contextmanager
+def flushed_denormals() -> Iterator[None]:
+    """Adam's second moments decay into denormal numbers, which CPUs handle a hundred times slower: they become 0."""
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)  # of the whole process, and PyTorch's default
 
 
 def _part(data: ConceptData) -> None:

@@ -28,7 +28,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "eval"
 
 
-@pytest.mark.parametrize("format", ["hf", "onnx", "torch-export"])
+@pytest.mark.parametrize("format", ["hf", "onnx", pytest.param("torch-export", marks=pytest.mark.slow)])
 def test_export__a_bank(run: Path, tmp_path: Path, same_process: list[str], format: str) -> None:
     done = export([run], tmp_path / "out", format=format, best="map")
     model, report = load_runnable(tmp_path / "out")
@@ -38,6 +38,8 @@ def test_export__a_bank(run: Path, tmp_path: Path, same_process: list[str], form
     assert json.loads((tmp_path / "out/sam3slim.json").read_text())["opens_in"][0] == "sam3slim"
     card = (tmp_path / "out/README.md").read_text()
     assert ("it has no text tower" in card) == (format == "hf")
+    assert f"none: stored features of {len(PHRASES) + 1} phrases" in card
+    assert max(done.verified.differences.values()) < 1e-4
 
 
 def test_export__a_bank_is_not_for_the_reference(run: Path, tmp_path: Path) -> None:

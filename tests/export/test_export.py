@@ -21,9 +21,6 @@ from sam3slim.export import Exported, export
 from sam3slim.export.fresh import Opening, verify_export
 from sam3slim.onnx import load_runnable
 from sam3slim.records import read_record
-from tests.banked import PHRASES, banked
-from tests.report.compare_runs import add_run
-from tests.small import small_model
 from tests.test_runs import data
 from tests.tiny import SPEC
 
@@ -113,20 +110,6 @@ def test_export__int8_weights_become_numbers_for_the_reference(
     estimate = done.pick.chosen.bytes
     assert estimate is not None
     assert 0 < done.made.bytes - estimate < 150_000  # names, rotary tables, point projections
-
-
-@pytest.mark.parametrize("format", ["hf", "torch-export"])
-def test_export__a_prompt_bank(tmp_path: Path, same_process: list[str], format: str) -> None:
-    banked(small_model(SPEC), tmp_path)
-    size = (tmp_path / "bank/bank.safetensors").stat().st_size
-    artifact = {"path": str(tmp_path / "bank"), "bytes": size, "format": "artifact", "precision": "fp32"}
-    add_run(tmp_path / "runs", "a", artifact=artifact, data={"root": "/gone"})
-    done = export([tmp_path / "runs"], tmp_path / "out", format=format, best="map")
-    assert max(done.verified.differences.values()) < 1e-4
-    card = (tmp_path / "out/README.md").read_text()
-    assert f"none: stored features of {len(PHRASES) + 1} phrases" in card
-    assert ("it has no text tower" in card) == (format == "hf")
-    assert load_runnable(tmp_path / "out")[0].spec.text.bank is not None
 
 
 def test_export__int8_products_stay_in_their_folder(measured: Path, tmp_path: Path, same_process: list[str]) -> None:
