@@ -10,6 +10,8 @@ from sam3slim.config import compose_plain
 from sam3slim.errors import UserError, one_line_exits
 from sam3slim.records import read_record
 from sam3slim.study.cells import SOURCE, all_cells
+from sam3slim.study.headline import headline_markdown
+from sam3slim.study.page import put_between
 from sam3slim.study.run import finished, run_cells
 from sam3slim.study.table import write_study
 
@@ -20,6 +22,9 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="cells at a time, a thread each")
     parser.add_argument("--only", default="", help="cells whose name contains this")
     parser.add_argument("--table", action="store_true", help="run nothing, write the tables of what there is")
+    parser.add_argument(
+        "--headline", type=Path, nargs="+", metavar="EVALUATION", help="write the table of these evaluations alone"
+    )
     arguments = parser.parse_args()
     with one_line_exits():
         cells = [cell for cell in all_cells() if arguments.only in cell.name]
@@ -30,8 +35,11 @@ def main() -> None:
             options = [f"checkpoint={SOURCE}", "latency=false"]
             config = compose_plain("evaluate", options, evaluation)
             runs.evaluate(config, evaluation, {}, f"python evaluate.py {' '.join(options)}")
-        failed = {} if arguments.table else run_cells(cells, arguments.out, jobs=arguments.jobs)
         page, table = Path("docs/slimming.md"), Path("docs/slimming.csv")
+        if arguments.headline:
+            put_between(page, "headline", headline_markdown(read_record(evaluation), arguments.headline))
+            return
+        failed = {} if arguments.table else run_cells(cells, arguments.out, jobs=arguments.jobs)
         write_study(
             lambda cell: finished(cell, arguments.out), read_record(evaluation), page, table,
             Path("docs/images/slimming_axes.png"),

@@ -9,8 +9,8 @@ from statistics import mean
 from sam3slim.files import atomic_path, write_csv
 from sam3slim.records import RunRecord
 from sam3slim.study.cells import AXES, INITS, SEEDS, SIZES, TEACHINGS, Cell, axis_cells, table_cells
+from sam3slim.study.page import put_between
 
-BEGIN, END = "<!-- study: begin -->", "<!-- study: end -->"
 NOT_RUN = "not run"
 Find = Callable[[Cell], RunRecord | None]
 
@@ -83,13 +83,7 @@ def write_study(find: Find, full: RunRecord, page: Path, table: Path, plot: Path
     Raises:
         ValueError: the page has no markers.
     """
-    text = page.read_text(encoding="utf-8")
-    if BEGIN not in text or END not in text:
-        raise ValueError(f"{page} lacks {BEGIN} and {END}")
-    before, rest = text.split(BEGIN, 1)
-    after = rest.split(END, 1)[1]
-    with atomic_path(page) as temporary:
-        temporary.write_text(f"{before}{BEGIN}\n{study_markdown(find, full)}{END}{after}", encoding="utf-8")
+    put_between(page, "study", study_markdown(find, full))
     rows = [
         {
             "cell": cell.name,

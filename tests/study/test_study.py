@@ -48,7 +48,7 @@ def test_study_markdown__shows_spread_and_what_was_not_run() -> None:
 
 def test_write_study__only_between_the_markers(tmp_path: Path) -> None:
     page = tmp_path / "slimming.md"
-    page.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
+    page.write_text("before\n<!-- study: begin -->\nold\n<!-- study: end -->\nafter\n")
     done = {"axis_depth_1": record(2_400_000, 0.79)}
     table.write_study(
         lambda cell: done.get(cell.name), record(2_600_000, 0.8), page, tmp_path / "t.csv", tmp_path / "p.png"

@@ -1,0 +1,60 @@
+"""How small, at what cost: a row for every evaluation of a slim model against the full one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from sam3slim.checkpoints.locate import ARTIFACT_FILE, read_json
+from sam3slim.errors import UserError
+from sam3slim.records import RunRecord, read_record
+from sam3slim.study.table import mask_map
+
+
+def headline_markdown(full: RunRecord, folders: Sequence[Path]) -> str:
+    """The table.
+
+    Args:
+        full: the evaluation of the full model.
+        folders: evaluations (``evaluate.py checkpoint=… reference=…``) of the slim ones.
+
+    Raises:
+        UserError: a record that is no finished evaluation against a reference, or one of other data.
+    """
+    whole = int((full.model or {})["params"])
+    lines = [
+        "| model | parameters | of nano's | size | mask mAP | of nano's | drop, points (95 %) | retraining |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for folder in folders:
+        record = read_record(folder)
+        if record.status != "finished" or not record.metrics or not (record.drop or {}).get("segm"):
+            raise UserError(f"{folder}: expected a finished evaluation with a drop (evaluate.py reference=FULL)")
+        if record.data != full.data:
+            raise UserError(f"{folder}: evaluated on other data than the full model")
+        params, drop = int((record.model or {})["params"]), (record.drop or {})["segm"]
+        low, high = drop["ci95"]
+        artifact = record.artifact or {}
+        seconds = training_seconds(Path(artifact["path"]))
+        lines.append(
+            f"| {folder.name} | {params:,} | {100 * params / whole:.1f} % | {artifact['bytes'] / 1e6:.2f} MB | "
+            f"{mask_map(record):.1f} | {100 * mask_map(record) / mask_map(full):.1f} % | "
+            f"{drop['points']:.1f} ({low:.1f} to {high:.1f}) | {seconds / 60:.0f} min |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def training_seconds(artifact: Path) -> float:
+    """Seconds an artifact was trained, or the one it was made from.
+
+    Raises:
+        UserError: nothing on the way says so.
+    """
+    place: Path | None = artifact
+    while place is not None:
+        place = place if (place / ARTIFACT_FILE).is_file() else place / "artifact"
+        facts = read_json(place / ARTIFACT_FILE)
+        if (seconds := (facts.get("extra") or {}).get("training_seconds")) is not None:
+            return float(seconds)
+        place = Path(facts["parent"]) if facts.get("parent") else None
+    raise UserError(f"{artifact}: neither it nor what it was made from says how long it was trained")

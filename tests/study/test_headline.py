@@ -1,0 +1,49 @@
+"""The table of slim models is made of evaluations against the full one."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sam3slim.errors import UserError
+from sam3slim.records import RunRecord
+from sam3slim.study.headline import headline_markdown, training_seconds
+
+DATA = {"name": "shapes", "split": "test", "images": 300}
+
+
+def artifact(folder: Path, **facts: object) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "sam3slim.json").write_text(json.dumps(facts))
+    return folder
+
+
+def evaluation(folder: Path, made: Path, value: float, points: float | None, data: dict[str, object] = DATA) -> Path:
+    RunRecord(
+        "evaluate", "", model={"params": 500_000}, data=data, metrics={"segm": {"map": value}},
+        artifact={"path": str(made), "bytes": 2_500_000},
+        drop=None if points is None else {"segm": {"points": points, "ci95": [points - 0.5, points + 0.5]}},
+    ).write(folder)  # fmt: skip
+    return folder
+
+
+FULL = RunRecord("evaluate", "", model={"params": 1_000_000}, data=DATA, metrics={"segm": {"map": 0.8}})
+
+
+def test_headline__a_row_per_evaluation_with_the_time_of_its_training(tmp_path: Path) -> None:
+    trained = artifact(tmp_path / "run/artifact", extra={"training_seconds": 1170}, parent="assets/nano")
+    bank = artifact(tmp_path / "bank", parent=str(trained))
+    rows = [evaluation(tmp_path / "a/half", trained, 0.78, 2.0), evaluation(tmp_path / "a/banked", bank, 0.78, 2.0)]
+    text = headline_markdown(FULL, rows)
+    values = "500,000 | 50.0 % | 2.50 MB | 78.0 | 97.5 % | 2.0 (1.5 to 2.5) | 20 min |"
+    assert text.splitlines()[2:] == [f"| half | {values}", f"| banked | {values}"]
+
+
+def test_headline__only_what_was_measured_in_the_same_way(tmp_path: Path) -> None:
+    made = artifact(tmp_path / "made", extra={"training_seconds": 60})
+    with pytest.raises(UserError, match="expected a finished evaluation with a drop"):
+        headline_markdown(FULL, [evaluation(tmp_path / "a", made, 0.7, None)])
+    with pytest.raises(UserError, match="other data"):
+        headline_markdown(FULL, [evaluation(tmp_path / "b", made, 0.7, 1.0, {**DATA, "images": 10})])
+    with pytest.raises(UserError, match="says how long"):
+        training_seconds(artifact(tmp_path / "silent"))
