@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +18,7 @@ from transformers import CLIPTokenizer, Sam3Model
 from sam3slim import runs
 from sam3slim.checkpoints import load
 from sam3slim.config import compose_plain
+from sam3slim.data.batch import Batch
 from sam3slim.data.phrases import encode_phrases, tokenizer_of
 from sam3slim.data.shapes import ShapesSpec
 from sam3slim.data.vocabulary import kept_tokens, trim
@@ -24,6 +27,7 @@ from sam3slim.records import RunRecord, read_record
 from sam3slim.runs.vocabulary import data_phrases
 from sam3slim.specs import TextSpec
 from sam3slim.strict import spec_from_dict
+from sam3slim.training import ConceptSegmentation
 from tests.distill.lessons import EVERYTHING
 from tests.tiny import OVERRIDES
 
@@ -354,6 +358,34 @@ def test_data_phrases__every_split_that_is_read(root: Path) -> None:
     listed = replace(spec, data=data, distill=taught, eval_at_end=False)
     assert data_phrases(listed)[:2] == ["green star", "cup"]
     assert data_phrases(replace(listed, trainer={"limit_val_batches": 0})) == ["green star", "cup"]
+
+
+def test_train__stopped_in_a_validation_loses_none_of_it(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The best weights of a run that goes on are those of an undisturbed one."""
+    given = ["trainer.max_steps=4", "trainer.val_check_interval=2", "data.eval_batch_size=2"]
+    _, straight = train(root, "undisturbed", *given)
+    validate = ConceptSegmentation.validation_step
+    batches: list[int] = []
+
+    def stopping(module: ConceptSegmentation, batch: Batch, batch_idx: int) -> None:
+        validate(module, batch, batch_idx)
+        batches.append(module.global_step)
+        if len(batches) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ConceptSegmentation, "validation_step", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            train(root, "halted", *given)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    assert batches == [2, 2]  # both batches, though the signal came in the first
+    last = torch.load(root / "halted/checkpoints/last.ckpt", weights_only=True)
+    assert last["global_step"] == 3
+    _, halted = train(root, "halted", *given, "resume=auto")
+    best = [torch.load(out / "checkpoints/best.ckpt", weights_only=True) for out in (straight, halted)]
+    assert best[0]["global_step"] == best[1]["global_step"]
+    for key, value in best[0]["state_dict"].items():
+        assert torch.equal(best[1]["state_dict"][key], value), key
 
 
 def test_train__resume_auto_goes_on(trained: tuple[RunRecord, Path], root: Path) -> None:
