@@ -20,7 +20,7 @@ from sam3slim.config import compose_plain
 from sam3slim.data.spec import DataSpec
 from sam3slim.errors import UserError, one_line_exits
 from sam3slim.evaluation import ground_truths, predict_batch
-from sam3slim.records import RunRecord, config_hash, read_record
+from sam3slim.records import RunRecord, config_hash, forget_made_from, forget_other, read_record
 from sam3slim.report import map_vs_size, picture_grid, table_row, to_markdown, write_table
 from sam3slim.strict import spec_from_dict
 
@@ -68,6 +68,9 @@ def _stage(name: str, run: Run, folder: Path, overrides: Sequence[str]) -> RunRe
     record = _finished(folder, config)
     if record is None:
         print(f"\n== {folder.name}: python {name}.py {' '.join(overrides)}", flush=True)
+        if name == "train":
+            forget_other(folder, config)
+            forget_made_from(folder.with_name(f"{folder.name}_compressed"))
         run(config, folder, {}, f"python {name}.py {' '.join(overrides)}")
         record = read_record(folder)
     return record

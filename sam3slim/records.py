@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -87,6 +88,22 @@ class RunRecord:
     def write(self, path: str | Path) -> Path:
         """Write atomically to ``path`` (a file, or a folder that gets ``record.json``)."""
         return write_json(_record_file(path), self.to_dict())
+
+
+def forget_other(folder: Path, config: Mapping[str, Any]) -> None:
+    """Remove a run's checkpoints if its record says that it was another configuration's: not to be gone on from.
+
+    Raises:
+        UserError: a record that cannot be read.
+    """
+    if (folder / FILE_NAME).is_file() and read_record(folder).config_hash != config_hash(config):
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def forget_made_from(folder: Path) -> None:
+    """Remove the records in ``folder``/*: what was made from a path, once another model is about to lie there."""
+    for path in folder.glob(f"*/{FILE_NAME}"):
+        path.unlink()
 
 
 @contextmanager

@@ -24,7 +24,9 @@ from sam3slim.data.shapes import ShapesSpec
 from sam3slim.data.vocabulary import kept_tokens, trim
 from sam3slim.errors import UserError
 from sam3slim.records import RunRecord, read_record
-from sam3slim.runs.vocabulary import data_phrases
+from sam3slim.runs.initial import data_scores
+from sam3slim.runs.teacher import training_data
+from sam3slim.runs.vocabulary import data_phrases, with_vocabulary
 from sam3slim.specs import TextSpec
 from sam3slim.strict import spec_from_dict
 from sam3slim.training import ConceptSegmentation
@@ -360,10 +362,49 @@ def test_data_phrases__every_split_that_is_read(root: Path) -> None:
     assert data_phrases(replace(listed, trainer={"limit_val_batches": 0})) == ["green star", "cup"]
 
 
-def test_train__stopped_in_a_validation_loses_none_of_it(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The best weights of a run that goes on are those of an undisturbed one."""
-    given = ["trainer.max_steps=4", "trainer.val_check_interval=2", "data.eval_batch_size=2"]
-    _, straight = train(root, "undisturbed", *given)
+@pytest.mark.parametrize("importance", ["taylor", "activation"])
+def test_data_scores__of_the_phrases_whatever_their_tokens(
+    trained: tuple[RunRecord, Path], root: Path, importance: str
+) -> None:
+    """A student with a trimmed vocabulary has other token ids than the model whose units are scored."""
+    source, _ = load(trained[1])
+    found = []
+    for more in ([], ["vocabulary=data"]):
+        given = ["init=pruned", f"init.checkpoint={trained[1]}", f"init.importance={importance}", *SLIMMER, *more]
+        config = compose_plain("train", [*OVERRIDES, *QUICK, *data(root), *given], root / "scores")
+        spec = with_vocabulary(spec_from_dict(runs.TrainSpec, config, ""))
+        torch.manual_seed(0)
+        found.append(data_scores(source, spec, training_data(spec)))
+    assert found[0].units.keys() == found[1].units.keys()
+    for axis, scores in found[0].units.items():
+        assert torch.equal(scores, found[1].units[axis]), axis
+
+
+def test_train__stopped_in_the_last_step_still_validates_it(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = ConceptSegmentation.training_step
+
+    def stopping(module: ConceptSegmentation, batch: Batch, batch_idx: int) -> torch.Tensor:
+        if module.global_step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(module, batch, batch_idx)
+
+    given = ["trainer.max_steps=4", "trainer.val_check_interval=4"]
+    with monkeypatch.context() as patch:
+        patch.setattr(ConceptSegmentation, "training_step", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            train(root, "last_step", *given)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    best = torch.load(root / "last_step/checkpoints/best.ckpt", weights_only=True)
+    assert best["global_step"] == 4
+
+
+@pytest.mark.parametrize("steps", [4, 2])
+def test_train__stopped_in_a_validation_loses_none_of_it(
+    root: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    """The best weights of a run that goes on are those of an undisturbed one, also after the last validation."""
+    given = [f"trainer.max_steps={steps}", "trainer.val_check_interval=2", "data.eval_batch_size=2"]
+    _, straight = train(root, f"undisturbed_{steps}", *given)
     validate = ConceptSegmentation.validation_step
     batches: list[int] = []
 
@@ -376,12 +417,14 @@ def test_train__stopped_in_a_validation_loses_none_of_it(root: Path, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(ConceptSegmentation, "validation_step", stopping)
         with pytest.raises(KeyboardInterrupt):
-            train(root, "halted", *given)
+            train(root, f"halted_{steps}", *given)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     assert batches == [2, 2]  # both batches, though the signal came in the first
-    last = torch.load(root / "halted/checkpoints/last.ckpt", weights_only=True)
-    assert last["global_step"] == 3
-    _, halted = train(root, "halted", *given, "resume=auto")
+    assert read_record(root / f"halted_{steps}").status == "interrupted"
+    last = torch.load(root / f"halted_{steps}/checkpoints/last.ckpt", weights_only=True)
+    assert last["global_step"] == 2
+    record, halted = train(root, f"halted_{steps}", *given, "resume=auto")
+    assert record.status == "finished"
     best = [torch.load(out / "checkpoints/best.ckpt", weights_only=True) for out in (straight, halted)]
     assert best[0]["global_step"] == best[1]["global_step"]
     for key, value in best[0]["state_dict"].items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 
 import torch
@@ -12,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from sam3slim.checkpoints import load
 from sam3slim.data.batch import Batch, Targets
 from sam3slim.data.module import ConceptData
+from sam3slim.data.phrases import encode_phrases
 from sam3slim.errors import UserError
 from sam3slim.losses import Criterion
 from sam3slim.models import Sam3, Sam3Output, build_model, init_for_training
@@ -64,7 +66,7 @@ def data_scores(source: Sam3, spec: TrainSpec, data: ConceptData) -> DataScores:
     with torch.random.fork_rng():
         found = collect_scores(
             source.to(training_device(spec)),  # type: ignore[arg-type]
-            islice(_batches(data), spec.init.importance_batches),
+            islice(_batches(data, source), spec.init.importance_batches),
             spec.init.importance,
             loss,
         )
@@ -78,6 +80,10 @@ def training_device(spec: TrainSpec) -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_gpu else torch.device("cpu")
 
 
-def _batches(data: ConceptData) -> Iterator[Batch]:
+def _batches(data: ConceptData, reader: Sam3) -> Iterator[Batch]:
+    """Training batches with at least one prompt, in the tokens of ``reader``, whose vocabulary may be another one."""
     data.prepare_data()
-    return (batch for batch in data.loader("train", training=True) if len(batch.input_ids))
+    for batch in data.loader("train", training=True):
+        if len(batch.input_ids):
+            ids, mask = encode_phrases(reader.spec.text, batch.phrases)
+            yield replace(batch, input_ids=ids, attention_mask=mask)

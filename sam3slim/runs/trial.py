@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from sam3slim import config as cfg
 from sam3slim import runs
 from sam3slim.errors import UserError
-from sam3slim.records import FILE_NAME, RunRecord, finished_record, read_record
+from sam3slim.records import FILE_NAME, RunRecord, finished_record, forget_made_from, read_record
 from sam3slim.runs.compress import compress
 from sam3slim.runs.specs import TrainSpec
 from sam3slim.strict import spec_from_dict
@@ -36,6 +36,7 @@ def train_and_compress(config: dict[str, Any], output_dir: Path, choices: dict[s
     record = None if spec.force else finished_record(output_dir, config)
     fresh = record is None
     if record is None:
+        rank_zero_only(forget_made_from)(output_dir / COMPRESSED)
         record = runs.train(config, output_dir, choices, command)
     else:
         rank_zero_only(print)(f"{output_dir} is finished, with just this configuration; force=true trains it again")

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sam3slim.config import compose_plain
 from sam3slim.errors import UserError
-from sam3slim.records import FILE_NAME, RunRecord, config_hash, read_record
+from sam3slim.records import FILE_NAME, RunRecord, config_hash, forget_other, read_record
 from sam3slim.study.cells import Cell
 
 LOG_FILE = "study.log"  # what a cell printed
@@ -80,6 +80,7 @@ def run_cells(
 def _run(cell: Cell, out: Path, more: Sequence[str]) -> str | None:
     folder = out / cell.name
     folder.mkdir(parents=True, exist_ok=True)
+    forget_other(folder, compose_plain("train", [*overrides_of(cell, more), "resume=auto"], folder))
     command = [sys.executable, "train.py", *overrides_of(cell, more), "resume=auto", f"hydra.run.dir={folder}"]
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     with (folder / LOG_FILE).open("a", encoding="utf-8") as log:

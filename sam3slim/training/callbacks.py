@@ -16,23 +16,23 @@ from lightning.pytorch.callbacks import Callback
 class GracefulStop(Callback):
     """On Ctrl-C or SIGTERM finish the running step, save ``last.ckpt``, then stop.
 
-    A signal in the middle of a step would save weights and counters that do not belong together. One that comes
-    during a validation saves at once, but the validation goes on to its end: a run that goes on from ``last.ckpt`` does
+    A signal in the middle of a step would save weights and counters that do not belong together. A validation that is
+    due after the step, or that the signal comes into, still runs to its end: a run that goes on from ``last.ckpt`` does
     not repeat it, and the best weights might be among those it looks at. A second signal stops at once. With several
-    processes it is enough that one is told: all stop at the same step. A run
-    without validation (``limit_val_batches=0``), after which checkpoints are otherwise written, is saved here every
+    processes it is enough that one is told: all stop at the same step. A run without validation
+    (``limit_val_batches=0``), after which checkpoints are otherwise written, is saved here every
     ``val_check_interval`` steps and at its end.
     """
 
     def __init__(self, dirpath: str | Path) -> None:
         self.path = Path(dirpath) / "last.ckpt"
-        self._asked = self._kept = False
+        self._asked = self._stopping = self._kept = False
         self._previous: dict[int, Any] = {}
 
     # Not in on_fit_start: Lightning then puts a SIGTERM handler of its own first, which with several processes starts a
     # broadcast in the middle of a step and saves nothing.
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self._asked = self._kept = False
+        self._asked = self._stopping = self._kept = False
         for number in (signal.SIGINT, signal.SIGTERM):
             self._previous[number] = signal.signal(number, self._ask)
 
@@ -40,6 +40,11 @@ class GracefulStop(Callback):
         if self._asked:
             raise KeyboardInterrupt
         self._asked = True
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, *args: Any, **kwargs: Any) -> None:
+        # Alone, a process may also have been told during a validation, which has saved.
+        if self._stopping or (self._kept and trainer.world_size == 1):
+            raise KeyboardInterrupt
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *args: Any, **kwargs: Any
@@ -49,26 +54,24 @@ class GracefulStop(Callback):
             return
         if self._stop(trainer):
             trainer.save_checkpoint(self.path)
-            raise KeyboardInterrupt
+            self._stopping = True
+            return
         interval = trainer.val_check_interval
         if not trainer.enable_validation and isinstance(interval, int) and trainer.global_step % interval == 0:
             trainer.save_checkpoint(self.path)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        if not trainer.enable_validation:
+        if not self.path.is_file() or not trainer.enable_validation:
             trainer.save_checkpoint(self.path)
 
     def on_validation_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *args: Any, **kwargs: Any
     ) -> None:
-        # Processes may have different numbers of these batches: several of them only stop after the next step.
-        if not self._asked or trainer.sanity_checking or trainer.world_size > 1:
-            return
-        if not self._kept:
+        # At once, in case there is no time for the rest. Processes may have different numbers of these batches: several
+        # of them wait for the next step.
+        if self._asked and not self._kept and not trainer.sanity_checking and trainer.world_size == 1:
             trainer.save_checkpoint(self.path)
             self._kept = True
-        if trainer.fit_loop.done:
-            raise KeyboardInterrupt  # the last validation is repeated when the run goes on
 
     def _stop(self, trainer: lightning.Trainer) -> bool:
         """Was any process told to? All of them ask at the same steps."""
@@ -83,6 +86,8 @@ class GracefulStop(Callback):
 
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._restore()
+        if self._stop(trainer):
+            raise KeyboardInterrupt  # trained to the end meanwhile, but nothing that follows is wanted
 
     def _restore(self) -> None:
         while self._previous:

@@ -152,6 +152,8 @@ class ConceptSegmentation(lightning.LightningModule):
         for kind, values in metrics.items():
             for name in ("map", "map_50"):
                 self.log(f"val/{kind}_{name}", float(values[name] or 0.0), prog_bar=name == "map", sync_dist=True)
+        best = metrics.get("segm") or metrics["bbox"]
+        self.log("val/map", float(best["map"] or 0.0), sync_dist=True)
         self.val_metric = None
 
     def configure_optimizers(self) -> Any:

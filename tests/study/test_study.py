@@ -1,6 +1,7 @@
 """The study says what was run, what not, and nothing that no record says."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -74,6 +75,25 @@ def test_finished__only_the_same_configuration(tmp_path: Path) -> None:
     assert run.finished(cell, tmp_path, ["trainer.max_steps=7"]) is None
     RunRecord("train", "", status="interrupted", config_hash=config_hash(config)).write(folder)
     assert run.finished(cell, tmp_path) is None
+
+
+def test_run__another_configuration_is_not_gone_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = axis_cells()[0]
+    kept = tmp_path / cell.name / "checkpoints/last.ckpt"
+    started: list[bool] = []
+
+    def fake(*_: object, **__: object) -> SimpleNamespace:
+        started.append(kept.is_file())
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(run.subprocess, "run", fake)
+    for more in ([], ["trainer.max_steps=7"]):
+        config = compose_plain("train", [*run.overrides_of(cell), "resume=auto"], tmp_path / cell.name)
+        RunRecord("train", "", status="interrupted", config_hash=config_hash(config)).write(tmp_path / cell.name)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.touch()
+        run.run_cells([cell], tmp_path, jobs=1, more=more, say=lambda line: None)
+    assert started == [True, False]
 
 
 def test_run_cells__a_failure_is_told_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
