@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import subprocess
 from contextlib import suppress
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,3 +78,26 @@ def release_memory() -> None:
     """Give freed memory back to the system; glibc would keep gigabytes of it after a loop over large tensors."""
     with suppress(OSError, AttributeError):  # other C libraries have no such function
         ctypes.CDLL(None).malloc_trim(0)
+
+
+@dataclass(frozen=True)
+class Process:
+    """Which of how many processes this is, before Lightning knows."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+
+
+def this_process() -> Process:
+    """As torchrun says, or srun; else the only one.
+
+    ``sbatch`` alone also sets Slurm's number of tasks, in a script that runs once: a step of ``srun`` has its own.
+    """
+    for rank, local, world in (
+        ("RANK", "LOCAL_RANK", "WORLD_SIZE"),
+        ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS"),
+    ):
+        if rank in os.environ and world in os.environ:
+            return Process(int(os.environ[rank]), int(os.environ.get(local, "0")), int(os.environ[world]))
+    return Process()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sam3slim.environment import describe_device, git_state, library_versions
+from sam3slim.environment import Process, describe_device, git_state, library_versions, this_process
 
 
 def git(folder: Path, *arguments: str) -> None:
@@ -59,3 +59,21 @@ def test_library_versions__installed_and_missing(monkeypatch: pytest.MonkeyPatch
 
 def test_describe_device__cpu_names_threads() -> None:
     assert describe_device("cpu").endswith(f", {torch.get_num_threads()} threads")
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, Process()),
+        ({"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8"}, Process(5, 1, 8)),
+        ({"SLURM_PROCID": "9", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "16"}, Process(9, 1, 16)),
+        # The script of sbatch runs once, whatever number of tasks it asks for.
+        ({"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "8"}, Process()),
+    ],
+)
+def test_this_process(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], expected: Process) -> None:
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert this_process() == expected

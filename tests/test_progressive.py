@@ -105,6 +105,7 @@ def test_stage_configs__options_by_name_and_paths_of_their_own(tmp_path: Path) -
         ([STAGE, "init=scratch"], "use init=pruned, not scratch"),
         ([STAGE, "resume=a.ckpt"], "use resume=auto"),
         ([STAGE, "trainer=ddp"], "every process would start all stages again"),
+        ([STAGE, "trainer=fsdp"], "every process would start all stages again"),
         (["progressive=[{model:{vit:{depht:2}}}]"], "progressive, stage 1: unknown key model.vit.depht"),
         (["progressive=[{model:nano_hlaf}]"], "nano_hlaf"),
         (["progressive=[3]"], "must be a group of keys"),

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.multiprocessing.spawn import ProcessRaisedException
 from transformers import CLIPTokenizer, Sam3Model
 
 from sam3slim import runs
@@ -26,6 +27,7 @@ from sam3slim.errors import UserError
 from sam3slim.records import RunRecord, read_record
 from sam3slim.runs.initial import data_scores
 from sam3slim.runs.teacher import training_data
+from sam3slim.runs.train import bad_input_of
 from sam3slim.runs.vocabulary import data_phrases, with_vocabulary
 from sam3slim.specs import TextSpec
 from sam3slim.strict import spec_from_dict
@@ -437,3 +439,28 @@ def test_train__resume_auto_goes_on(trained: tuple[RunRecord, Path], root: Path)
     content = torch.load(root / "full_longer/checkpoints/last.ckpt", weights_only=True)
     assert content["global_step"] == 6
     assert record.status == "finished"
+
+
+@pytest.mark.parametrize(
+    ("last", "message"),
+    [
+        ("sam3slim.errors.UserError: data.root=x does not exist: make it", "data.root=x does not exist: make it"),
+        ("sam3slim.checkpoints.report.CheckpointError: it is damaged", "it is damaged"),
+        ("KeyError: 3", None),
+    ],
+)
+def test_bad_input_of__a_forked_process(last: str, message: str | None) -> None:
+    text = (
+        f"\n\n-- Process 1 terminated with the following error:\nTraceback (most recent call last):\n  File x\n{last}\n"
+    )
+    found = bad_input_of(ProcessRaisedException(text, 1, 7))
+    assert (None if found is None else str(found)) == message
+
+
+def test_train__bad_input_in_forked_processes_is_one_line(root: Path) -> None:
+    images = root / "unlabelled"
+    images.mkdir()
+    given = ["data=coco", f"data.root={images}", "trainer=cpu_ddp"]
+    with pytest.raises(UserError, match="unlabelled"):
+        train(root, "forked", *given)
+    assert "unlabelled" in (read_record(root / "forked").error or "")

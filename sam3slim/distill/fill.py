@@ -113,7 +113,9 @@ class Filler:
             UserError: more than the limit, or than the disk has free; another process has stopped.
         """
         missing = self.missing()
-        mine = missing[share.rank :: share.world_size]
+        # By place in the whole list: the processes may look at different moments, and then see different gaps.
+        wanted = set(missing)
+        mine = [view for view in self.views[share.rank :: share.world_size] if view in wanted]
         if missing:
             lines = self._announce(teacher, missing, limit_gb)
             if share.rank == 0:

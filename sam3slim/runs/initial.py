@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
@@ -14,6 +13,7 @@ from sam3slim.checkpoints import load
 from sam3slim.data.batch import Batch, Targets
 from sam3slim.data.module import ConceptData
 from sam3slim.data.phrases import encode_phrases
+from sam3slim.environment import this_process
 from sam3slim.errors import UserError
 from sam3slim.losses import Criterion
 from sam3slim.models import Sam3, Sam3Output, build_model, init_for_training
@@ -77,7 +77,13 @@ def data_scores(source: Sam3, spec: TrainSpec, data: ConceptData) -> DataScores:
 def training_device(spec: TrainSpec) -> torch.device:
     """Where this process will train, known before Lightning's trainer exists."""
     on_gpu = torch.cuda.is_available() and spec.trainer.get("accelerator") != "cpu"
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_gpu else torch.device("cpu")
+    if not on_gpu:
+        return torch.device("cpu")
+    chosen = spec.trainer.get("devices")
+    # trainer.devices=[3] is one GPU, that one; elsewhere every process has its own.
+    return torch.device(
+        "cuda", chosen[0] if isinstance(chosen, list) and len(chosen) == 1 else this_process().local_rank
+    )
 
 
 def _batches(data: ConceptData, reader: Sam3) -> Iterator[Batch]:

@@ -18,8 +18,8 @@ from sam3slim.runs.train import train as train_once
 from sam3slim.slimming import check_slimmer
 from sam3slim.strict import spec_from_dict
 
-# Strategies that start other processes by running the whole command again, and so all stages.
-RERUNS = ("ddp", "fsdp", "auto", "deepspeed")
+# Strategies that fork the processes of one stage; the others run the whole command again, and so all stages.
+FORKS = ("ddp_fork", "ddp_spawn", "ddp_notebook")
 
 
 def train(config: dict[str, Any], output_dir: Path, choices: dict[str, str], command: str) -> RunRecord:
@@ -125,7 +125,7 @@ def _finished(folder: Path, stage: dict[str, Any]) -> RunRecord | None:
 
 def _refuse_reruns(trainer: Mapping[str, Any]) -> None:
     several = trainer.get("devices", 1) not in (1, "1") or trainer.get("num_nodes", 1) != 1
-    if several and trainer.get("strategy", "auto") in RERUNS and "WORLD_SIZE" not in os.environ:
+    if several and trainer.get("strategy", "auto") not in FORKS and "WORLD_SIZE" not in os.environ:
         raise UserError(
             f"trainer.devices={trainer.get('devices')} with progressive: every process would start all stages again; "
             "start them with torchrun, or use one device"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_only
@@ -19,6 +18,7 @@ from sam3slim.distill import (
     check_teacher,
     views_of,
 )
+from sam3slim.environment import this_process
 from sam3slim.runs.initial import training_device
 from sam3slim.runs.specs import TrainSpec
 from sam3slim.specs import ModelSpec
@@ -52,8 +52,8 @@ def teacher_of(spec: TrainSpec, data: ConceptData) -> FrozenTeacher | CachedTeac
         check_teacher(ModelSpec.from_dict(known), spec.model)
     filler = Filler(store, dataset, augment, training_device(spec), precision)
     if filler.missing():
-        # A process that Lightning starts later finds the work done; those of torchrun share it.
-        share = Share(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+        # A process that Lightning starts later finds the work done; those of torchrun and srun share it.
+        share = Share(this_process().rank, this_process().world_size)
         filler.fill(_asked(spec.distill.teacher, spec), share, spec.distill.cache_limit_gb)
     else:
         rank_zero_only(print)(f"teacher cache in {store.path}: all {len(filler.views):,} views are there")

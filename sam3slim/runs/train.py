@@ -10,6 +10,7 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.utilities import rank_zero_only
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 from sam3slim import config as cfg
 from sam3slim.checkpoints import load, locate, write_artifact
@@ -82,6 +83,8 @@ def train(config: dict[str, Any], output_dir: Path, choices: dict[str, str], com
             if last.is_file():
                 print(f"stopped; {last} is saved: go on with resume=auto hydra.run.dir={output_dir}")
             raise KeyboardInterrupt from error
+        except ProcessRaisedException as error:  # from a process that Lightning forked
+            raise (bad_input_of(error) or error) from None
         first = trainer.is_global_zero
         _part(data)
         if first:
@@ -97,6 +100,15 @@ def flushed_denormals() -> Iterator[None]:
         yield
     finally:
         torch.set_flush_denormal(False)  # of the whole process, and PyTorch's default
+
+
+def bad_input_of(error: ProcessRaisedException) -> UserError | None:
+    """The UserError that ended a forked process, of which only the traceback's text arrives; None for anything else."""
+    kinds = [UserError]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    name, _, message = str(error).strip().splitlines()[-1].partition(": ")
+    return UserError(message) if name in {f"{kind.__module__}.{kind.__qualname__}" for kind in kinds} else None
 
 
 def _part(data: ConceptData) -> None:

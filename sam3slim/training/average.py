@@ -46,6 +46,11 @@ class WeightAverage(WeightAveraging):
             raise UserError("callbacks=ema averages whole weights, and trainer=fsdp shards them; use trainer=ddp")
         super().setup(trainer, pl_module, stage)
 
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        # Made before the model went to its device.
+        if self._average_model is not None:
+            self._average_model.to(pl_module.device)
+
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Nothing: a validation that follows saves both sets of weights, and results are read from checkpoints."""
 

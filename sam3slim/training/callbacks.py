@@ -140,24 +140,31 @@ class TrainingClock(Callback):
 
 
 class RandomState(Callback):
-    """Keeps PyTorch's random state in checkpoints, so that dropout continues as if never interrupted."""
+    """Keeps PyTorch's random state in checkpoints, every process's own, so that dropout goes on as if never stopped."""
 
     def __init__(self) -> None:
-        self._pending: dict[str, Any] = {}
+        self._pending: list[dict[str, Any]] = []
 
     def state_dict(self) -> dict[str, Any]:
-        state: dict[str, Any] = {"cpu": torch.get_rng_state()}
+        # Lightning asks all processes, and keeps what the first one answers.
+        own: dict[str, Any] = {"cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
-            state["cuda"] = torch.cuda.get_rng_state_all()
-        return state
+            own["cuda"] = torch.cuda.get_rng_state()
+        states = [own]
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            states = [{} for _ in range(torch.distributed.get_world_size())]
+            torch.distributed.all_gather_object(states, own)
+        return {"ranks": states}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._pending = dict(state_dict)
+        self._pending = list(state_dict.get("ranks", []))
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        pending, self._pending = self._pending, {}
-        if not pending:
+        pending, self._pending = self._pending, []
+        # With another number of processes there is nothing to go on with.
+        if len(pending) != trainer.world_size:
             return
-        torch.set_rng_state(pending["cpu"].cpu())
-        if torch.cuda.is_available() and len(pending.get("cuda", [])) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all([state.cpu() for state in pending["cuda"]])
+        own = pending[trainer.global_rank]
+        torch.set_rng_state(own["cpu"].cpu())
+        if torch.cuda.is_available() and "cuda" in own:
+            torch.cuda.set_rng_state(own["cuda"].cpu())

@@ -8,6 +8,7 @@ from typing import Any
 import lightning
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 
 from sam3slim.data.batch import Batch
 from sam3slim.distill import CachedTeacher, FrozenTeacher
@@ -16,7 +17,7 @@ from sam3slim.evaluation import ConceptMeanAP, ground_truths, predict_batch
 from sam3slim.losses import Counts, Criterion
 from sam3slim.models import Sam3, part_of
 from sam3slim.models.count import PARTS
-from sam3slim.training.optim import OptimSpec, ScheduleSpec, build_optimizer
+from sam3slim.training.optim import OptimSpec, ScheduleSpec, build_optimizer, follow_settings
 from sam3slim.training.sharded import gathered, shard
 
 # Parameters no output depends on: CLIP's own projection, the coarsest feature map, which SAM 3 drops, and a
@@ -80,6 +81,11 @@ class ConceptSegmentation(lightning.LightningModule):
         for prefix in (prefix for part in self.optim.freeze for prefix in PARTS[part]):
             if (frozen := getattr(self.model, prefix.removesuffix("."), None)) is not None:
                 frozen.eval()  # no dropout in what does not learn
+
+    def on_train_start(self) -> None:
+        (optimizer,), (config,) = self.trainer.optimizers, self.trainer.lr_scheduler_configs
+        assert isinstance(config.scheduler, LambdaLR)
+        follow_settings(optimizer, config.scheduler, self.model, self.optim)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch.

@@ -128,3 +128,14 @@ def build_optimizer(
     """AdamW over ``param_groups`` and its per-step schedule."""
     optimizer = torch.optim.AdamW(param_groups(model, spec), lr=spec.lr, betas=spec.betas, fused=True)
     return optimizer, LambdaLR(optimizer, lambda step: schedule.factor(step, total_steps))
+
+
+def follow_settings(optimizer: torch.optim.Optimizer, scheduler: LambdaLR, model: nn.Module, spec: OptimSpec) -> None:
+    """Take rates, decay and betas from ``spec``: a restored optimiser has those it was saved with; in place."""
+    wanted = param_groups(model, spec)
+    assert len(wanted) == len(optimizer.param_groups)  # restoring has compared them
+    rates = [float(own["lr"]) for own in wanted]  # type: ignore[arg-type]
+    scheduler.base_lrs = list(rates)
+    for group, own, rate, factor in zip(optimizer.param_groups, wanted, rates, scheduler.lr_lambdas, strict=True):
+        group |= {"initial_lr": rate, "weight_decay": own["weight_decay"], "betas": spec.betas}
+        group["lr"] = rate * factor(scheduler.last_epoch)

@@ -128,7 +128,7 @@ def test_fill__processes_share_the_work(tmp_path: Path, weights: Path, monkeypat
     lonely = filler(data, tmp_path / "lonely", weights)
     with pytest.raises(UserError, match=r"6 views are still missing .* another process has stopped"):
         lonely.fill(source, Share(1, 2), 1.0)
-    second.fill(source, Share(0, 1), 1.0)
+    second.fill(source, Share(1, 2), 1.0)  # though it sees only what the first has left
     assert second.missing() == []
 
 

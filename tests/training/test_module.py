@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,20 @@ def test_graceful_stop__resumed_run_equals_an_undisturbed_one(tmp_path: Path, st
         straight.model.state_dict().items(), resumed.model.state_dict().values(), strict=True
     ):
         assert torch.equal(one, other), name
+
+
+def test_resumed__takes_rates_from_the_settings(tmp_path: Path) -> None:
+    first = trainer(tmp_path, 4)
+    first.fit(module(), loader())
+    first.save_checkpoint(tmp_path / "x.ckpt")
+    slower = module()
+    slower.optim = replace(slower.optim, lr=1e-5, weight_decay=0.3)
+    again = trainer(tmp_path, 8)
+    again.fit(slower, loader(), ckpt_path=tmp_path / "x.ckpt", weights_only=True)
+    groups = again.optimizers[0].param_groups
+    assert {group["initial_lr"] for group in groups} == {1e-5}
+    assert max(group["lr"] for group in groups) <= 1e-5
+    assert {group["weight_decay"] for group in groups} == {0.3, 0.0}
 
 
 def test_graceful_stop__saves_where_nothing_is_validated(tmp_path: Path) -> None:
