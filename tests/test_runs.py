@@ -458,9 +458,7 @@ def test_bad_input_of__a_forked_process(last: str, message: str | None) -> None:
 
 
 def test_train__bad_input_in_forked_processes_is_one_line(root: Path) -> None:
-    images = root / "unlabelled"
-    images.mkdir()
-    given = ["data=coco", f"data.root={images}", "trainer=cpu_ddp"]
-    with pytest.raises(UserError, match="unlabelled"):
+    given = ["trainer=cpu_ddp", *QUICK, "optim.lr=1e30", "optim.clip=0", "schedule.warmup_steps=0"]
+    with pytest.raises(UserError, match="training has diverged"):
         train(root, "forked", *given)
-    assert "unlabelled" in (read_record(root / "forked").error or "")
+    assert "training has diverged" in (read_record(root / "forked").error or "")
