@@ -462,3 +462,13 @@ def test_train__bad_input_in_forked_processes_is_one_line(root: Path) -> None:
     with pytest.raises(UserError, match="training has diverged"):
         train(root, "forked", *given)
     assert "training has diverged" in (read_record(root / "forked").error or "")
+
+
+def test_train__a_split_to_measure_is_looked_for_before_training(root: Path) -> None:
+    folder = root / "no_test_split"
+    folder.mkdir()
+    for split in ("train", "val"):
+        (folder / f"instances_{split}.json").write_text("{}")
+    plain = compose_plain("train", [*OVERRIDES, *QUICK, "data=coco", f"data.root={folder}"], root / "unmeasured")
+    with pytest.raises(UserError, match=r"no file fits the test split .* or another split with data\.split"):
+        runs.train(plain, root / "unmeasured", {}, "python train.py")

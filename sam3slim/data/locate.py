@@ -51,7 +51,10 @@ def find_annotations(root: Path, split: str, given: str | Path | None = None) ->
         return found[0]
     names = ", ".join(str(path.relative_to(root)) for path in (fitting or found))
     what = "several files fit" if fitting else "no file fits"
-    raise UserError(f"data.root={root}: {what} the {split} split ({names}); choose one with data.annotations=FILE")
+    raise UserError(
+        f"data.root={root}: {what} the {split} split ({names}); choose one with data.annotations=FILE, "
+        "or another split with data.split"
+    )
 
 
 def find_images(

@@ -12,6 +12,7 @@ import lightning
 from sam3slim.data.coco import CocoConcepts
 from sam3slim.data.collate import Collate, LookUp
 from sam3slim.data.loader import ConceptLoader
+from sam3slim.data.locate import find_annotations
 from sam3slim.data.phrases import check_known
 from sam3slim.data.sampling import PromptSpec
 from sam3slim.data.shapes import ShapesSpec, make_shapes
@@ -103,6 +104,11 @@ class ConceptData(lightning.LightningDataModule):
         unvalidated = stage == "fit" and self.trainer is not None and self.trainer.limit_val_batches == 0
         for split in ("train",) if unvalidated else needed[stage]:
             self.dataset(split, training=split == "train")
+
+    def require(self, split: str) -> None:
+        """Make sure that ``split`` can be found, without reading it. Raises UserError."""
+        if self.shapes is None:
+            find_annotations(self.root, split, of_split(self._annotations, split))
 
     def dataset(self, split: str, *, training: bool = False) -> CocoConcepts:
         """The data set of ``split`` under the training or the evaluation protocol (read once).

@@ -59,6 +59,8 @@ def train(config: dict[str, Any], output_dir: Path, choices: dict[str, str], com
         resume = resume_path(spec, output_dir)
         lightning.seed_everything(spec.seed, verbose=False)
         data = training_data(spec)
+        if spec.eval_at_end:
+            data.require(spec.data.split)  # not hours later
         model, plan = initial_model(spec, data)
         record.model = model_facts(model)
         if spec.activation_checkpointing:
