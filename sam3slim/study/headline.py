@@ -34,14 +34,26 @@ def headline_markdown(full: RunRecord, folders: Sequence[Path]) -> str:
             raise UserError(f"{folder}: evaluated on other data than the full model")
         params, drop = int((record.model or {})["params"]), (record.drop or {})["segm"]
         low, high = drop["ci95"]
-        artifact = record.artifact or {}
-        seconds = training_seconds(Path(artifact["path"]))
+        artifact = artifact_of(Path((record.artifact or {})["path"]))
+        size, seconds = read_json(artifact / ARTIFACT_FILE)["bytes"], training_seconds(artifact)
         lines.append(
-            f"| {folder.name} | {params:,} | {100 * params / whole:.1f} % | {artifact['bytes'] / 1e6:.2f} MB | "
+            f"| {folder.name} | {params:,} | {100 * params / whole:.1f} % | {size / 1e6:.2f} MB | "
             f"{mask_map(record):.1f} | {100 * mask_map(record) / mask_map(full):.1f} % | "
             f"{drop['points']:.1f} ({low:.1f} to {high:.1f}) | {seconds / 60:.0f} min |"
         )
     return "\n".join(lines) + "\n"
+
+
+def artifact_of(path: Path) -> Path:
+    """The artifact of an evaluated path: itself, or the one of the run whose folder or checkpoint it is.
+
+    Raises:
+        UserError: there is none.
+    """
+    for folder in (path, path / "artifact", path.parent.parent / "artifact"):
+        if (folder / ARTIFACT_FILE).is_file():
+            return folder
+    raise UserError(f"{path}: expected an artifact, or a run that has one")
 
 
 def training_seconds(artifact: Path) -> float:
@@ -52,8 +64,7 @@ def training_seconds(artifact: Path) -> float:
     """
     place: Path | None = artifact
     while place is not None:
-        place = place if (place / ARTIFACT_FILE).is_file() else place / "artifact"
-        facts = read_json(place / ARTIFACT_FILE)
+        facts = read_json(artifact_of(place) / ARTIFACT_FILE)
         if (seconds := (facts.get("extra") or {}).get("training_seconds")) is not None:
             return float(seconds)
         place = Path(facts["parent"]) if facts.get("parent") else None

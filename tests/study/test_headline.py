@@ -21,7 +21,7 @@ def artifact(folder: Path, **facts: object) -> Path:
 def evaluation(folder: Path, made: Path, value: float, points: float | None, data: dict[str, object] = DATA) -> Path:
     RunRecord(
         "evaluate", "", model={"params": 500_000}, data=data, metrics={"segm": {"map": value}},
-        artifact={"path": str(made), "bytes": 2_500_000},
+        artifact={"path": str(made), "bytes": 9_000_000},
         drop=None if points is None else {"segm": {"points": points, "ci95": [points - 0.5, points + 0.5]}},
     ).write(folder)  # fmt: skip
     return folder
@@ -31,16 +31,18 @@ FULL = RunRecord("evaluate", "", model={"params": 1_000_000}, data=DATA, metrics
 
 
 def test_headline__a_row_per_evaluation_with_the_time_of_its_training(tmp_path: Path) -> None:
-    trained = artifact(tmp_path / "run/artifact", extra={"training_seconds": 1170}, parent="assets/nano")
-    bank = artifact(tmp_path / "bank", parent=str(trained))
-    rows = [evaluation(tmp_path / "a/half", trained, 0.78, 2.0), evaluation(tmp_path / "a/banked", bank, 0.78, 2.0)]
+    artifact(tmp_path / "run/artifact", bytes=2_500_000, extra={"training_seconds": 1170}, parent="assets/nano")
+    bank = artifact(tmp_path / "bank", bytes=2_500_000, parent=str(tmp_path / "run"))
+    # The artifact's size, not that of the training checkpoint that was evaluated.
+    checkpoint = tmp_path / "run/checkpoints/best.ckpt"
+    rows = [evaluation(tmp_path / "a/half", checkpoint, 0.78, 2.0), evaluation(tmp_path / "a/banked", bank, 0.78, 2.0)]
     text = headline_markdown(FULL, rows)
     values = "500,000 | 50.0 % | 2.50 MB | 78.0 | 97.5 % | 2.0 (1.5 to 2.5) | 20 min |"
     assert text.splitlines()[2:] == [f"| half | {values}", f"| banked | {values}"]
 
 
 def test_headline__only_what_was_measured_in_the_same_way(tmp_path: Path) -> None:
-    made = artifact(tmp_path / "made", extra={"training_seconds": 60})
+    made = artifact(tmp_path / "made", bytes=1, extra={"training_seconds": 60})
     with pytest.raises(UserError, match="expected a finished evaluation with a drop"):
         headline_markdown(FULL, [evaluation(tmp_path / "a", made, 0.7, None)])
     with pytest.raises(UserError, match="other data"):
