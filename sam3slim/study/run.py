@@ -56,6 +56,9 @@ def run_cells(
     for cell in cells:
         compose_plain("train", overrides_of(cell, more), out / cell.name)  # a mistake is told before hours of work
     waiting = [cell for cell in cells if finished(cell, out, more) is None]
+    for cell in waiting:  # here, because Hydra composes on one thread only
+        folder = out / cell.name
+        forget_other(folder, compose_plain("train", [*overrides_of(cell, more), "resume=auto"], folder))
     say(f"{len(cells) - len(waiting)} of {len(cells)} cells are finished; {len(waiting)} to go, {jobs} at a time")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                TimeRemainingColumn())  # fmt: skip
@@ -80,7 +83,6 @@ def run_cells(
 def _run(cell: Cell, out: Path, more: Sequence[str]) -> str | None:
     folder = out / cell.name
     folder.mkdir(parents=True, exist_ok=True)
-    forget_other(folder, compose_plain("train", [*overrides_of(cell, more), "resume=auto"], folder))
     command = [sys.executable, "train.py", *overrides_of(cell, more), "resume=auto", f"hydra.run.dir={folder}"]
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     with (folder / LOG_FILE).open("a", encoding="utf-8") as log:
