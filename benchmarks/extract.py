@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 
 import torch
+from full_size import random_weights
 
 from sam3slim.checkpoints.reference_file import reference_tensors
 from sam3slim.environment import describe_device, library_versions
@@ -40,10 +41,7 @@ POLL = 0.01  # seconds between looks at a process's memory
 
 def make_checkpoint(path: Path) -> None:
     """A trainer's checkpoint of SAM 3 with random weights."""
-    spec = ModelSpec()
-    generator = torch.Generator().manual_seed(0)
-    tensors = {key: torch.randn(shape, generator=generator) * 0.02 for key, shape in state_shapes(spec).items()}
-    model = {key: item.make().clone() for key, item in reference_tensors(spec, tensors).items()}
+    model = {key: item.make().clone() for key, item in reference_tensors(ModelSpec(), random_weights()).items()}
     trained = [value for value in model.values() if value.is_floating_point()]
     moments = {i: {"step": 1.0, "exp_avg": v * 0.1, "exp_avg_sq": v * v} for i, v in enumerate(trained)}
     torch.save({"model": model, "optimizer": {"state": moments, "param_groups": []}, "epoch": 1}, path)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,13 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch.multiprocessing.spawn import ProcessRaisedException
 from transformers import CLIPTokenizer, Sam3Model
 
 from sam3slim import runs
 from sam3slim.checkpoints import load
 from sam3slim.config import compose_plain
-from sam3slim.data.batch import Batch
 from sam3slim.data.phrases import encode_phrases, tokenizer_of
 from sam3slim.data.shapes import ShapesSpec
 from sam3slim.data.vocabulary import kept_tokens, trim
@@ -27,11 +23,9 @@ from sam3slim.errors import UserError
 from sam3slim.records import RunRecord, read_record
 from sam3slim.runs.initial import data_scores
 from sam3slim.runs.teacher import training_data
-from sam3slim.runs.train import bad_input_of
 from sam3slim.runs.vocabulary import data_phrases, with_vocabulary
 from sam3slim.specs import TextSpec
 from sam3slim.strict import spec_from_dict
-from sam3slim.training import ConceptSegmentation
 from tests.distill.lessons import EVERYTHING
 from tests.tiny import OVERRIDES
 
@@ -382,86 +376,12 @@ def test_data_scores__of_the_phrases_whatever_their_tokens(
         assert torch.equal(scores, found[1].units[axis]), axis
 
 
-def test_train__stopped_in_the_last_step_still_validates_it(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    step = ConceptSegmentation.training_step
-
-    def stopping(module: ConceptSegmentation, batch: Batch, batch_idx: int) -> torch.Tensor:
-        if module.global_step == 3:
-            os.kill(os.getpid(), signal.SIGINT)
-        return step(module, batch, batch_idx)
-
-    given = ["trainer.max_steps=4", "trainer.val_check_interval=4"]
-    with monkeypatch.context() as patch:
-        patch.setattr(ConceptSegmentation, "training_step", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            train(root, "last_step", *given)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    best = torch.load(root / "last_step/checkpoints/best.ckpt", weights_only=True)
-    assert best["global_step"] == 4
-
-
-@pytest.mark.parametrize("steps", [4, 2])
-def test_train__stopped_in_a_validation_loses_none_of_it(
-    root: Path, monkeypatch: pytest.MonkeyPatch, steps: int
-) -> None:
-    """The best weights of a run that goes on are those of an undisturbed one, also after the last validation."""
-    given = [f"trainer.max_steps={steps}", "trainer.val_check_interval=2", "data.eval_batch_size=2"]
-    _, straight = train(root, f"undisturbed_{steps}", *given)
-    validate = ConceptSegmentation.validation_step
-    batches: list[int] = []
-
-    def stopping(module: ConceptSegmentation, batch: Batch, batch_idx: int) -> None:
-        validate(module, batch, batch_idx)
-        batches.append(module.global_step)
-        if len(batches) == 1:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ConceptSegmentation, "validation_step", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            train(root, f"halted_{steps}", *given)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    assert batches == [2, 2]  # both batches, though the signal came in the first
-    assert read_record(root / f"halted_{steps}").status == "interrupted"
-    last = torch.load(root / f"halted_{steps}/checkpoints/last.ckpt", weights_only=True)
-    assert last["global_step"] == 2
-    record, halted = train(root, f"halted_{steps}", *given, "resume=auto")
-    assert record.status == "finished"
-    best = [torch.load(out / "checkpoints/best.ckpt", weights_only=True) for out in (straight, halted)]
-    assert best[0]["global_step"] == best[1]["global_step"]
-    for key, value in best[0]["state_dict"].items():
-        assert torch.equal(best[1]["state_dict"][key], value), key
-
-
 def test_train__resume_auto_goes_on(trained: tuple[RunRecord, Path], root: Path) -> None:
     _, out = trained
     record, _ = train(root, "full_longer", "trainer.max_steps=6", f"resume={out / 'checkpoints/last.ckpt'}")
     content = torch.load(root / "full_longer/checkpoints/last.ckpt", weights_only=True)
     assert content["global_step"] == 6
     assert record.status == "finished"
-
-
-@pytest.mark.parametrize(
-    ("last", "message"),
-    [
-        ("sam3slim.errors.UserError: data.root=x does not exist: make it", "data.root=x does not exist: make it"),
-        ("sam3slim.checkpoints.report.CheckpointError: it is damaged", "it is damaged"),
-        ("KeyError: 3", None),
-    ],
-)
-def test_bad_input_of__a_forked_process(last: str, message: str | None) -> None:
-    text = (
-        f"\n\n-- Process 1 terminated with the following error:\nTraceback (most recent call last):\n  File x\n{last}\n"
-    )
-    found = bad_input_of(ProcessRaisedException(text, 1, 7))
-    assert (None if found is None else str(found)) == message
-
-
-def test_train__bad_input_in_forked_processes_is_one_line(root: Path) -> None:
-    given = ["trainer=cpu_ddp", *QUICK, "optim.lr=1e30", "optim.clip=0", "schedule.warmup_steps=0"]
-    with pytest.raises(UserError, match="training has diverged"):
-        train(root, "forked", *given)
-    assert "training has diverged" in (read_record(root / "forked").error or "")
 
 
 def test_train__a_split_to_measure_is_looked_for_before_training(root: Path) -> None:

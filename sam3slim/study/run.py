@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -30,7 +31,7 @@ def finished(cell: Cell, out: Path, more: Sequence[str] = ()) -> RunRecord | Non
     if not (folder / FILE_NAME).is_file():
         return None
     record = read_record(folder)
-    config = compose_plain("train", [*overrides_of(cell, more), "resume=auto"], folder)
+    config = _config(cell, out, more)
     same = record.status == "finished" and record.config_hash == config_hash(config)
     return record if same else None
 
@@ -54,11 +55,10 @@ def run_cells(
         Cell → the first line of what went wrong, for those that failed.
     """
     for cell in cells:
-        compose_plain("train", overrides_of(cell, more), out / cell.name)  # a mistake is told before hours of work
+        _config(cell, out, more)  # a mistake is told before hours of work
     waiting = [cell for cell in cells if finished(cell, out, more) is None]
     for cell in waiting:  # here, because Hydra composes on one thread only
-        folder = out / cell.name
-        forget_other(folder, compose_plain("train", [*overrides_of(cell, more), "resume=auto"], folder))
+        forget_other(out / cell.name, _config(cell, out, more))
     say(f"{len(cells) - len(waiting)} of {len(cells)} cells are finished; {len(waiting)} to go, {jobs} at a time")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                TimeRemainingColumn())  # fmt: skip
@@ -78,6 +78,10 @@ def run_cells(
                 future.cancel()
             raise
     return failed
+
+
+def _config(cell: Cell, out: Path, more: Sequence[str]) -> dict[str, Any]:
+    return compose_plain("train", [*overrides_of(cell, more), "resume=auto"], out / cell.name)
 
 
 def _run(cell: Cell, out: Path, more: Sequence[str]) -> str | None:

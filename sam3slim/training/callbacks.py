@@ -26,13 +26,13 @@ class GracefulStop(Callback):
 
     def __init__(self, dirpath: str | Path) -> None:
         self.path = Path(dirpath) / "last.ckpt"
-        self._asked = self._stopping = self._kept = False
+        self._asked = self._saved = False
         self._previous: dict[int, Any] = {}
 
     # Not in on_fit_start: Lightning then puts a SIGTERM handler of its own first, which with several processes starts a
     # broadcast in the middle of a step and saves nothing.
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self._asked = self._stopping = self._kept = False
+        self._asked = self._saved = False
         for number in (signal.SIGINT, signal.SIGTERM):
             self._previous[number] = signal.signal(number, self._ask)
 
@@ -42,8 +42,7 @@ class GracefulStop(Callback):
         self._asked = True
 
     def on_train_batch_start(self, trainer: lightning.Trainer, *args: Any, **kwargs: Any) -> None:
-        # Alone, a process may also have been told during a validation, which has saved.
-        if self._stopping or (self._kept and trainer.world_size == 1):
+        if self._saved:
             raise KeyboardInterrupt
 
     def on_train_batch_end(
@@ -54,7 +53,7 @@ class GracefulStop(Callback):
             return
         if self._stop(trainer):
             trainer.save_checkpoint(self.path)
-            self._stopping = True
+            self._saved = True
             return
         interval = trainer.val_check_interval
         if not trainer.enable_validation and isinstance(interval, int) and trainer.global_step % interval == 0:
@@ -69,9 +68,9 @@ class GracefulStop(Callback):
     ) -> None:
         # At once, in case there is no time for the rest. Processes may have different numbers of these batches: several
         # of them wait for the next step.
-        if self._asked and not self._kept and not trainer.sanity_checking and trainer.world_size == 1:
+        if self._asked and not self._saved and not trainer.sanity_checking and trainer.world_size == 1:
             trainer.save_checkpoint(self.path)
-            self._kept = True
+            self._saved = True
 
     def _stop(self, trainer: lightning.Trainer) -> bool:
         """Was any process told to? All of them ask at the same steps."""
