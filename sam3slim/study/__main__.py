@@ -39,9 +39,9 @@ def main() -> None:
         if arguments.headline:
             put_between(page, "headline", headline_markdown(read_record(evaluation), arguments.headline))
             return
-        failed = {} if arguments.table else run_cells(cells, arguments.out, jobs=arguments.jobs)
+        failed = {} if arguments.table else run_cells(cells, arguments.out, table, jobs=arguments.jobs)
         write_study(
-            lambda cell: finished(cell, arguments.out), read_record(evaluation), page, table,
+            lambda cell: finished(cell, arguments.out, table), read_record(evaluation), page, table,
             Path("docs/images/slimming_axes.png"),
         )  # fmt: skip
         print(f"written: {page}, {table}")

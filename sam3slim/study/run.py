@@ -14,8 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sam3slim.config import compose_plain
 from sam3slim.errors import UserError
-from sam3slim.records import FILE_NAME, RunRecord, config_hash, forget_other, read_record
+from sam3slim.records import FILE_NAME, config_hash, forget_other, read_record
 from sam3slim.study.cells import Cell
+from sam3slim.study.results import Result, read_results, result_of
 
 LOG_FILE = "study.log"  # what a cell printed
 
@@ -25,20 +26,22 @@ def overrides_of(cell: Cell, more: Sequence[str] = ()) -> list[str]:
     return ["experiment=nano_study", *cell.overrides, *more]
 
 
-def finished(cell: Cell, out: Path, more: Sequence[str] = ()) -> RunRecord | None:
-    """The cell's record, if it says that just this configuration has been run to its end."""
+def finished(cell: Cell, out: Path, table: Path, more: Sequence[str] = ()) -> Result | None:
+    """The cell's result, if its record or the table says that just this configuration has been run to its end."""
+    wanted = config_hash(_config(cell, out, more))
     folder = out / cell.name
-    if not (folder / FILE_NAME).is_file():
-        return None
-    record = read_record(folder)
-    config = _config(cell, out, more)
-    same = record.status == "finished" and record.config_hash == config_hash(config)
-    return record if same else None
+    if (folder / FILE_NAME).is_file():
+        record = read_record(folder)
+        if record.status == "finished" and record.config_hash == wanted:
+            return result_of(cell, record)
+    kept = read_results(table).get(cell.name)
+    return kept if kept is not None and kept.config_hash == wanted else None
 
 
 def run_cells(
     cells: Sequence[Cell],
     out: Path,
+    table: Path,
     *,
     jobs: int,
     more: Sequence[str] = (),
@@ -48,6 +51,7 @@ def run_cells(
 
     Args:
         out: gets a folder per cell.
+        table: the CSV that keeps what was found before.
         jobs: cells at a time, one thread each.
         more: overrides for all cells.
 
@@ -56,7 +60,7 @@ def run_cells(
     """
     for cell in cells:
         _config(cell, out, more)  # a mistake is told before hours of work
-    waiting = [cell for cell in cells if finished(cell, out, more) is None]
+    waiting = [cell for cell in cells if finished(cell, out, table, more) is None]
     for cell in waiting:  # here, because Hydra composes on one thread only
         forget_other(out / cell.name, _config(cell, out, more))
     say(f"{len(cells) - len(waiting)} of {len(cells)} cells are finished; {len(waiting)} to go, {jobs} at a time")

@@ -1,4 +1,4 @@
-"""The study's tables, CSV and curves, made from records alone."""
+"""The study's tables, CSV and curves, made from results alone."""
 
 from __future__ import annotations
 
@@ -6,18 +6,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean
 
-from sam3slim.files import atomic_path, write_csv
+from sam3slim.files import atomic_path
 from sam3slim.records import RunRecord
 from sam3slim.study.cells import AXES, INITS, SEEDS, SIZES, TEACHINGS, Cell, axis_cells, table_cells
 from sam3slim.study.page import put_between
+from sam3slim.study.results import Result, mask_map, write_results
 
 NOT_RUN = "not run"
-Find = Callable[[Cell], RunRecord | None]
-
-
-def mask_map(record: RunRecord) -> float:
-    """Mask mAP in percent."""
-    return 100 * float((record.metrics or {})["segm"]["map"])
+Find = Callable[[Cell], Result | None]
 
 
 def study_markdown(find: Find, full: RunRecord) -> str:
@@ -28,7 +24,7 @@ def study_markdown(find: Find, full: RunRecord) -> str:
 def _grid(find: Find, full: RunRecord) -> list[str]:
     heads, sizes = ["first weights", "taught by"], {}
     for size in SIZES:
-        params = [int((r.model or {})["params"]) for c in table_cells() if c.group[0] == size and (r := find(c))]
+        params = [r.params for c in table_cells() if c.group[0] == size and (r := find(c))]
         sizes[size] = params[0] if params else None
         count = f"{sizes[size]:,} parameters" if sizes[size] else NOT_RUN
         heads += [f"{size} ({count})", "of nano's"]
@@ -38,7 +34,7 @@ def _grid(find: Find, full: RunRecord) -> list[str]:
             row = [init, teaching]
             for size in SIZES:
                 found = [
-                    mask_map(r)
+                    r.mask_map
                     for c in table_cells()
                     if c.group == (size, init, teaching) and (r := find(c)) is not None
                 ]
@@ -61,14 +57,13 @@ def _axes(find: Find, full: RunRecord) -> list[str]:
     lines = ["| axis | cut to | parameters | of nano's | mask mAP | drop, points |", "|---|---|---:|---:|---:|---:|"]
     for cell in axis_cells():
         cut = ", ".join(text.removeprefix("model.") for text in AXES[cell.group[0]][int(cell.group[1]) - 1])
-        record = find(cell)
-        if record is None:
+        result = find(cell)
+        if result is None:
             lines.append(f"| {cell.group[0]} | {cut} | {NOT_RUN} | – | – | – |")
             continue
-        params, found = int((record.model or {})["params"]), mask_map(record)
         lines.append(
-            f"| {cell.group[0]} | {cut} | {params:,} | {100 * params / total:.1f} % | {found:.1f} | "
-            f"{mask_map(full) - found:.1f} |"
+            f"| {cell.group[0]} | {cut} | {result.params:,} | {100 * result.params / total:.1f} % | "
+            f"{result.mask_map:.1f} | {mask_map(full) - result.mask_map:.1f} |"
         )
     return lines
 
@@ -77,27 +72,14 @@ def write_study(find: Find, full: RunRecord, page: Path, table: Path, plot: Path
     """Put the tables between the page's markers, and write a CSV of all cells and the plot of the curves.
 
     Args:
-        find: the record of a finished cell, or None.
+        find: the result of a finished cell, or None.
         full: the evaluation of the full model.
 
     Raises:
         ValueError: the page has no markers.
     """
     put_between(page, "study", study_markdown(find, full))
-    rows = [
-        {
-            "cell": cell.name,
-            "seed": cell.seed,
-            "params": (record.model or {}).get("params"),
-            "mask_map": round(mask_map(record), 3),
-            "box_map": round(100 * float((record.metrics or {})["bbox"]["map"]), 3),
-            "sha": (record.git or {}).get("sha"),
-            "config_hash": record.config_hash,
-        }
-        for cell in (*table_cells(), *axis_cells())
-        if (record := find(cell)) is not None
-    ]
-    write_csv(table, rows, ["cell", "seed", "params", "mask_map", "box_map", "sha", "config_hash"])
+    write_results(table, [result for cell in (*table_cells(), *axis_cells()) if (result := find(cell)) is not None])
     _plot(find, full, plot)
 
 
@@ -108,8 +90,8 @@ def _plot(find: Find, full: RunRecord, path: Path) -> None:
     axes = figure.subplots()
     start = (int((full.model or {})["params"]) / 1e6, mask_map(full))
     for axis, marker in zip(AXES, "osD^v", strict=True):
-        found = [record for cell in axis_cells() if cell.group[0] == axis and (record := find(cell)) is not None]
-        points = [start, *((int((r.model or {})["params"]) / 1e6, mask_map(r)) for r in found)]
+        found = [result for cell in axis_cells() if cell.group[0] == axis and (result := find(cell)) is not None]
+        points = [start, *((result.params / 1e6, result.mask_map) for result in found)]
         if found:
             axes.plot(*zip(*points, strict=True), marker=marker, label=axis)
     axes.set(xlabel="parameters, millions", ylabel="mask mAP, %", title="nano, one axis cut at a time")
