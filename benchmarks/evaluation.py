@@ -5,7 +5,7 @@
 
 Both find the same detections with the same weights: ours runs the vision tower once per image, the text tower once
 per phrase and prompts in batches; the loop is the same code on one image with one prompt at a time, and knows no text
-cache. ``--full-towers`` gives nano's heads a random ViT and text tower of SAM 3's size at 1008 pixels.
+cache. ``--full-towers`` takes a whole model of SAM 3's size with random weights, at 1008 pixels.
 """
 
 from __future__ import annotations

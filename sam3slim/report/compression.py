@@ -26,13 +26,26 @@ def compression_rows(full: RunRecord, records: Sequence[tuple[str, RunRecord]]) 
     """Rows for ``write_table``: ``full`` and then (method, record), of which the best is marked.
 
     Recommended is the smallest method whose mask drop (box drop without masks) stays below ``ACCEPTED_DROP`` points
-    with its whole 95 % interval. A failed method's row holds its error and nothing else.
+    with its whole 95 % interval; none is where the full model has no more than that to lose. A failed method's row
+    holds its error and nothing else.
     """
     rows = [_row("full", full, full), *(_row(method, record, full) for method, record in records)]
+    if not tells_drops(full):
+        return rows
     accepted = [row for row in rows[1:] if row["bytes"] and _upper(row) is not None and _upper(row) <= ACCEPTED_DROP]  # type: ignore[operator]
     if accepted:
         min(accepted, key=lambda row: row["bytes"])["recommended"] = True
     return rows
+
+
+def tells_drops(full: RunRecord) -> bool:
+    """Whether the full model's mask mAP (box mAP without masks) is above ``ACCEPTED_DROP`` points.
+
+    One that finds nothing loses nothing, whatever is done to it.
+    """
+    metrics = full.metrics or {}
+    found = (metrics.get("segm") or metrics.get("bbox") or {}).get("map")
+    return found is not None and 100 * float(found) > ACCEPTED_DROP
 
 
 def _row(method: str, record: RunRecord, full: RunRecord) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from sam3slim.models import Sam3
 from sam3slim.onnx import load_runnable
 from sam3slim.records import RunRecord, read_record, recording
 from sam3slim.report import to_markdown, write_table
-from sam3slim.report.compression import COLUMNS, SHOWN, compression_rows
+from sam3slim.report.compression import ACCEPTED_DROP, COLUMNS, SHOWN, compression_rows, tells_drops
 from sam3slim.runs.drop import Found, load_reference, print_drop
 from sam3slim.runs.evaluate import source_facts
 from sam3slim.runs.measure import artifact_facts, choose_device, measure, model_facts, print_metrics, to_device
@@ -59,6 +59,12 @@ def compress(config: dict[str, Any], output_dir: Path, choices: dict[str, str], 
         check_search_split(data, budget.search_split, spec.data.split)
     run = _Run(spec, config, choices, command, model, report, data, device, reference)
     full = run.measure_source(output_dir / SOURCE) if reference is None else read_record(str(spec.reference))
+    if not tells_drops(full):
+        log.warning(
+            "the full model's mAP on data.split=%s is at most %g point: a drop cannot be seen here and no method is "
+            "recommended; check the checkpoint, the data set's categories and data.protocol",
+            spec.data.split, ACCEPTED_DROP,
+        )  # fmt: skip
     if SENSITIVITY in spec.methods:
         run.sensitivity(output_dir / SENSITIVITY)
     records = [

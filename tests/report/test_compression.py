@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sam3slim.records import RunRecord
-from sam3slim.report.compression import COLUMNS, SHOWN, compression_rows
+from sam3slim.report.compression import COLUMNS, SHOWN, compression_rows, tells_drops
 
 
 def record(size: int, drop: tuple[float, float, float] | None = None, **changes: Any) -> RunRecord:
@@ -45,3 +45,12 @@ def test_recommended__boxes_only_sets_go_by_boxes() -> None:
     boxes = record(250, metrics={"bbox": {"map": 0.4}})
     boxes.drop = {"bbox": {"points": 0.1, "ci95": [0.0, 0.2]}}
     assert recommended(("int8", boxes)) == ["int8"]
+
+
+def test_recommended__none_where_the_full_model_has_nothing_to_lose() -> None:
+    nothing = record(1000, metrics={"segm": {"map": 0.01}, "bbox": {"map": 0.4}})
+    rows = compression_rows(nothing, [("int8", record(250, (0.0, 0.0, 0.0)))])
+    assert [row["recommended"] for row in rows] == [False, False]
+    assert not tells_drops(nothing)
+    assert not tells_drops(record(1000, metrics={"bbox": {"map": 0.0}}))
+    assert tells_drops(FULL)
