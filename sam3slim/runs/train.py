@@ -34,6 +34,7 @@ from sam3slim.training import (
     FinalValidation,
     GracefulStop,
     RandomState,
+    StreamedCheckpoints,
     TrainingClock,
     recompute_activations,
 )
@@ -163,6 +164,7 @@ def build_trainer(spec: TrainSpec, output_dir: Path) -> lightning.Trainer:
     trainer: lightning.Trainer = cfg.build(
         spec.trainer,
         callbacks=callbacks,
+        plugins=StreamedCheckpoints(),
         logger=loggers or False,
         default_root_dir=str(output_dir),
         gradient_clip_val=spec.optim.clip or None,

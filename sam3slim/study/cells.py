@@ -21,8 +21,11 @@ TEACHINGS = {
 }
 SIZES = {
     "half": ("model=nano_half", "vocabulary=data"),
+    "tiny": ("model=nano_tiny", "vocabulary=data"),
     "quarter": ("model=nano_quarter", "vocabulary=data"),
 }
+# Between the two that every teaching is tried on: where the importances are told apart.
+TEACHINGS_OF = {"half": tuple(TEACHINGS), "tiny": ("full",), "quarter": tuple(TEACHINGS)}
 # One axis at a time, everything else as in nano; inherited by magnitude, features distilled.
 AXES = {
     "depth": (("model.vit.depth=3",), ("model.vit.depth=2",)),
@@ -59,6 +62,7 @@ def table_cells() -> list[Cell]:
         Cell(_name(size, init, teaching, str(seed)), (size, init, teaching), seed,
              (*SIZES[size], *INITS[init], *TEACHINGS[teaching], f"seed={seed}"))
         for seed, size, teaching, init in product(SEEDS, SIZES, TEACHINGS, INITS)
+        if teaching in TEACHINGS_OF[size]
     ]  # fmt: skip
 
 

@@ -33,12 +33,12 @@ def _grid(find: Find, full: RunRecord) -> list[str]:
         for init in INITS:
             row = [init, teaching]
             for size in SIZES:
-                found = [
-                    r.mask_map
-                    for c in table_cells()
-                    if c.group == (size, init, teaching) and (r := find(c)) is not None
+                group = [c for c in table_cells() if c.group == (size, init, teaching)]
+                found = [r.mask_map for c in group if (r := find(c)) is not None]
+                row += [
+                    _spread(found) if group else "–",
+                    f"{100 * mean(found) / mask_map(full):.1f} %" if found else "–",
                 ]
-                row += [_spread(found), f"{100 * mean(found) / mask_map(full):.1f} %" if found else "–"]
             lines.append("| " + " | ".join(row) + " |")
     return lines
 

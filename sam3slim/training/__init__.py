@@ -5,6 +5,7 @@ from sam3slim.training.callbacks import FinalValidation, GracefulStop, RandomSta
 from sam3slim.training.module import ConceptSegmentation
 from sam3slim.training.optim import OptimSpec, ScheduleSpec, build_optimizer, param_groups
 from sam3slim.training.recompute import recompute_activations
+from sam3slim.training.saving import StreamedCheckpoints
 from sam3slim.training.sharded import FullySharded
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "OptimSpec",
     "RandomState",
     "ScheduleSpec",
+    "StreamedCheckpoints",
     "TrainingClock",
     "WeightAverage",
     "build_optimizer",
