@@ -28,7 +28,7 @@ study: $(STAMP)  ## hours: which weights are kept and what is taught, at equal s
 
 # Two processes of one thread each; the tests of a file stay together, they share what took long to make.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
