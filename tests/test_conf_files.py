@@ -28,6 +28,7 @@ NEEDED = {
     "init=checkpoint": ["init.checkpoint=x"],
     "init=pruned": ["init.checkpoint=x"],
     "distill=features": ["distill.teacher=x"],
+    "distill=nano_features": ["distill.teacher=x"],
     "distill=full": ["distill.teacher=x"],
     "data=coco": ["data.root=x"],
     "experiment=overfit": ["data.root=x"],
@@ -248,3 +249,11 @@ def test_model__nano_slim_cuts_nano_as_slim_cuts_full() -> None:
         assert small.encoder.num_layers * 3 == large.encoder.num_layers * 2
         assert small.decoder.num_layers * 3 == large.decoder.num_layers * 2
         assert small.decoder.num_queries == large.decoder.num_queries
+
+
+@pytest.mark.parametrize("experiment", [n for n in choices()["experiment"] if n not in ("nano", "overfit")])
+def test_experiment__without_its_teacher(experiment: str, tmp_path: Path) -> None:
+    """What a comparison needs: the same run, and nobody to learn from."""
+    given = [f"experiment={experiment}", *NEEDED.get(f"experiment={experiment}", []), "distill=none"]
+    config = compose_plain("train", given, tmp_path)
+    assert config["distill"]["teacher"] is None

@@ -16,7 +16,7 @@ INITS = {
 }
 TEACHINGS = {
     "no distillation": ("distill=none",),
-    "features": ("distill=features", f"distill.teacher={SOURCE}", "distill.fpn=10", "distill.memory=10"),
+    "features": ("distill=nano_features", f"distill.teacher={SOURCE}"),
     "full": ("distill=full", f"distill.teacher={SOURCE}"),
 }
 SIZES = {
