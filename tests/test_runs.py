@@ -181,6 +181,18 @@ def test_train__pruned_and_distilled(trained: tuple[RunRecord, Path], root: Path
     assert json.loads((out / "slimming_plan.json").read_text())["importance"] == "magnitude"
 
 
+def test_train__cut_and_fitted(trained: tuple[RunRecord, Path], root: Path) -> None:
+    narrow = ["model.vit.embed_dim=16", "model.vit.num_heads=1"]
+    _, out = train(
+        root, "fitted", *SLIMMER, *narrow, "init=pruned", f"init.checkpoint={trained[1]}", "init.fit_batches=2"
+    )
+    fit = json.loads((out / "slimming_plan.json").read_text())["fit"]
+    assert 0 < fit["variance"] < 1
+    assert all(after < before for before, after in zip(fit["before"], fit["after"], strict=True))
+    made = json.loads((out / "artifact/sam3slim.json").read_text())["extra"]["slimming"]
+    assert made["fit_images"] == fit["images"] > 0
+
+
 def test_train__taught_everything_with_and_without_labels(trained: tuple[RunRecord, Path], root: Path) -> None:
     given = [*SLIMMER, "init=pruned", f"init.checkpoint={trained[1]}", "distill=full", "distill.min_score=0.02"]
     _, out = train(root, "full_distill", *given)
@@ -282,6 +294,7 @@ def test_train__pruned_by_data(trained: tuple[RunRecord, Path], root: Path, impo
         (["init=checkpoint", "init.checkpoint={full}", "model.vit.depth=1"], "another architecture"),
         (["init=pruned", "init.checkpoint={full}", "model.vit.depth=3"], "model.vit.depth"),
         (["init=pruned", "init.checkpoint=x", "init.importance_batches=0"], "importance_batches=0 must be at least 1"),
+        (["init=pruned", "init.checkpoint=x", "init.fit_batches=-1"], "fit_batches=-1 must be at least 0"),
         (
             ["init=pruned", "init.checkpoint=x", "init.importance=uniform", "init.depth=importance"],
             "init.importance=uniform ranks nothing",

@@ -18,7 +18,16 @@ from sam3slim.errors import UserError
 from sam3slim.losses import Criterion
 from sam3slim.models import Sam3, Sam3Output, build_model, init_for_training
 from sam3slim.runs.specs import TrainSpec
-from sam3slim.slimming import DATA_IMPORTANCES, DataScores, Plan, check_slimmer, collect_scores, inherit
+from sam3slim.slimming import (
+    DATA_IMPORTANCES,
+    DataScores,
+    Fit,
+    Plan,
+    check_slimmer,
+    collect_scores,
+    fit_vision,
+    inherit,
+)
 
 
 def initial_model(spec: TrainSpec, data: ConceptData) -> tuple[Sam3, Plan | None]:
@@ -46,8 +55,22 @@ def initial_model(spec: TrainSpec, data: ConceptData) -> tuple[Sam3, Plan | None
     check_slimmer(source.spec, spec.model)
     scores = data_scores(source, spec, data) if init.importance in DATA_IMPORTANCES else None
     model, plan = inherit(source, spec.model, importance=init.importance, depth=init.depth, seed=spec.seed, data=scores)
+    if init.fit_batches:
+        plan = replace(plan, fit=fitted(source, model, plan, spec, data))
     rank_zero_only(print)(plan.describe())
     return model, plan
+
+
+def fitted(source: Sam3, model: Sam3, plan: Plan, spec: TrainSpec, data: ConceptData) -> Fit:
+    """Fit the vision tower that was cut on the first ``init.fit_batches`` training batches, as ``data_scores`` does."""
+    device = training_device(spec)
+    with torch.random.fork_rng():
+        batches = islice(_batches(data, source), spec.init.fit_batches)
+        images = [batch.pixel_values.to(device) for batch in batches]
+        found = fit_vision(source.to(device), model.to(device), plan, images)  # type: ignore[arg-type]
+    source.to("cpu")  # type: ignore[arg-type]
+    model.to("cpu")  # type: ignore[arg-type]
+    return found
 
 
 def data_scores(source: Sam3, spec: TrainSpec, data: ConceptData) -> DataScores:

@@ -22,6 +22,7 @@ class InitSpec:
     Attributes:
         importance, depth: what ``pruned`` keeps, see ``slimming.inherit``.
         importance_batches: training batches that ``activation`` and ``taylor`` look at.
+        fit_batches: training batches to fit a cut vision tower on, see ``slimming.fit_vision``; 0: not at all.
     """
 
     kind: Literal["scratch", "checkpoint", "pruned"] = "scratch"
@@ -31,11 +32,14 @@ class InitSpec:
     importance: Importance = "magnitude"
     depth: Depth = "even"
     importance_batches: int = 4
+    fit_batches: int = 0
 
     def __post_init__(self) -> None:
         check_rule(self.importance, self.depth)
         if self.importance_batches < 1:
             raise SpecError(f"init.importance_batches={self.importance_batches} must be at least 1")
+        if self.fit_batches < 0:
+            raise SpecError(f"init.fit_batches={self.fit_batches} must be at least 0, which fits nothing")
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,9 @@
 from sam3slim.slimming.check import check_slimmer
 from sam3slim.slimming.collect import DATA_IMPORTANCES, DataScores, collect_scores
 from sam3slim.slimming.depth import Depth
+from sam3slim.slimming.fit import fit_vision
 from sam3slim.slimming.inherit import check_rule, inherit
-from sam3slim.slimming.plan import Kept, Plan
+from sam3slim.slimming.plan import Fit, Kept, Plan
 from sam3slim.slimming.select import Importance
 from sam3slim.slimming.verify import check_plan
 
@@ -12,6 +13,7 @@ __all__ = [
     "DATA_IMPORTANCES",
     "DataScores",
     "Depth",
+    "Fit",
     "Importance",
     "Kept",
     "Plan",
@@ -19,5 +21,6 @@ __all__ = [
     "check_rule",
     "check_slimmer",
     "collect_scores",
+    "fit_vision",
     "inherit",
 ]

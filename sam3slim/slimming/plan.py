@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 
@@ -31,6 +31,29 @@ class Kept:
 
 
 @dataclass(frozen=True)
+class Fit:
+    """What fitting did.
+
+    Attributes:
+        images: pictures it was done on.
+        variance: share of the stream's variance that the kept directions hold; None where the width is whole.
+        before, after: error of the neck's maps that the detector reads, finest first, as a share of their variance; on
+            the same pictures.
+    """
+
+    images: int
+    variance: float | None
+    before: tuple[float, ...]
+    after: tuple[float, ...]
+
+    def describe(self) -> str:
+        """One line."""
+        kept = "" if self.variance is None else f", {100 * self.variance:.1f} % of the stream's variance kept"
+        before, after = (" / ".join(f"{value:.3f}" for value in values) for values in (self.before, self.after))
+        return f"  vision tower fitted on {self.images} images{kept}; error of its maps {before} → {after}"
+
+
+@dataclass(frozen=True)
 class Plan:
     """The whole cut, enough to repeat it."""
 
@@ -43,6 +66,7 @@ class Plan:
     params_before: int
     params_after: int
     kept: tuple[Kept, ...]
+    fit: Fit | None = None  # what was done to the vision tower after the cut
 
     def __getitem__(self, axis: str) -> Kept:
         return next(kept for kept in self.kept if kept.axis == axis)
@@ -65,11 +89,13 @@ class Plan:
             "params_before": self.params_before,
             "params_after": self.params_after,
             "axes": axes,
+            **({"fit": asdict(self.fit)} if self.fit else {}),
         }
 
     def facts(self) -> dict[str, Any]:
         """How it was chosen, without the axes."""
-        return {"importance": self.importance, "depth": self.depth, "batches": self.batches, "seed": self.seed}
+        facts = {"importance": self.importance, "depth": self.depth, "batches": self.batches, "seed": self.seed}
+        return facts | ({"fit_images": self.fit.images} if self.fit else {})
 
     def describe(self) -> str:
         """A few lines for a person: axes of all blocks of a tower are summed up in one."""
@@ -85,7 +111,9 @@ class Plan:
         for name, members in families.items():
             if not all(kept.everything for kept in members):
                 lines.append(_describe_family(name, members))
-        return "\n".join(lines if len(lines) > 1 else [*lines, "  everything is kept"])
+        if len(lines) == 1:
+            lines.append("  everything is kept")
+        return "\n".join([*lines, *([self.fit.describe()] if self.fit else [])])
 
 
 def _describe_family(name: str, members: list[Kept]) -> str:

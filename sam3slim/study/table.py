@@ -39,7 +39,8 @@ def _grid(find: Find, full: RunRecord) -> list[str]:
                     _spread(found) if group else "–",
                     f"{100 * mean(found) / mask_map(full):.1f} %" if found else "–",
                 ]
-            lines.append("| " + " | ".join(row) + " |")
+            if set(row[2:]) != {"–"}:  # planned for some size
+                lines.append("| " + " | ".join(row) + " |")
     return lines
 
 

@@ -29,7 +29,7 @@ def trained(folder: Path, cell: Cell, config: str, status: Status = "finished") 
 
 def test_all_cells__names_are_folders_and_every_group_has_every_seed() -> None:
     names = [cell.name for cell in all_cells()]
-    assert len(set(names)) == len(names) == 66
+    assert len(set(names)) == len(names) == 72
     assert not any(set(name) & set(" /\\:") for name in names)
     seeds = {cell.group: {c.seed for c in table_cells() if c.group == cell.group} for cell in table_cells()}
     assert set(map(frozenset, seeds.values())) == {frozenset(cells.SEEDS)}
@@ -56,6 +56,7 @@ def test_study_markdown__shows_spread_and_what_was_not_run() -> None:
     assert "| Taylor | full | 71.0 (70.0 to 72.0) | 88.8 % | not run | – | not run | – |" in lines
     assert "| scratch | full | 40.0 (1 seed of 2) | 50.0 % | not run | – | not run | – |" in lines
     # A size that this teaching is not tried on.
+    assert not any(line.startswith("| fitted | features") for line in lines)
     assert "| scratch | features | not run | – | – | – | not run | – |" in lines
     assert "| depth | vit.depth=3 | 2,400,000 | 92.3 % | 79.0 | 1.0 |" in lines
     assert "| text | text.layers=1 | not run | – | – | – |" in lines

@@ -1,0 +1,47 @@
+"""Linear layers fitted to given outputs, in closed form."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+RIDGE = 1e-3  # of the inputs' mean sum of squares
+
+
+class LeastSquares:
+    """The change of a linear layer that brings its outputs nearest to given ones.
+
+    Minimises Σ |x Wᵀ + b − y|² + λ (|W − W₀|² + |b − b₀|²) over all rows that were added; λ is ``RIDGE`` times
+    the mean of the inputs' sums of squares, so directions that no data reaches stay as they were. Sums are kept in
+    float64, rows are not kept.
+
+    Args:
+        weight: W₀ [outputs, inputs].
+        bias: b₀ [outputs].
+        intercept: False leaves the bias as it is.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, intercept: bool = True) -> None:
+        self._weight, self._bias, self._intercept = weight.double(), bias.double(), intercept
+        size = weight.shape[1] + intercept
+        self._inputs = self._weight.new_zeros(size, size)
+        self._residuals = self._weight.new_zeros(size, weight.shape[0])
+
+    def add(self, inputs: Tensor, wanted: Tensor) -> None:
+        """Rows ``inputs`` [..., inputs] and the outputs they should have [..., outputs]."""
+        x = inputs.flatten(0, -2).double()
+        y = wanted.flatten(0, -2).double() - (x @ self._weight.T + self._bias)
+        if self._intercept:
+            x = torch.cat([x, x.new_ones(len(x), 1)], dim=1)
+        self._inputs += x.T @ x
+        self._residuals += x.T @ y
+
+    def solve(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias, float64."""
+        ridge = RIDGE * self._inputs.diagonal().mean()
+        change = torch.linalg.solve(
+            self._inputs + ridge * torch.eye(len(self._inputs)).to(self._inputs), self._residuals
+        )
+        if not self._intercept:
+            return self._weight + change.T, self._bias
+        return self._weight + change[:-1].T, self._bias + change[-1]
