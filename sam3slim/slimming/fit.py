@@ -84,8 +84,8 @@ class _Tower:
         return torch.tensor(self.plan[axis].indices, device=self.map.device)
 
     def narrow(self, stream: Tensor) -> Tensor:
-        """[..., wide] → [..., narrow] float64."""
-        return stream.double() @ self.map.T
+        """[..., wide] → [..., narrow]."""
+        return stream @ self.map.T.to(stream)
 
     # -- turning -----------------------------------------------------------------------------------------------------
 

@@ -12,8 +12,8 @@ class LeastSquares:
     """The change of a linear layer that brings its outputs nearest to given ones.
 
     Minimises Σ |x Wᵀ + b − y|² + λ (|W − W₀|² + |b − b₀|²) over all rows that were added; λ is ``RIDGE`` times
-    the mean of the inputs' sums of squares, so directions that no data reaches stay as they were. Sums are kept in
-    float64, rows are not kept.
+    the mean of the inputs' sums of squares, so directions that no data reaches stay as they were. Sums over what is
+    added at once are taken in float32, their totals and the solution in float64; rows are not kept.
 
     Args:
         weight: W₀ [outputs, inputs].
@@ -22,15 +22,15 @@ class LeastSquares:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, intercept: bool = True) -> None:
-        self._weight, self._bias, self._intercept = weight.double(), bias.double(), intercept
+        self._weight, self._bias, self._intercept = weight.float(), bias.float(), intercept
         size = weight.shape[1] + intercept
-        self._inputs = self._weight.new_zeros(size, size)
-        self._residuals = self._weight.new_zeros(size, weight.shape[0])
+        self._inputs = weight.new_zeros(size, size, dtype=torch.float64)
+        self._residuals = weight.new_zeros(size, weight.shape[0], dtype=torch.float64)
 
     def add(self, inputs: Tensor, wanted: Tensor) -> None:
         """Rows ``inputs`` [..., inputs] and the outputs they should have [..., outputs]."""
-        x = inputs.flatten(0, -2).double()
-        y = wanted.flatten(0, -2).double() - (x @ self._weight.T + self._bias)
+        x = inputs.flatten(0, -2).float()
+        y = wanted.flatten(0, -2).float() - (x @ self._weight.T + self._bias)
         if self._intercept:
             x = torch.cat([x, x.new_ones(len(x), 1)], dim=1)
         self._inputs += x.T @ x
@@ -42,6 +42,7 @@ class LeastSquares:
         change = torch.linalg.solve(
             self._inputs + ridge * torch.eye(len(self._inputs)).to(self._inputs), self._residuals
         )
+        weight, bias = self._weight.double(), self._bias.double()
         if not self._intercept:
-            return self._weight + change.T, self._bias
-        return self._weight + change[:-1].T, self._bias + change[-1]
+            return weight + change.T, bias
+        return weight + change[:-1].T, bias + change[-1]

@@ -15,14 +15,14 @@ from torch import Tensor
 
 
 class Moments:
-    """Second moments of what the layer norms hand on: rows without their mean, at unit length; float64."""
+    """Second moments of what the layer norms hand on: rows without their mean, at unit length; totals in float64."""
 
     def __init__(self, width: int, device: torch.device) -> None:
         self.total = torch.zeros(width, width, dtype=torch.float64, device=device)
 
     def add(self, stream: Tensor, weight: float = 1.0) -> None:
         """Rows [..., width] of the stream."""
-        rows = stream.flatten(0, -2).double()
+        rows = stream.flatten(0, -2)
         rows = rows - rows.mean(dim=1, keepdim=True)
         rows = rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12)
         self.total += weight * (rows.T @ rows)
