@@ -14,9 +14,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from rich.progress import track
 from torch import Tensor, nn
 from transformers.models.sam3.modeling_sam3 import window_unpartition
 
+from sam3slim.environment import this_process
 from sam3slim.errors import UserError
 from sam3slim.models import Sam3
 from sam3slim.slimming.check import unit_size
@@ -170,7 +172,9 @@ class _Tower:
         full = [self._embedded(self.full, pixels) for pixels in batches]
         slim = [self._embedded(self.slim, pixels) for pixels in batches]
         done = 0
-        for i, block in enumerate(self.blocks):
+        blocks = list(enumerate(self.blocks))
+        quiet = this_process().rank > 0
+        for i, block in track(blocks, "fitting the vision tower", transient=True, disable=quiet):
             for skipped in range(done, block):
                 full = [self.full.layers[skipped](stream) for stream in full]
             done = block + 1
