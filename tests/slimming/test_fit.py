@@ -81,15 +81,16 @@ def test_principal_map__norms_of_the_narrow_stream_hand_on_what_the_wide_ones_di
 
 
 @pytest.mark.parametrize(
-    ("changes", "at_most"),
+    "changes",
     [
-        ({"vit__embed_dim": 16, "vit__num_heads": 1}, 0.5),
-        ({"vit__depth": 2, "vit__num_global_blocks": 1}, 0.7),
-        ({"vit__mlp_ratio": 1.0}, 0.5),
+        {"vit__embed_dim": 16, "vit__num_heads": 1},
+        {"vit__depth": 2, "vit__num_global_blocks": 1},
+        {"vit__mlp_ratio": 1.0},
+        {"vit__embed_dim": 16, "vit__num_heads": 1, "vit__depth": 2, "vit__num_global_blocks": 1},
     ],
-    ids=["narrower", "shallower", "fewer neurons"],
+    ids=["narrower", "shallower", "fewer neurons", "both"],
 )
-def test_fit__nearer_than_the_cut_also_on_other_pictures(changes: dict[str, Any], at_most: float) -> None:
+def test_fit__nearer_than_the_cut_also_on_other_pictures(changes: dict[str, Any]) -> None:
     source = deep_model()
     target, plan = inherit(source, cut(DEEP, **changes))
     images = pictures(12)
@@ -101,7 +102,7 @@ def test_fit__nearer_than_the_cut_also_on_other_pictures(changes: dict[str, Any]
     found = fit_vision(source, target, plan, images)
     assert found.images == 24
     assert all(after < 0.8 * before for before, after in zip(found.before, found.after, strict=True))
-    assert distance(source, target, others) < at_most * before
+    assert distance(source, target, others) < 0.25 * before
     assert all(torch.equal(value, weights[key]) for key, value in source.state_dict().items())
     assert all(torch.equal(target.state_dict()[key], value) for key, value in heads.items())
     assert (found.variance is None) == ("vit__embed_dim" not in changes)
