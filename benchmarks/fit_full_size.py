@@ -11,7 +11,6 @@ holds at its peak beyond both models, in bytes.
 from __future__ import annotations
 
 import argparse
-import resource
 import time
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import torch
 
 from sam3slim.config import compose_model
 from sam3slim.environment import describe_device, library_versions
+from sam3slim.evaluation.latency import peak_memory_bytes
 from sam3slim.files import write_csv
 from sam3slim.models.empty import empty_model
 from sam3slim.slimming import fit_vision, inherit
@@ -51,21 +51,17 @@ def main() -> None:
             parameter.normal_(0, 0.02, generator=generator)
     target, plan = inherit(source, slim)
     images = [torch.randn(1, 3, 1008, 1008, generator=generator) for _ in range(arguments.images)]
-    before = peak_bytes()
+    before = peak_memory_bytes("cpu")
     started = time.perf_counter()
     fit_vision(source, target, plan, images)
+    seconds, beyond = time.perf_counter() - started, peak_memory_bytes("cpu") - before
     row = {
         "blocks": blocks[0], "to": blocks[1], "images": arguments.images,
-        "seconds": round(time.perf_counter() - started, 1), "peak_bytes_beyond_models": peak_bytes() - before,
+        "seconds": round(seconds, 1), "peak_bytes_beyond_models": beyond,
         "device": describe_device(), "threads": arguments.threads, "torch": library_versions()["torch"],
     }  # fmt: skip
     print(row)
     write_csv(RESULT, [row])
-
-
-def peak_bytes() -> int:
-    """Largest resident size of this process so far (Linux counts in KiB)."""
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 if __name__ == "__main__":

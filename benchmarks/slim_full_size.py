@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -21,16 +20,12 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 
 
-def peak_bytes() -> int:
-    """Peak resident memory of this process (Linux counts in KiB)."""
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
 def one_cut(importance: str, threads: int) -> dict[str, Any]:
     """Cut once, in this process."""
     import torch
 
     from sam3slim.config import compose_model
+    from sam3slim.evaluation.latency import peak_memory_bytes
     from sam3slim.models.empty import empty_model
     from sam3slim.slimming import inherit
 
@@ -42,12 +37,12 @@ def one_cut(importance: str, threads: int) -> dict[str, Any]:
     with torch.no_grad():
         for parameter in source.parameters():
             parameter.uniform_(-0.02, 0.02, generator=generator)
-    built, before = time.perf_counter(), peak_bytes()
+    built, before = time.perf_counter(), peak_memory_bytes("cpu")
     _, plan = inherit(source, slim, importance=importance)  # type: ignore[arg-type]
     return {
         "importance": importance, "params_before": plan.params_before, "params_after": plan.params_after,
         "build_s": round(built - started, 2), "inherit_s": round(time.perf_counter() - built, 2),
-        "peak_before_bytes": before, "peak_bytes": peak_bytes(),
+        "peak_before_bytes": before, "peak_bytes": peak_memory_bytes("cpu"),
     }  # fmt: skip
 
 

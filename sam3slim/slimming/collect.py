@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sam3slim.data.batch import Batch, Targets
 from sam3slim.errors import UserError
+from sam3slim.evaluation.inference import eval_mode
 from sam3slim.models import Sam3, Sam3Output
 from sam3slim.slimming.axes import Member, members
 from sam3slim.slimming.check import unit_size
@@ -63,13 +64,16 @@ def collect_scores(
         raise ValueError("taylor needs a loss")
     readers = _readers(model)
     flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    training = [module for module in model.modules() if module.training]
     device = next(model.parameters()).device
     taylor: dict[str, Tensor] = {}
     count = 0
     try:
-        model.eval().requires_grad_(importance == "taylor")
-        with Activations(model, readers, importance == "activation") as seen, BlockInfluence(model) as influence:
+        model.requires_grad_(importance == "taylor")
+        with (
+            eval_mode(model),
+            Activations(model, readers, importance == "activation") as seen,
+            BlockInfluence(model) as influence,
+        ):
             for batch in batches:
                 if not len(batch.input_ids):
                     continue
@@ -81,8 +85,6 @@ def collect_scores(
         model.zero_grad(set_to_none=True)
         for parameter, flag in flags.items():
             parameter.requires_grad_(flag)
-        for module in training:
-            module.training = True
     if not count:
         raise UserError(
             f"init.importance={importance} needs training data, and there is no image with a prompt; "

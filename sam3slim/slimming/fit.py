@@ -9,7 +9,7 @@ place of channels, see ``principal``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ from transformers.models.sam3.modeling_sam3 import window_unpartition
 
 from sam3slim.environment import this_process
 from sam3slim.errors import UserError
+from sam3slim.evaluation.inference import eval_mode
 from sam3slim.models import Sam3
 from sam3slim.slimming.check import unit_size
 from sam3slim.slimming.least_squares import LeastSquares
@@ -34,7 +35,8 @@ FINAL_WEIGHT = 2.0  # of the tower's output among the norms that read the stream
 def fit_vision(source: Sam3, target: Sam3, plan: Plan, batches: Sequence[Tensor]) -> Fit:
     """Fit ``target``'s vision tower to ``source``'s; in place.
 
-    Memory: the streams of both towers for all batches, and what one block of the full tower hands on.
+    Memory: the streams of both towers for all batches, and what one block of the full tower, or one level of its neck,
+    hands on.
 
     Args:
         source: the full model, float32; it is not changed.
@@ -47,24 +49,18 @@ def fit_vision(source: Sam3, target: Sam3, plan: Plan, batches: Sequence[Tensor]
     """
     if not batches:
         raise UserError("init.fit_batches needs training images, and there are none; check data.root and data.limit")
-    modes = [(module, module.training) for model in (source, target) for module in model.modules()]
-    source.eval()
-    target.eval()
-    try:
-        before = _errors(source, target, batches)
-        tower = _Tower(source, target, plan)
-        variance = tower.turn(batches) if target.spec.vit.embed_dim < source.spec.vit.embed_dim else None
-        tower.fit(batches)
-        after = _errors(source, target, batches)
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with eval_mode(source), eval_mode(target):
+        before = _errors([model.get_vision_features(pixels).fpn_hidden_states for model in (source, target)]
+                         for pixels in batches)  # fmt: skip
+        towers = _Towers(source, target, plan)
+        variance = towers.turn(batches) if target.spec.vit.embed_dim < source.spec.vit.embed_dim else None
+        after = _errors(towers.fit(batches))
     if not all(map(_finite, target.vision_encoder.parameters())):
         raise UserError("init.fit_batches: fitted weights are not finite on these images; use init=pruned")
     return Fit(sum(map(len, batches)), variance, before, after)
 
 
-class _Tower:
+class _Towers:
     """The two towers, and which units of the full one the slim one kept."""
 
     def __init__(self, source: Sam3, target: Sam3, plan: Plan) -> None:
@@ -72,18 +68,18 @@ class _Tower:
         self.full_neck, self.slim_neck = source.vision_encoder.neck, target.vision_encoder.neck
         self.plan, self.blocks = plan, plan["vit.blocks"].indices
         self.head_size = unit_size(source.spec, "vit[0].heads")
-        weight = self.slim.layer_norm.weight
-        kept = torch.tensor(plan["vit.channels"].indices, device=weight.device)
+        self.device = self.slim.layer_norm.weight.device
         # From the wide stream to the narrow one: at first the channels that were chosen.
-        self.map = torch.eye(plan["vit.channels"].total, dtype=torch.float64, device=weight.device)[kept]
+        whole = torch.eye(plan["vit.channels"].total, dtype=torch.float64, device=self.device)
+        self.map = whole[self.kept("vit.channels")]
+
+    def kept(self, axis: str, unit: int = 1) -> Tensor:
+        """Entries of the full tower's tensors that the slim ones keep."""
+        return self.plan[axis].entries(unit).to(self.device)
 
     def heads(self, block: int) -> Tensor:
         """Entries of the full q, k, v that the slim block keeps."""
-        heads = torch.tensor(self.plan[f"vit[{block}].heads"].indices, device=self.map.device)
-        return (heads[:, None] * self.head_size + torch.arange(self.head_size, device=self.map.device)).flatten()
-
-    def units(self, axis: str) -> Tensor:
-        return torch.tensor(self.plan[axis].indices, device=self.map.device)
+        return self.kept(f"vit[{block}].heads", self.head_size)
 
     def narrow(self, stream: Tensor) -> Tensor:
         """[..., wide] → [..., narrow]."""
@@ -93,7 +89,7 @@ class _Tower:
 
     def turn(self, batches: Sequence[Tensor]) -> float:
         """Replace channels by principal directions everywhere; the share of variance that is kept."""
-        moments = Moments(len(self.map.T), self.map.device)
+        moments = Moments(len(self.map.T), self.device)
         for pixels in batches:
             norms = {f"{i}.{n}": self.full.layers[i].get_submodule(n)
                      for i in self.blocks for n in ("layer_norm1", "layer_norm2")}  # fmt: skip
@@ -123,7 +119,7 @@ class _Tower:
 
         for i, block in enumerate(self.blocks):
             mine, its = self.slim.layers[i], self.full.layers[block]
-            heads, neurons = self.heads(i), self.units(f"vit[{i}].neurons")
+            heads, neurons = self.heads(i), self.kept(f"vit[{i}].neurons")
             for name in ("q_proj", "k_proj", "v_proj"):
                 read(mine.attention.get_submodule(name), its.attention.get_submodule(name), its.layer_norm1, heads)
             write(mine.attention.o_proj, its.attention.o_proj, heads)
@@ -135,10 +131,10 @@ class _Tower:
 
     def _turn_neck(self) -> None:
         for level, (mine, its) in enumerate(zip(self.slim_neck.fpn_layers, self.full_neck.fpn_layers, strict=True)):
-            (name, first), *_ = _convolutions(mine)
+            name, first = next(iter(_convolutions(mine).items()))
             weight = its.get_parameter(f"{name}.weight").double()
             if isinstance(first, nn.ConvTranspose2d):
-                weight = weight[:, self.units(f"neck[{level}].half")]
+                weight = weight[:, self.kept(f"neck[{level}].half")]
                 first.weight.copy_(torch.einsum("nw,wohv->nohv", self.map, weight))
             else:
                 first.weight.copy_(torch.einsum("nw,owhv->onhv", self.map, weight))
@@ -167,8 +163,8 @@ class _Tower:
 
     # -- fitting -----------------------------------------------------------------------------------------------------
 
-    def fit(self, batches: Sequence[Tensor]) -> None:
-        """Every linear layer in order, then the neck."""
+    def fit(self, batches: Sequence[Tensor]) -> Iterator[list[list[Tensor]]]:
+        """Every linear layer in order, then the neck; for each batch the maps of both, the full ones first."""
         full = [self._embedded(self.full, pixels) for pixels in batches]
         slim = [self._embedded(self.slim, pixels) for pixels in batches]
         done = 0
@@ -182,63 +178,71 @@ class _Tower:
             slim = [self.slim.layers[i](stream) for stream in slim]
         for skipped in range(done, len(self.full.layers)):
             full = [self.full.layers[skipped](stream) for stream in full]
+        pairs = [(whole.movedim(-1, 1), cut.movedim(-1, 1)) for whole, cut in zip(full, slim, strict=True)]
         for level in range(len(self.slim_neck.fpn_layers)):
-            self._fit_level(level, [_image(stream) for stream in full], [_image(stream) for stream in slim])
+            self._fit_level(level, pairs)
+        necks = (self.full_neck, self.slim_neck)
+        return ([[level(image) for level in neck.fpn_layers] for neck, image in zip(necks, pair, strict=True)]
+                for pair in pairs)  # fmt: skip
 
     def _fit_block(self, i: int, block: int, full: list[Tensor], slim: list[Tensor]) -> list[Tensor]:
         """Fit block ``i`` to the full tower's ``block``; what the latter hands on."""
         mine, its = self.slim.layers[i], self.full.layers[block]
-        heads, neurons = self.heads(i), self.units(f"vit[{i}].neurons")
+        heads, neurons = self.heads(i), self.kept(f"vit[{i}].neurons")
         projections = {name: its.attention.get_submodule(name) for name in ("q_proj", "k_proj", "v_proj")}
         wanted: list[dict[str, Tensor]] = []
+        handed_on = []
         for stream in full:
             with _seeing({**projections, "norm": its.layer_norm2, "fc1": its.mlp.fc1}) as seen:
-                out = its(stream)
+                handed_on.append(its(stream))
             wanted.append({
-                **{name: seen[name][1][..., heads] for name in projections},
-                "middle": self.narrow(seen["norm"][0]), "fc1": seen["fc1"][1][..., neurons], "out": out,
+                **{name: seen[name][1][..., heads] for name in projections}, "fc1": seen["fc1"][1][..., neurons],
+                "middle": self.narrow(seen["norm"][0]), "end": self.narrow(handed_on[-1]),
             })  # fmt: skip
 
-        def fit(linear: nn.Linear, rows: Callable[[Seen, Tensor, dict[str, Tensor]], tuple[Tensor, Tensor]]) -> None:
-            fitted = LeastSquares(linear.weight, linear.bias)
-            watched = {"linear": linear, "norm": mine.layer_norm2}
+        def rows(name: str, seen: Seen, stream: Tensor, want: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+            """What the layer reads, and what it should make of it: after either half, what the stream still lacks."""
+            read = seen[name][0]
+            if name == "o_proj":
+                return _spatial(read, stream, mine.window_size), want["middle"] - stream
+            return read, want["end"] - seen["norm"][0] if name == "fc2" else want[name]
+
+        linears = {**dict(mine.attention.named_children()), **dict(mine.mlp.named_children())}
+        for names in (tuple(projections), ("o_proj",), ("fc1",), ("fc2",)):  # those that read the same at once
+            fits = {name: LeastSquares(linears[name].weight, linears[name].bias) for name in names}
+            watched = {**{name: linears[name] for name in names}, "norm": mine.layer_norm2}
             for stream, want in zip(slim, wanted, strict=True):
                 with _seeing(watched) as seen:
                     mine(stream)
-                fitted.add(*rows(seen, stream, want))
-            _set(linear, *fitted.solve())
+                for name, fit in fits.items():
+                    fit.add(*rows(name, seen, stream, want))
+            for name, fit in fits.items():
+                _set(linears[name], *fit.solve())
+        return handed_on
 
-        def same(name: str) -> Callable[[Seen, Tensor, dict[str, Tensor]], tuple[Tensor, Tensor]]:
-            return lambda seen, stream, want: (seen["linear"][0], want[name])
-
-        for name in projections:
-            fit(mine.attention.get_submodule(name), same(name))
-        fit(mine.attention.o_proj, lambda seen, stream, want: (
-            _spatial(seen["linear"][0], stream, mine.window_size), want["middle"] - stream
-        ))  # fmt: skip
-        fit(mine.mlp.fc1, same("fc1"))
-        fit(mine.mlp.fc2, lambda seen, stream, want: (seen["linear"][0], self.narrow(want["out"]) - seen["norm"][0]))
-        return [want["out"] for want in wanted]
-
-    def _fit_level(self, level: int, full: list[Tensor], slim: list[Tensor]) -> None:
+    def _fit_level(self, level: int, pairs: list[tuple[Tensor, Tensor]]) -> None:
         """The convolutions of one map of the neck up to its own width; each of them sees one pixel at a time."""
         mine, its = self.slim_neck.fpn_layers[level], self.full_neck.fpn_layers[level]
-        kept = {f"scale_layers.{n}": f"neck[{level}].{name}" for n, name in ((0, "half"), (2, "quarter"))}
-        for name, conv in _convolutions(mine):
-            original = its.get_submodule(name)
-            up = isinstance(conv, nn.ConvTranspose2d)
+        axes = {"scale_layers.0": f"neck[{level}].half", "scale_layers.2": f"neck[{level}].quarter"}
+        convolutions = _convolutions(mine)
+        originals = {name: its.get_submodule(name) for name in convolutions}
+        wanted: list[dict[str, Tensor]] = []
+        for whole, _ in pairs:
+            with _seeing(originals) as seen:
+                its(whole)
+            wanted.append({
+                name: _folded(made[:, self.kept(axes[name])]) if name in axes else made
+                for name, (_, made) in seen.items()
+            })  # fmt: skip
+        for name, conv in convolutions.items():
+            up = name in axes
             weight, bias = _taps(conv) if up else (conv.weight[:, :, 0, 0], conv.bias)
             # The four taps of an upsampling share a bias: it stays as it is.
             fitted = LeastSquares(weight, bias, intercept=not up)
-            for whole, cut in zip(full, slim, strict=True):
-                with _seeing({"its": original}) as theirs:
-                    its(whole)
-                with _seeing({"mine": conv}) as ours:
+            for (_, cut), want in zip(pairs, wanted, strict=True):
+                with _seeing({name: conv}) as seen:
                     mine(cut)
-                wanted = theirs["its"][1]
-                if up:
-                    wanted = _folded(wanted[:, self.units(kept[name])])
-                fitted.add(ours["mine"][0].movedim(1, -1), wanted.movedim(1, -1))
+                fitted.add(seen[name][0].movedim(1, -1), want[name].movedim(1, -1))
             weight, bias = fitted.solve()
             if up:
                 conv.weight.copy_(weight.unflatten(0, (-1, 2, 2)).permute(3, 0, 1, 2))
@@ -275,23 +279,23 @@ def _seeing(modules: dict[str, nn.Module]) -> Iterator[Seen]:
             handle.remove()
 
 
-def _errors(source: Sam3, target: Sam3, batches: Sequence[Tensor]) -> tuple[float, ...]:
-    """Squared error of the maps the detector reads over their variance."""
+def _errors(batches: Iterable[Sequence[Sequence[Tensor]]]) -> tuple[float, ...]:
+    """Squared error of the maps the detector reads over their variance; full and slim maps of every batch."""
     error: list[Tensor | float] = []
     power: list[Tensor | float] = []
-    for pixels in batches:
-        full, slim = (model.get_vision_features(pixels).fpn_hidden_states[:-1] for model in (source, target))
-        error, power = error or [0.0] * len(full), power or [0.0] * len(full)
-        for level, (want, found) in enumerate(zip(full, slim, strict=True)):
+    for full, slim in batches:
+        read = len(full) - 1  # not the coarsest
+        error, power = error or [0.0] * read, power or [0.0] * read
+        for level, (want, found) in enumerate(zip(full[:read], slim[:read], strict=True)):
             error[level] += (found - want).square().sum(dtype=torch.float64)
             power[level] += (want - want.mean()).square().sum(dtype=torch.float64)
     return tuple(float(e / p) for e, p in zip(error, power, strict=True))
 
 
-def _convolutions(level: nn.Module) -> list[tuple[str, Any]]:
+def _convolutions(level: nn.Module) -> dict[str, Any]:
     """Those from the tower's width to the neck's, in order."""
-    found = [(name, module) for name, module in level.named_modules() if isinstance(module, nn.ConvTranspose2d)]
-    return [*found, ("proj1", level.proj1)]
+    found = {name: module for name, module in level.named_modules() if isinstance(module, nn.ConvTranspose2d)}
+    return {**found, "proj1": level.proj1}
 
 
 def _taps(conv: nn.ConvTranspose2d) -> tuple[Tensor, Tensor]:
@@ -314,11 +318,6 @@ def _spatial(windows: Tensor, like: Tensor, size: int) -> Tensor:
     padded = (-(-height // size) * size, -(-width // size) * size)
     found: Tensor = window_unpartition(windows, size, padded, (height, width))
     return found
-
-
-def _image(stream: Tensor) -> Tensor:
-    """[B, h, w, C] → [B, C, h, w]."""
-    return stream.movedim(-1, 1)
 
 
 def _set(linear: nn.Linear, weight: Tensor, bias: Tensor) -> None:

@@ -125,8 +125,7 @@ class _Cut:
 
     def add(self, kept: Kept, unit: int = 1) -> None:
         self.kept[kept.axis] = kept
-        units = torch.tensor(kept.indices)
-        self.entries[kept.axis] = (units[:, None] * unit + torch.arange(unit)).flatten()
+        self.entries[kept.axis] = kept.entries(unit)
 
 
 def _choose_all(cut: _Cut, source: ModelSpec, target: ModelSpec) -> None:

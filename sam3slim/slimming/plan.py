@@ -6,6 +6,9 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -28,6 +31,10 @@ class Kept:
     @property
     def everything(self) -> bool:
         return len(self.indices) == self.total
+
+    def entries(self, unit: int = 1) -> Tensor:
+        """Where the kept units lie on a dimension of the full model, each of them ``unit`` entries long; int64."""
+        return (torch.tensor(self.indices)[:, None] * unit + torch.arange(unit)).flatten()
 
 
 @dataclass(frozen=True)
