@@ -9,6 +9,7 @@ place of channels, see ``principal``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -52,11 +53,16 @@ def fit_vision(source: Sam3, target: Sam3, plan: Plan, batches: Sequence[Tensor]
     with eval_mode(source), eval_mode(target):
         before = _errors([model.get_vision_features(pixels).fpn_hidden_states for model in (source, target)]
                          for pixels in batches)  # fmt: skip
+        if not all(map(math.isfinite, before)):
+            raise UserError(
+                "init.fit_batches: the vision tower's maps are not finite on these images; "
+                "check the checkpoint and the images, or use init.fit_batches=0"
+            )
         towers = _Towers(source, target, plan)
         variance = towers.turn(batches) if target.spec.vit.embed_dim < source.spec.vit.embed_dim else None
         after = _errors(towers.fit(batches))
     if not all(map(_finite, target.vision_encoder.parameters())):
-        raise UserError("init.fit_batches: fitted weights are not finite on these images; use init=pruned")
+        raise UserError("init.fit_batches: fitted weights are not finite on these images; use init.fit_batches=0")
     return Fit(sum(map(len, batches)), variance, before, after)
 
 

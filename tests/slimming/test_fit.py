@@ -138,3 +138,12 @@ def test_fit__bad_pictures() -> None:
         fit_vision(source, target, plan, [])
     with pytest.raises(UserError, match="not finite"):
         fit_vision(source, target, plan, [torch.full((1, 3, 32, 32), float("nan"))])
+
+
+def test_fit__bad_pictures_are_told_before_anything_is_turned() -> None:
+    source = deep_model()
+    target, plan = inherit(source, cut(DEEP, vit__embed_dim=16, vit__num_heads=1))
+    weights = {key: value.clone() for key, value in target.state_dict().items()}
+    with pytest.raises(UserError, match=r"not finite on these images; check .*init\.fit_batches=0"):
+        fit_vision(source, target, plan, [torch.full((1, 3, 40, 40), float("nan"))])
+    assert all(torch.equal(value, weights[key]) for key, value in target.state_dict().items())
