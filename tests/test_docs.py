@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import shlex
 from pathlib import Path
@@ -89,3 +90,16 @@ def test_links__lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
         if not target.startswith("http"):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_dry_runs__are_the_benchmarks() -> None:
+    """What docs/training.md says of the experiments at real size is what benchmarks/dry_run.py measured."""
+    with (ROOT / "benchmarks" / "results" / "dry_run.csv").open(newline="", encoding="utf-8") as file:
+        measured = [
+            f"| `{row['experiment']}` | {int(row['params']) / 1e6:.0f} M "
+            f"| {int(row['peak_resident_bytes']) / 1e9:.1f} GB | {float(row['seconds']):.0f} |"
+            for row in csv.DictReader(file)
+        ]
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    table = page.split("| largest resident memory |")[1].split("\n\n")[0]
+    assert [line for line in table.splitlines() if line.startswith("| `")] == measured
