@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,7 @@ from sam3slim.checkpoints.readers import Overrides, RawCheckpoint, read
 from sam3slim.checkpoints.report import CheckpointError, LoadReport
 from sam3slim.checkpoints.spec_of import spec_difference
 from sam3slim.errors import UserError
-from sam3slim.models.count import PARTS
+from sam3slim.models.count import check_parts
 from sam3slim.specs import ModelSpec
 
 if TYPE_CHECKING:
@@ -61,7 +60,9 @@ def load(
         CheckpointError: unreadable, of another architecture, or keys that do not fit (``error.report``).
         UserError: ``allow_fresh`` names an unknown part, ``overrides`` an unknown field.
     """
-    _check_parts(allow_fresh)
+    if isinstance(allow_fresh, str):
+        raise UserError(f"allow_fresh={allow_fresh!r} must be a list of parts; use [{allow_fresh}]")
+    check_parts("allow_fresh", allow_fresh)
     raw = read(locate(source), overrides)
     if expect is not None:
         check_architecture(raw, expect)
@@ -102,13 +103,3 @@ def check_architecture(raw: RawCheckpoint, expect: ModelSpec) -> None:
     raise CheckpointError(
         f"checkpoint of another architecture: {text}; choose the model it was trained as, or init=pruned to slim it"
     )
-
-
-def _check_parts(allow_fresh: Collection[str]) -> None:
-    if isinstance(allow_fresh, str):
-        raise UserError(f"allow_fresh={allow_fresh!r} must be a list of parts; use [{allow_fresh}]")
-    for part in allow_fresh:
-        if part not in PARTS:
-            near = get_close_matches(part, PARTS, 1)
-            hint = f"did you mean {near[0]}?" if near else f"parts: {', '.join(PARTS)}"
-            raise UserError(f"allow_fresh: unknown part {part!r}; {hint}")

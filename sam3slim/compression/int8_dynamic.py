@@ -19,9 +19,8 @@ from torch.nn import functional
 from sam3slim.checkpoints.int8 import is_dynamic
 from sam3slim.compression.int8_weight import Int8Rules, quantised_names, store_int8
 from sam3slim.compression.registry import Convert, register
-from sam3slim.errors import UserError
 from sam3slim.models import Sam3, part_of
-from sam3slim.models.count import PARTS
+from sam3slim.models.count import check_parts
 
 LOW, HIGH = -128, 127
 SMALLEST_SCALE = torch.finfo(torch.float32).eps  # torchao's
@@ -41,9 +40,7 @@ class Int8Dynamic:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "activations", tuple(self.activations))
-        unknown = [part for part in self.activations if part not in PARTS]
-        if unknown:
-            raise UserError(f"int8_dynamic: activations: unknown part {unknown[0]!r}; parts: {', '.join(PARTS)}")
+        check_parts("int8_dynamic.activations", self.activations)
 
 
 @register(Int8Dynamic)

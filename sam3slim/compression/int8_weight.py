@@ -19,7 +19,7 @@ from sam3slim.compression.half import to_half
 from sam3slim.compression.registry import Convert, Made, register
 from sam3slim.errors import UserError
 from sam3slim.models import Sam3, part_of
-from sam3slim.models.count import PARTS
+from sam3slim.models.count import check_parts
 from sam3slim.strict import spec_from_dict
 
 
@@ -46,9 +46,7 @@ class Int8Rules:
         object.__setattr__(self, "parts", tuple(self.parts))
         object.__setattr__(self, "also", tuple(self.also))
         object.__setattr__(self, "keep_float", tuple(self.keep_float))
-        unknown = [part for part in self.parts if part not in PARTS]
-        if unknown:
-            raise UserError(f"INT8 rules.parts: unknown part {unknown[0]!r}; parts: {', '.join(PARTS)}")
+        check_parts("INT8 rules.parts", self.parts)
 
     def selects(self, name: str, weight: Tensor) -> bool:
         """Is the Linear or Embedding weight called ``name`` to be quantised?"""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 from torch import nn
 
+from sam3slim.errors import UserError
 from sam3slim.models.shapes import state_shapes
 from sam3slim.specs import ModelSpec
 
@@ -26,6 +30,19 @@ def part_of(name: str) -> str:
         if name.startswith(prefixes):
             return part
     raise KeyError(name)
+
+
+def check_parts(key: str, parts: Iterable[str]) -> None:
+    """Are all of ``parts``, which ``key`` of the configuration names, parts of the model?
+
+    Raises:
+        UserError: one is not.
+    """
+    for part in parts:
+        if part not in PARTS:
+            near = get_close_matches(part, PARTS, 1)
+            hint = f"did you mean {near[0]}?" if near else f"parts: {', '.join(PARTS)}"
+            raise UserError(f"{key}: unknown part {part!r}; {hint}")
 
 
 def params_by_part(model: nn.Module) -> dict[str, int]:

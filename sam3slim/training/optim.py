@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Literal
 
 import torch
@@ -14,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from sam3slim.errors import UserError
 from sam3slim.models import part_of
-from sam3slim.models.count import PARTS
+from sam3slim.models.count import PARTS, check_parts
 
 BLOCK = re.compile(r"vision_encoder\.backbone\.layers\.(\d+)\.")
 EMBEDDINGS = "vision_encoder.backbone.embeddings."
@@ -53,11 +52,7 @@ class OptimSpec:
             raise UserError(f"optim.weight_decay={self.weight_decay}, optim.clip={self.clip}: expected >= 0")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"optim.betas={list(self.betas)} must be two numbers in 0..1 (1 excluded)")
-        for part in self.freeze:
-            if part not in PARTS:
-                near = get_close_matches(part, PARTS, 1)
-                hint = f"; did you mean {near[0]}?" if near else ""
-                raise UserError(f"optim.freeze: no part {part}; there are {', '.join(PARTS)}{hint}")
+        check_parts("optim.freeze", self.freeze)
         if set(self.freeze) == set(PARTS):
             raise UserError("optim.freeze names every part: nothing is left to train")
 
