@@ -41,8 +41,8 @@ def check_parts(key: str, parts: Iterable[str]) -> None:
     for part in parts:
         if part not in PARTS:
             near = get_close_matches(part, PARTS, 1)
-            hint = f"did you mean {near[0]}?" if near else f"parts: {', '.join(PARTS)}"
-            raise UserError(f"{key}: unknown part {part!r}; {hint}")
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UserError(f"{key}: unknown part {part!r}; parts: {', '.join(PARTS)}{hint}")
 
 
 def params_by_part(model: nn.Module) -> dict[str, int]:

@@ -74,7 +74,9 @@ def test_freeze__the_part_stays_and_the_others_learn(tmp_path: Path) -> None:
 
 
 def test_freeze__bad_parts() -> None:
-    with pytest.raises(UserError, match=r"optim.freeze: unknown part 'visoin'; did you mean vision\?"):
+    with pytest.raises(
+        UserError, match=r"optim.freeze: unknown part 'visoin'; parts: vision, .*; did you mean vision\?"
+    ):
         OptimSpec(freeze=("visoin",))
     with pytest.raises(UserError, match="nothing is left to train"):
         OptimSpec(freeze=tuple(PARTS))
