@@ -20,7 +20,7 @@ from sam3slim.config import compose_plain
 from sam3slim.data.spec import DataSpec
 from sam3slim.errors import UserError, one_line_exits
 from sam3slim.evaluation import ground_truths, predict_batch
-from sam3slim.records import RunRecord, config_hash, forget_made_from, forget_other, read_record
+from sam3slim.records import RunRecord, finished_record, forget_made_from, forget_other, read_record
 from sam3slim.report import map_vs_size, picture_grid, table_row, to_markdown, write_table
 from sam3slim.strict import spec_from_dict
 
@@ -65,7 +65,7 @@ def demo(out: Path, overrides: Sequence[str] = ()) -> list[dict[str, Any]]:
 def _stage(name: str, run: Run, folder: Path, overrides: Sequence[str]) -> RunRecord:
     """Run one command into ``folder``, unless its record says that just this has been done."""
     config = compose_plain(name, list(overrides), folder)
-    record = _finished(folder, config)
+    record = finished_record(folder, config)
     if record is None:
         print(f"\n== {folder.name}: python {name}.py {' '.join(overrides)}", flush=True)
         if name == "train":
@@ -76,13 +76,6 @@ def _stage(name: str, run: Run, folder: Path, overrides: Sequence[str]) -> RunRe
     return record
 
 
-def _finished(folder: Path, config: dict[str, Any]) -> RunRecord | None:
-    if not (folder / "record.json").is_file():
-        return None
-    record = read_record(folder)
-    return record if record.status == "finished" and record.config_hash == config_hash(config) else None
-
-
 def _compressed(
     checkpoint: str, folder: Path, full: RunRecord, retrained: bool, overrides: Sequence[str]
 ) -> list[dict[str, Any]]:
@@ -91,7 +84,7 @@ def _compressed(
     for method in METHODS:
         given = [f"checkpoint={checkpoint}", f"compress=[{method}]", "latency=false", *overrides]
         config = compose_plain("compress", given, folder)
-        record = _finished(folder / method, config)
+        record = finished_record(folder / method, config)
         if record is None:
             print(f"\n== {folder.name}: python compress.py {' '.join(given)}", flush=True)
             runs.compress(config, folder, {}, f"python compress.py {' '.join(given)}")

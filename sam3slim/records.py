@@ -209,7 +209,7 @@ def read_record(path: str | Path) -> RunRecord:
     except OSError as error:
         raise UserError(f"cannot read record {file}: {error.strerror}") from error
     except ValueError as error:  # bad JSON and bad UTF-8
-        raise UserError(f"{file} is not valid JSON ({error}); delete it or run again") from error
+        raise UserError(f"{file} is not valid JSON ({error}); delete it and run again") from error
     schema = values.get("schema") if isinstance(values, dict) else None
     if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
         raise UserError(f"{file} is not a run record: it has no integer schema")
@@ -227,16 +227,23 @@ def read_record(path: str | Path) -> RunRecord:
 
 
 def record_of(folder: str | Path, config: Mapping[str, Any]) -> RunRecord | None:
-    """The record in ``folder`` if it is one of this configuration, whatever its status."""
-    with suppress(UserError):
-        record = read_record(folder)
-        if record.config_hash == config_hash(config):
-            return record
-    return None
+    """The record in ``folder`` if there is one and it is of this configuration, whatever its status.
+
+    Raises:
+        UserError: a record that cannot be read.
+    """
+    if not _record_file(folder).is_file():
+        return None
+    record = read_record(folder)
+    return record if record.config_hash == config_hash(config) else None
 
 
 def finished_record(folder: str | Path, config: Mapping[str, Any]) -> RunRecord | None:
-    """The record in ``folder`` if it says that just this configuration has been run to its end."""
+    """The record in ``folder`` if it says that just this configuration has been run to its end.
+
+    Raises:
+        UserError: a record that cannot be read.
+    """
     record = record_of(folder, config)
     return record if record is not None and record.status == "finished" else None
 

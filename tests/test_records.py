@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sam3slim.errors import UserError
-from sam3slim.records import SCHEMA, RunRecord, config_hash, plain, read_record, recording
+from sam3slim.records import SCHEMA, RunRecord, config_hash, finished_record, plain, read_record, recording
 
 CONTRACT = {
     "schema", "status", "error", "kind", "command", "config_hash", "git", "versions", "device", "choices",
@@ -158,6 +158,18 @@ def test_read_record__bad_file_is_named(tmp_path: Path, text: str, message: str)
 def test_read_record__missing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no record at .*record\.json"):
         read_record(tmp_path)
+
+
+def test_finished_record__none_but_of_this_configuration_and_loud_if_it_cannot_be_read(tmp_path: Path) -> None:
+    config = {"seed": 1}
+    assert finished_record(tmp_path, config) is None
+    with recording(tmp_path, kind="train", command="c", config=config):
+        assert finished_record(tmp_path, config) is None
+    assert finished_record(tmp_path, config) == read_record(tmp_path)
+    assert finished_record(tmp_path, {"seed": 2}) is None
+    (tmp_path / "record.json").write_text("{")
+    with pytest.raises(UserError, match=r"record\.json is not valid JSON .*; delete it and run again"):
+        finished_record(tmp_path, config)
 
 
 def test_config_hash__order_and_output_folders_do_not_matter() -> None:

@@ -73,8 +73,9 @@ def _compress(
         return {**plain, "data": config["data"], "seed": spec.seed}
 
     places = {method: folder / method for method in spec.compress_after}
-    done = [finished_record(place, composed(method)) for method, place in places.items()]
-    if all(done) and not spec.force:
-        return [record for record in done if record is not None], False
+    if not spec.force:
+        done = [finished_record(place, composed(method)) for method, place in places.items()]
+        if all(done):
+            return [record for record in done if record is not None], False
     compress(composed(*places), folder, choices, command)
     return [read_record(place) for place in places.values()], True

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sam3slim.config import compose_plain
 from sam3slim.errors import UserError
-from sam3slim.records import FILE_NAME, config_hash, forget_other, read_record
+from sam3slim.records import config_hash, finished_record, forget_other, read_record
 from sam3slim.study.cells import Cell
 from sam3slim.study.results import Result, read_results, result_of
 
@@ -28,14 +28,12 @@ def overrides_of(cell: Cell, more: Sequence[str] = ()) -> list[str]:
 
 def finished(cell: Cell, out: Path, table: Path, more: Sequence[str] = ()) -> Result | None:
     """The cell's result, if its record or the table says that just this configuration has been run to its end."""
-    wanted = config_hash(_config(cell, out, more))
-    folder = out / cell.name
-    if (folder / FILE_NAME).is_file():
-        record = read_record(folder)
-        if record.status == "finished" and record.config_hash == wanted:
-            return result_of(cell, record)
+    config = _config(cell, out, more)
+    record = finished_record(out / cell.name, config)
+    if record is not None:
+        return result_of(cell, record)
     kept = read_results(table).get(cell.name)
-    return kept if kept is not None and kept.config_hash == wanted else None
+    return kept if kept is not None and kept.config_hash == config_hash(config) else None
 
 
 def run_cells(

@@ -144,9 +144,9 @@ def _note_death(trial: Trial, text: str) -> None:
     """The record a killed process left says only that it did not end."""
     if _is_finished(trial.folder):
         return  # something after it died
-    record = record_of(trial.folder, trial.config) or RunRecord(
-        trial.kind, trial.command, config_hash=config_hash(trial.config), choices=dict(trial.choices)
-    )
+    record = RunRecord(trial.kind, trial.command, config_hash=config_hash(trial.config), choices=dict(trial.choices))
+    with suppress(UserError):  # one that cannot be read is replaced
+        record = record_of(trial.folder, trial.config) or record
     record.status, record.error = "failed", text
     record.write(trial.folder)
 

@@ -107,6 +107,14 @@ def test_run_trial__a_killed_trial_is_a_row(trial: Trial) -> None:
     assert (read_record(trial.folder).status, read_record(trial.folder).error) == ("failed", outcome.error)
 
 
+@pytest.mark.skipif(not child.FORKS, reason="trials share a process where it cannot be forked")
+def test_run_trial__a_killed_trial_replaces_a_record_that_cannot_be_read(trial: Trial) -> None:
+    trial.folder.mkdir()
+    (trial.folder / "record.json").write_text("{")
+    outcome = run_trial(trial, lambda: os.kill(os.getpid(), signal.SIGKILL), isolated=True)
+    assert (read_record(trial.folder).status, read_record(trial.folder).error) == ("failed", outcome.error)
+
+
 def test_run_trial__waits_for_another_process_in_its_folder(trial: Trial) -> None:
     holder = (
         "import pathlib, sys, time\n"
