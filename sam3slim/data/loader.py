@@ -50,6 +50,9 @@ class ConceptLoader(DataLoader[Sample]):
     """Batches of a ``CocoConcepts``; every iteration is the next epoch.
 
     ``state_dict``, which Lightning puts into its checkpoints, makes a resumed epoch go on where it was.
+
+    Args:
+        limit: ``trainer.limit_train_batches``, after which Lightning ends an epoch: a number, or a share below 1.0.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class ConceptLoader(DataLoader[Sample]):
         seed: int = 0,
         world_size: int = 1,
         rank: int = 0,
+        limit: float = 1.0,
     ) -> None:
         # (epoch, batches handed out) of this iteration and of the next one.
         self._now, self._next = (0, 0), (0, 0)
@@ -79,6 +83,7 @@ class ConceptLoader(DataLoader[Sample]):
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator().manual_seed(seed),
         )
+        self._taken = min(limit, len(self)) if isinstance(limit, int) else int(len(self) * limit)
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         assert isinstance(self.sampler, EpochSampler)
@@ -99,7 +104,7 @@ class ConceptLoader(DataLoader[Sample]):
     def state_dict(self) -> dict[str, Any]:
         """Epoch and number of its batches that have been handed out."""
         epoch, batches = self._now
-        return {"epoch": epoch, "batches": batches} if batches < len(self) else {"epoch": epoch + 1, "batches": 0}
+        return {"epoch": epoch, "batches": batches} if batches < self._taken else {"epoch": epoch + 1, "batches": 0}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Let the next iteration go on where ``state_dict`` was taken."""

@@ -144,6 +144,7 @@ class ConceptData(lightning.LightningDataModule):
             seed=self.seed,
             world_size=self.trainer.world_size if self.trainer else 1,
             rank=self.trainer.global_rank if self.trainer else 0,
+            limit=self.trainer.limit_train_batches if self.trainer and training else 1.0,
         )
 
     def train_dataloader(self) -> ConceptLoader:

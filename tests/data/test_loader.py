@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning
@@ -113,6 +114,17 @@ def test_loader__order_depends_on_seed_and_epoch(shapes_root: Path) -> None:
     assert sorted(order(0)) == sorted(order(1)) == list(range(1_000_000, 1_000_012))
     assert order(0) != order(1)
     assert order(0) != order(0, seed=1)
+
+
+def test_loader__an_epoch_that_lightning_ends_early_is_not_gone_on_with(shapes_root: Path) -> None:
+    data = module(shapes_root)
+    for limit, taken in ((2, 2), (0.7, 2), (9, 3), (1.0, 3)):
+        data.trainer = SimpleNamespace(world_size=1, global_rank=0, limit_train_batches=limit)
+        loader = data.train_dataloader()
+        batches = iter(loader)
+        states = [(next(batches), loader.state_dict())[1] for _ in range(taken)]
+        assert states[-1] == {"epoch": 1, "batches": 0}
+        assert states[-2] == {"epoch": 0, "batches": taken - 1}
 
 
 def test_loader__a_broken_off_epoch_does_not_shorten_the_next(shapes_root: Path) -> None:
