@@ -82,7 +82,7 @@ def main() -> None:
         write_runs(runs, arguments.records)
         for _ in range(arguments.rounds):
             start, cpu_start = time.perf_counter(), children_seconds()
-            command = [sys.executable, "-m", "sam3slim.cli", "compare", str(runs), "--out", str(out)]
+            command = [sys.executable, "-m", "sam3slim", "compare", str(runs), "--out", str(out)]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             seconds.append(time.perf_counter() - start)
             cpu_seconds.append(children_seconds() - cpu_start)

@@ -35,7 +35,7 @@ import sys, torch
 state = torch.load(sys.argv[1], map_location="cpu")["model"]
 torch.save({key: value.half() if value.is_floating_point() else value for key, value in state.items()}, sys.argv[2])
 """
-CLI = [sys.executable, "-m", "sam3slim.cli"]
+CLI = [sys.executable, "-m", "sam3slim"]
 POLL = 0.01  # seconds between looks at a process's memory
 
 

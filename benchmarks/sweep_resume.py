@@ -122,7 +122,7 @@ def main() -> None:
     write(rows, RESULTS / "sweep_resume.csv")
     for row in rows:
         print(f"{row['trial']:45} {row['status']} mask mAP {row['mask_map']} equal {row['equal']}")
-    compare = [sys.executable, "-m", "sam3slim.cli", "compare", str(whole), str(killed), "--out", str(out / "compare")]
+    compare = [sys.executable, "-m", "sam3slim", "compare", str(whole), str(killed), "--out", str(out / "compare")]
     subprocess.run(compare, cwd=ROOT, check=True)
     different = [row["trial"] for row in rows if not row["equal"] or row["status"] != "finished"]
     if different:

@@ -25,7 +25,7 @@ def test_tutorial__every_command_in_order(tmp_path: Path) -> None:
         words = shlex.split(command.replace("outputs/tutorial", f"{tmp_path}/tutorial"))
         words = [word.replace("data/shapes", f"{tmp_path}/shapes") for word in words]
         if words[0] == "sam3slim":
-            words = [sys.executable, "-m", "sam3slim.cli", *words[1:]]
+            words = [sys.executable, "-m", "sam3slim", *words[1:]]
         else:
             words = [sys.executable, *words[1:], *DATA, f"data.root={tmp_path}/shapes", *FEWER[words[1]]]
             if any(word.startswith("sweep=") for word in words):
