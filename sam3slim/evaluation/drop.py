@@ -39,12 +39,17 @@ def paired_bootstrap(full: Matches, other: Matches, *, repeats: int = 1000, seed
     how much of the drop the choice of images explains.
 
     Raises:
-        UserError: the two were evaluated on different images, or no image has an object.
+        UserError: the two were evaluated on different images or objects, or no image has an object.
     """
     if not np.array_equal(full.image_ids, other.image_ids):
         raise UserError(
             f"a drop needs the same images: {len(full.image_ids)} and {len(other.image_ids)} were evaluated; "
             "evaluate both on the same data and split"
+        )
+    if _objects(full) != _objects(other):
+        raise UserError(
+            "a drop needs the same objects: the two were evaluated on the same images with other annotations or "
+            "categories; evaluate both on the same data and split"
         )
     left, right = full.map(), other.map()
     if left is None or right is None:
@@ -56,3 +61,9 @@ def paired_bootstrap(full: Matches, other: Matches, *, repeats: int = 1000, seed
     differences = differences[~np.isnan(differences)]  # resamples without any object
     low, high = np.percentile(differences, [2.5, 97.5])
     return Drop(POINTS * (left - right), (float(low), float(high)), len(differences))
+
+
+def _objects(matches: Matches) -> dict[int, bytes]:
+    """Category → its objects by image, for the categories that have any: others are there where something was found."""
+    rows = zip(matches.category_ids.tolist(), matches.positives, strict=True)
+    return {category: row.tobytes() for category, row in rows if row.any()}

@@ -20,7 +20,7 @@ from sam3slim.onnx import load_runnable
 from sam3slim.records import RunRecord, read_record, recording
 from sam3slim.report import to_markdown, write_table
 from sam3slim.report.compression import ACCEPTED_DROP, COLUMNS, SHOWN, compression_rows, tells_drops
-from sam3slim.runs.drop import Found, load_reference, print_drop
+from sam3slim.runs.drop import Reference, load_reference, print_drop
 from sam3slim.runs.evaluate import source_facts
 from sam3slim.runs.measure import artifact_facts, choose_device, measure, model_facts, print_metrics, to_device
 from sam3slim.runs.plans import PlanMeter, check_search_split, search_plan, sensitivity, verify_budget
@@ -50,7 +50,7 @@ def compress(config: dict[str, Any], output_dir: Path, choices: dict[str, str], 
         raise UserError("compress.max_drop and compress.max_bytes are budgets of mixed; add compress=[…,mixed]")
     ensure_writable_dir(output_dir)
     device = choose_device(spec)
-    reference: Found | None = load_reference(spec.reference) if spec.reference else None
+    reference: Reference | None = load_reference(spec.reference, spec.data) if spec.reference else None
     model, report = load(spec.checkpoint, overrides=spec.overrides, mapped=True)
     print(report.render())
     data = spec.data.build(model.spec, spec.seed)
@@ -95,7 +95,7 @@ class _Run:
         report: LoadReport,
         data: ConceptData,
         device: torch.device,
-        reference: Found | None,
+        reference: Reference | None,
     ) -> None:
         self.spec, self.config, self.choices, self.command = spec, config, choices, command
         self.model, self.report, self.data, self.device, self.reference = model, report, data, device, reference
@@ -113,7 +113,12 @@ class _Run:
         return record
 
     def one(self, entry: str, options: Any, method: Any, folder: Path) -> RunRecord:
-        """One method's record, also when it failed."""
+        """One method's record, also when it failed.
+
+        Raises:
+            UserError: no record can be written.
+        """
+        record: RunRecord | None = None
         try:
             with self._recording(folder, "compress", self._only(entry, options)) as record:
                 searched = None
@@ -133,8 +138,12 @@ class _Run:
                 if searched is not None:
                     verify_budget(record, searched, self.spec.budget)
         except UserError as error:
+            if record is None:
+                raise
             print(f"{method.name} failed: {error}")
         except Exception:
+            if record is None:
+                raise
             log.exception("%s failed", method.name)
         return record
 
@@ -144,7 +153,7 @@ class _Run:
             record.model = model_facts(self.model)
             meter = PlanMeter(
                 self.model, self.data, self.spec.data.split, self.device,
-                limit=self.spec.limit, reference=self.reference,
+                limit=self.spec.limit, reference=self.reference.found if self.reference else None,
             )  # fmt: skip
             sensitivity(meter, folder)
 

@@ -3,15 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+from sam3slim.data.spec import DataSpec
 from sam3slim.errors import UserError
 from sam3slim.evaluation import EvalResult, Matches, match, paired_bootstrap
 from sam3slim.evaluation.matches import Kind
-from sam3slim.records import RunRecord
+from sam3slim.records import RunRecord, read_record
 
 KINDS: tuple[Kind, ...] = ("bbox", "segm")
 Found = Mapping[str, Matches]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What drops are counted against: a measurement, and how it was asked.
+
+    Attributes:
+        found: kind of mAP → matching.
+        protocol: ``data.protocol``, which prompts an image was asked.
+        prompts: asked of all images together; None where it is not known.
+        source: its folder.
+    """
+
+    found: Found
+    protocol: str
+    prompts: int | None
+    source: Path
+
+    def check(self, protocol: str, prompts: int | None = None) -> None:
+        """Raise UserError where a run asks otherwise: concepts that are absent can only add false detections."""
+        if protocol != self.protocol:
+            raise UserError(
+                f"reference={self.source} was measured with data.protocol={self.protocol}, this run with {protocol}; a "
+                "drop needs the same prompts: measure both with one protocol"
+            )
+        if None not in (prompts, self.prompts) and prompts != self.prompts:
+            raise UserError(
+                f"reference={self.source} was asked {self.prompts:,} prompts, this run {prompts:,}; a drop needs the "
+                "same prompts: measure both with the same data, categories and limit"
+            )
 
 
 def matches_of(result: EvalResult) -> dict[str, Matches]:
@@ -27,11 +59,11 @@ def save_matches(found: Found, folder: Path) -> None:
         matches.save(folder / f"matches_{kind}.npz")
 
 
-def load_reference(run: str | Path) -> dict[str, Matches]:
-    """What ``save_matches`` left in the folder of ``run``.
+def load_reference(run: str | Path, data: DataSpec) -> Reference:
+    """What a measurement left in the folder of ``run``.
 
     Raises:
-        UserError: nothing there.
+        UserError: nothing there, or it was asked otherwise than ``data`` says.
     """
     files = {kind: Path(run) / f"matches_{kind}.npz" for kind in KINDS}
     found: dict[str, Matches] = {kind: Matches.load(file) for kind, file in files.items() if file.is_file()}
@@ -40,16 +72,22 @@ def load_reference(run: str | Path) -> dict[str, Matches]:
             f"reference={run} has no {files['bbox'].name}; give the output folder of evaluate.py or compress.py, "
             "run on the same data and split"
         )
-    return found
+    told = read_record(run).data or {}
+    reference = Reference(found, str(told.get("protocol")), told.get("prompts"), Path(run))
+    reference.check(data.protocol)
+    return reference
 
 
-def fill_drop(record: RunRecord, reference: Found, found: Found) -> None:
-    """The record's ``drop`` against ``reference``. Raises UserError when the images differ."""
-    record.drop = {
-        kind: paired_bootstrap(reference[kind], matches).to_dict()
+def fill_drop(record: RunRecord, reference: Reference, found: Found) -> None:
+    """The record's ``drop`` against ``reference``. Raises UserError when images, objects or prompts differ."""
+    drop = {
+        kind: paired_bootstrap(reference.found[kind], matches).to_dict()
         for kind, matches in found.items()
-        if kind in reference
+        if kind in reference.found
     }
+    asked = record.data or {}
+    reference.check(str(asked.get("protocol")), asked.get("prompts"))
+    record.drop = drop
 
 
 def print_drop(record: RunRecord) -> None:

@@ -27,7 +27,7 @@ def evaluate(config: dict[str, Any], output_dir: Path, choices: dict[str, str], 
         output_dir, kind="evaluate", command=command, config=config, choices=choices, parent=spec.checkpoint
     ) as record:
         device = choose_device(spec)
-        reference = load_reference(spec.reference) if spec.reference else None
+        reference = load_reference(spec.reference, spec.data) if spec.reference else None
         model, report = load_runnable(spec.checkpoint, overrides=spec.overrides)
         print(report.render() if report.loaded else f"{report.source} ({report.kind}, {report.precision})")
         record.model, record.artifact = model_facts(model), source_facts(report, spec.overrides)

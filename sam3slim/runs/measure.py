@@ -16,7 +16,6 @@ from sam3slim.data.spec import DataSpec
 from sam3slim.errors import UserError
 from sam3slim.evaluation import (
     EvalResult,
-    Matches,
     Segmenter,
     first_images,
     measure_latency,
@@ -27,7 +26,7 @@ from sam3slim.evaluation import evaluate as evaluate_model
 from sam3slim.models import Sam3, count_params, params_by_part
 from sam3slim.onnx import GraphSam3
 from sam3slim.records import RunRecord
-from sam3slim.runs.drop import Found, fill_drop, matches_of, save_matches
+from sam3slim.runs.drop import Reference, fill_drop, matches_of, save_matches
 from sam3slim.runs.specs import EvaluateSpec
 
 EMULATION = "torchao's INT8 products emulated in FP32 (latency: the kernel itself)"
@@ -54,8 +53,13 @@ def to_device(model: ModelT, device: torch.device, precision: str) -> ModelT:
 
 
 def measure(
-    model: Segmenter, data: ConceptData, spec: EvaluateSpec, record: RunRecord, folder: Path, reference: Found | None
-) -> dict[str, Matches]:
+    model: Segmenter,
+    data: ConceptData,
+    spec: EvaluateSpec,
+    record: RunRecord,
+    folder: Path,
+    reference: Reference | None,
+) -> Reference:
     """Fill ``record`` with mAP, its drop against ``reference`` and, if asked for, latency of one image.
 
     The matching of detections and objects is left in ``folder`` and returned: a reference for others.
@@ -78,7 +82,7 @@ def measure(
         one = first_images(next(iter(loader)), 1)
         record.latency_ms = measure_latency(model, one.pixel_values, one.input_ids, one.attention_mask)
     record.peak_memory_bytes = peak_memory_bytes(device)
-    return found
+    return Reference(found, spec.data.protocol, result.prompts, folder)
 
 
 def add_result(record: RunRecord, result: EvalResult, data: DataSpec) -> None:

@@ -53,7 +53,10 @@ class PlanMeter:
     ) -> None:
         self.model, self.device, self.limit = model, device, limit
         self.loader = data.loader(split)
-        self.reference = reference or self._found(model)
+        if reference is None:
+            reference = self._found(to_device(model, device, "fp32"))
+            model.to("cpu")  # type: ignore[arg-type]  # where plans are made
+        self.reference = reference
 
     def drops(self, method: Mixed) -> dict[str, Drop]:
         """The plan's drop by kind of mAP, with its interval."""

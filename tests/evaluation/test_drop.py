@@ -91,6 +91,16 @@ def test_bootstrap__other_images_are_refused() -> None:
         paired_bootstrap(full, other)
 
 
+def test_bootstrap__other_objects_are_refused_and_other_detections_are_not() -> None:
+    detections, truths = random_set(1)
+    full = match(detections, truths, "bbox")
+    fewer = [replace(item, labels=item.labels[:0], boxes=item.boxes[:0], scores=item.scores[:0]) for item in detections]
+    assert paired_bootstrap(full, match(fewer, truths, "bbox"), repeats=5).points > 0
+    renamed = [replace(item, labels=item.labels + 1) for item in truths]
+    with pytest.raises(UserError, match=r"the same objects: .* other annotations or categories"):
+        paired_bootstrap(full, match(detections, renamed, "bbox"))
+
+
 def _resampled(matches: Matches, repeats: int) -> list[float]:
     rng, images = np.random.default_rng(1), len(matches.image_ids)
     draws = [np.bincount(rng.integers(images, size=images), minlength=images) for _ in range(repeats)]
