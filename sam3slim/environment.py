@@ -101,3 +101,11 @@ def this_process() -> Process:
         if rank in os.environ and world in os.environ:
             return Process(int(os.environ[rank]), int(os.environ.get(local, "0")), int(os.environ[world]))
     return Process()
+
+
+def local_rank() -> int:
+    """Which of this machine's processes this is: torchrun's and srun's, or those that Lightning starts itself.
+
+    Lightning tells its own only this much (and the number of processes), which is too little for ``this_process``.
+    """
+    return this_process().local_rank or int(os.environ.get("LOCAL_RANK", "0"))

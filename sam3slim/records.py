@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -121,7 +121,8 @@ def recording(
 
     An error makes it "failed", Ctrl-C or a termination signal "interrupted"; both go on to the caller.
     Already at the start the record is written as "interrupted", which is what remains of a run that is
-    killed. With several processes only rank 0 writes.
+    killed; but a finished run's record stays until ``begin``, or until this run has come as far as its model, so that
+    a mistyped command costs nothing. With several processes only rank 0 writes.
 
     Args:
         path: the record's file, or its folder.
@@ -144,23 +145,33 @@ def recording(
         started=datetime.now(UTC).astimezone().isoformat(timespec="seconds"),
     )
     clock = time.perf_counter()
-    writes = _is_first_process()
-    if writes:
-        record.status, record.error = "interrupted", "the run did not end"
-        record.write(path)
-    record.status, record.error = "finished", None
+    writes, kept = _is_first_process(), _is_finished(path)
+    if not kept:
+        begin(record, path)
     try:
         yield record
     except BaseException as error:
         record.status, record.error = outcome(error)
         record.seconds = time.perf_counter() - clock
-        if writes:
+        if writes and not (kept and record.model is None):
             with suppress(OSError, UserError):  # a full disk must not hide why the run failed
                 record.write(path)
         raise
     record.seconds = time.perf_counter() - clock
     if writes:
         record.write(path)
+
+
+def begin(record: RunRecord, path: str | Path) -> None:
+    """Replace whatever record is at ``path`` by "interrupted": from here on results of an earlier run may be gone."""
+    if _is_first_process():
+        replace(record, status="interrupted", error="the run did not end").write(path)
+
+
+def _is_finished(path: str | Path) -> bool:
+    with suppress(UserError):
+        return read_record(path).status == "finished"
+    return False
 
 
 def outcome(error: BaseException) -> tuple[Status, str | None]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sam3slim.environment import Process, describe_device, git_state, library_versions, this_process
+from sam3slim.environment import Process, describe_device, git_state, library_versions, local_rank, this_process
 
 
 def git(folder: Path, *arguments: str) -> None:
@@ -77,3 +77,14 @@ def test_this_process(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert this_process() == expected
+
+
+def test_local_rank__also_of_processes_that_lightning_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    assert local_rank() == 0
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert (local_rank(), this_process().rank) == (3, 0)
+    monkeypatch.setenv("RANK", "11")
+    assert (local_rank(), this_process().rank) == (3, 11)

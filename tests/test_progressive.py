@@ -12,7 +12,7 @@ from sam3slim import runs
 from sam3slim.checkpoints import load
 from sam3slim.config import compose_plain
 from sam3slim.errors import UserError
-from sam3slim.records import RunRecord, read_record
+from sam3slim.records import RunRecord, config_hash, read_record
 from sam3slim.runs import progressive
 from tests.test_runs import QUICK, SLIMMER, data
 from tests.tiny import OVERRIDES
@@ -62,6 +62,41 @@ def test_train__each_stage_inherits_from_the_one_before(root: Path) -> None:
         train(root, "steps", STAGE, "distill=full", "distill.min_score=0.02")
     with pytest.raises(UserError, match="holds another run"):
         train(root, "steps", STAGE, "distill=none", "resume=auto")
+
+
+def test_train_and_compress__knows_a_finished_run_again(root: Path) -> None:
+    plain, out = config(root, "steps", STAGE, "distill=full", "distill.min_score=0.02", "resume=auto")
+    plain["compress_after"] = ["fp16"]
+    first = runs.train_and_compress(plain, out, {}, "python train.py")
+    assert (len(first.records), first.fresh) == (2, True)
+    started = [record.started for record in first.records]
+    again = runs.train_and_compress(plain, out, {}, "python train.py")
+    assert ([record.started for record in again.records], again.fresh) == (started, False)
+
+
+def test_train__other_processes_wait_for_what_the_first_does_after_a_stage(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, out = config(root, "waiting", STAGE)
+    stage = progressive.stage_configs(plain, out)[0][1]
+    folder = out / "stage_1"
+    waits = []
+
+    def passes(seconds: float) -> None:
+        waits.append(seconds)
+        status = "finished" if len(waits) == 2 else "interrupted"
+        record(status).write(folder)
+
+    def record(status: Any) -> RunRecord:
+        return RunRecord("train", "c", status, error="no room", config_hash=config_hash(stage))
+
+    monkeypatch.setattr(progressive.time, "sleep", passes)
+    record("interrupted").write(folder)
+    progressive._wait_for(folder, stage)
+    assert len(waits) == 2
+    record("failed").write(folder)
+    with pytest.raises(UserError, match="stage_1: no room"):
+        progressive._wait_for(folder, stage)
 
 
 def test_train__a_stopped_stage_goes_on(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

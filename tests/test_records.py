@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sam3slim.errors import UserError
-from sam3slim.records import SCHEMA, RunRecord, config_hash, finished_record, plain, read_record, recording
+from sam3slim.records import SCHEMA, RunRecord, begin, config_hash, finished_record, plain, read_record, recording
 
 CONTRACT = {
     "schema", "status", "error", "kind", "command", "config_hash", "git", "versions", "device", "choices",
@@ -90,6 +90,34 @@ def test_recording__ends_from_outside(tmp_path: Path, act: Any, status: str) -> 
 def test_recording__killed_run_reads_interrupted(tmp_path: Path) -> None:
     with recording(tmp_path, kind="train", command="c"):
         assert load(tmp_path)["status"] == "interrupted"  # what a kill would leave
+
+
+def test_recording__a_mistake_leaves_a_finished_record(tmp_path: Path) -> None:
+    with recording(tmp_path, kind="train", command="first") as first:
+        first.metrics = {"segm": {"map": 0.5}}
+    with pytest.raises(UserError), recording(tmp_path, kind="train", command="mistyped"):
+        raise UserError("no such checkpoint")
+    assert read_record(tmp_path).command == "first"
+    # From the model on it is another run's folder.
+    with recording(tmp_path, kind="train", command="second") as second:
+        second.model = {"name": "nano"}
+        begin(second, tmp_path)
+        during = read_record(tmp_path)
+    assert (during.command, during.status, during.model) == ("second", "interrupted", {"name": "nano"})
+    assert (read_record(tmp_path).command, read_record(tmp_path).status) == ("second", "finished")
+
+
+def test_recording__a_failure_after_the_model_replaces_a_finished_record(tmp_path: Path) -> None:
+    RunRecord("evaluate", "first").write(tmp_path)
+
+    def fails() -> None:
+        with recording(tmp_path, kind="evaluate", command="second") as second:
+            second.model = {"name": "nano"}
+            raise UserError("an image cannot be read")
+
+    with pytest.raises(UserError):
+        fails()
+    assert (read_record(tmp_path).command, read_record(tmp_path).status) == ("second", "failed")
 
 
 def test_recording__body_may_set_a_file_name_and_nan(tmp_path: Path) -> None:

@@ -15,17 +15,23 @@ from transformers import CLIPTokenizer, Sam3Model
 
 from sam3slim import runs
 from sam3slim.checkpoints import load
+from sam3slim.checkpoints.reference_file import reference_tensors, write_reference
 from sam3slim.config import compose_plain
 from sam3slim.data.phrases import encode_phrases, tokenizer_of
 from sam3slim.data.shapes import ShapesSpec
+from sam3slim.data.spec import DataSpec
 from sam3slim.data.vocabulary import kept_tokens, trim
+from sam3slim.distill import FrozenTeacher
 from sam3slim.errors import UserError
 from sam3slim.records import RunRecord, read_record
+from sam3slim.runs.drop import fill_drop, load_reference
+from sam3slim.runs.initial import training_device
+from sam3slim.runs.teacher import overrides_of, teacher_of, training_data
 from sam3slim.runs.vocabulary import data_phrases
-from sam3slim.specs import TextSpec
+from sam3slim.specs import ModelSpec, TextSpec
 from sam3slim.strict import spec_from_dict
 from tests.distill.lessons import EVERYTHING
-from tests.tiny import OVERRIDES
+from tests.tiny import OVERRIDES, tiny_model
 
 SLIMMER = ["model.vit.depth=1", "model.decoder.num_layers=1", "model.text.width=16", "model.text.num_heads=1"]
 QUICK = [
@@ -169,6 +175,28 @@ def test_evaluate__reference_of_other_images(trained: tuple[RunRecord, Path], ro
         evaluate(trained[1], root, "eval_four", f"reference={root}")
 
 
+def test_evaluate__reference_of_other_prompts(trained: tuple[RunRecord, Path], root: Path) -> None:
+    full = root / "compressed/full"
+    given = [f"reference={full}", "data.protocol=present"]
+    with pytest.raises(UserError, match=r"full was measured with data\.protocol=all, this run with present"):
+        evaluate(trained[1], root, "eval_present", *given)
+    assert not (root / "eval_present/matches_segm.npz").exists()
+    reference = load_reference(full, DataSpec("coco", "anywhere"))
+    record = read_record(full)
+    record.data = {**(record.data or {}), "prompts": 5}
+    with pytest.raises(UserError, match=r"was asked 92 prompts, this run 5; a drop needs the same"):
+        fill_drop(record, reference, reference.found)
+
+
+def test_compress__no_place_for_a_record(trained: tuple[RunRecord, Path], root: Path) -> None:
+    out = root / "blocked"
+    out.mkdir()
+    (out / "fp16").write_text("in the way")
+    given = [f"checkpoint={trained[1]}", *data(root), "latency=false", "limit=1", "compress=[fp16]"]
+    with pytest.raises(UserError, match=r"cannot write to output folder .*blocked/fp16"):
+        runs.compress(compose_plain("compress", given, out), out, {}, "python compress.py")
+
+
 def test_train__averaged_weights_are_measured_and_exported(root: Path) -> None:
     record, out = train(root, "averaged", "callbacks=ema", "callbacks.ema.decay=0.5")
     content = torch.load(out / "checkpoints/best.ckpt", weights_only=True)
@@ -186,6 +214,13 @@ def test_train__averaged_weights_are_measured_and_exported(root: Path) -> None:
         (["init=checkpoint", "init.checkpoint=nowhere"], "nowhere does not exist"),
         (["init=checkpoint", "init.checkpoint={full}", "model.vit.depth=1"], "another architecture"),
         (["init=pruned", "init.checkpoint={full}", "model.vit.depth=3"], "model.vit.depth"),
+        (["init=pruned", "init.checkpoint="], "init.checkpoint is missing"),
+        (["init=pruned", "init.checkpoint=x", "init.allow_fresh=[text]"], "allow_fresh=.* is for init=checkpoint"),
+        (["init=scratch", "init.fit_batches=4"], "init.fit_batches=4 is for init=pruned; init=scratch cuts nothing"),
+        (
+            ["init=checkpoint", "init.checkpoint=x", "init.importance=taylor"],
+            "init.importance=taylor is for init=pruned",
+        ),
         (["init=pruned", "init.checkpoint=x", "init.importance_batches=0"], "importance_batches=0 must be at least 1"),
         (["init=pruned", "init.checkpoint=x", "init.fit_batches=-1"], "fit_batches=-1 must be at least 0"),
         (
@@ -196,11 +231,16 @@ def test_train__averaged_weights_are_measured_and_exported(root: Path) -> None:
             ["init=pruned", "init.checkpoint={full}", "init.importance=taylor", "distill=full", "distill.labels=false"],
             "init.importance=taylor needs the loss against labels",
         ),
-        (["distill=full", "distill.teacher=nowhere"], "nowhere does not exist"),
+        (["distill=full", "distill.teacher=nowhere"], "distill.teacher: .*nowhere does not exist"),
+        (["distill=full", "distill.teacher={full}", "distill.cache={list}"], "distill.cache=.* is a file"),
+        (["distill=full", "distill.teacher={full}", "distill.cache_limit_gb=0"], "cache_limit_gb=0 must be above 0"),
         (["distill=full", "distill.teacher=assets/nano"], "distill.teacher has model.d_model=64, the student 32"),
         (["distill.labels=false"], "distill.teacher is missing"),
         (["resume=nowhere.ckpt"], "resume=nowhere.ckpt is not a file"),
         (["resume={full}/checkpoints/last.ckpt", "vocabulary=data"], "another architecture: text.vocab_size is 600"),
+        (["resume={full}/artifact/model.safetensors"], "holds weights .*, no training to go on with"),
+        (["resume={full}/checkpoints/last.ckpt", "optim.freeze=[text]"], r"optim.freeze is \[\] in .* \['text'\] here"),
+        (["resume={full}/checkpoints/last.ckpt", "optim.layer_decay=0.8"], "layer_decay is 1.0 in .* and 0.8 here"),
         (["vocabulary=nowhere.txt"], "cannot read nowhere.txt"),
         (["vocabulary={list}"], "phrase 'triangle': 'triangle' is not in the model's vocabulary"),
         (["init=checkpoint", "init.checkpoint={full}", "vocabulary=data"], "text.vocab_size is 600 in"),
@@ -268,12 +308,101 @@ def test_data_phrases__every_split_that_is_read(root: Path) -> None:
     assert data_phrases(replace(listed, trainer={"limit_val_batches": 0})) == ["green star", "cup"]
 
 
-def test_train__resume_auto_goes_on(trained: tuple[RunRecord, Path], root: Path) -> None:
+def test_train__resume_goes_on_and_tells_what_differs(
+    trained: tuple[RunRecord, Path], root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     _, out = trained
-    record, _ = train(root, "full_longer", "trainer.max_steps=6", f"resume={out / 'checkpoints/last.ckpt'}")
+    given = ["trainer.max_steps=6", "optim.lr=1e-5", "logger=none", f"resume={out / 'checkpoints/last.ckpt'}"]
+    record, _ = train(root, "full_longer", *given)
+    told = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("going on from"))
+    assert "other settings than it was saved with: logger.csv._target_ " in told
+    assert "optim.lr 0.0003 → 1e-05" in told
+    assert "trainer.max_steps 4 → 6" in told
+    assert "dirpath" not in told
     content = torch.load(root / "full_longer/checkpoints/last.ckpt", weights_only=True)
     assert content["global_step"] == 6
     assert record.status == "finished"
+
+
+def test_train__begins_in_no_folder_of_an_earlier_run(trained: tuple[RunRecord, Path], root: Path) -> None:
+    before = (trained[1] / "checkpoints/best.ckpt").read_bytes()
+    with pytest.raises(UserError, match=r"full/checkpoints is an earlier run's: go on with resume=auto, choose"):
+        train(root, "full", "seed=1")
+    assert (trained[1] / "checkpoints/best.ckpt").read_bytes() == before
+    assert read_record(trained[1]) == trained[0]
+
+
+def test_train__without_validation_the_last_weights_are_the_result(root: Path) -> None:
+    _, out = train(root, "half_validated", "eval_at_end=false")
+    given = ["trainer.limit_val_batches=0", "trainer.max_steps=6", "eval_at_end=false", "resume=auto"]
+    train(root, "half_validated", *given)
+    last = torch.load(out / "checkpoints/last.ckpt", weights_only=True)
+    assert last["global_step"] == 6
+    for name, value in load(out / "artifact")[0].state_dict().items():
+        assert torch.equal(value, last["state_dict"][f"model.{name}"]), name
+
+
+def test_train__teaching_is_checked_before_anything_is_cut(
+    trained: tuple[RunRecord, Path], root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: Any) -> None:
+        raise AssertionError("cut first")
+
+    monkeypatch.setattr(sys.modules["sam3slim.runs.train"], "initial_model", never)
+    cut = [*SLIMMER, "init=pruned", f"init.checkpoint={trained[1]}", "distill=full"]
+    with pytest.raises(UserError, match="nowhere"):
+        train(root, "unchecked", *cut, "distill.teacher=nowhere")
+    with pytest.raises(UserError, match="needs pictures that come again"):
+        train(root, "unchecked", *cut, f"distill.cache={root / 'answers'}", "data.augment.photometric=0.5")
+
+
+def test_train__is_measured_where_it_was_trained(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules["sam3slim.runs.train"]
+    moved = []
+
+    def to_device(model: Any, device: torch.device, precision: str) -> Any:
+        moved.append((device.type, precision))
+        return model
+
+    monkeypatch.setattr(module, "training_device", lambda spec: torch.device("cuda", 1))
+    monkeypatch.setattr(module, "to_device", to_device)
+    train(root, "elsewhere", "trainer.max_steps=1", "trainer.val_check_interval=1")
+    assert moved == [("cuda", "fp32")]
+
+
+@pytest.mark.parametrize(
+    ("devices", "local", "expected"),
+    [(1, "0", 0), ("auto", "3", 3), ([3], "0", 3), ([2, 3], "1", 3), ([2, 3], "0", 2), (8, "7", 7)],
+)
+def test_training_device__of_each_process(
+    root: Path, monkeypatch: pytest.MonkeyPatch, devices: Any, local: str, expected: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", local)
+    spec = spec_from_dict(runs.TrainSpec, compose_plain("train", [*OVERRIDES, *data(root)], root), "")
+    asked = replace(spec, trainer={"accelerator": "gpu", "devices": devices})
+    assert training_device(asked) == torch.device("cuda", expected)
+    assert training_device(replace(spec, trainer={"accelerator": "cpu"})) == torch.device("cpu")
+
+
+def test_teacher__reads_what_its_file_does_not_tell_as_the_student_does(root: Path) -> None:
+    full = tiny_model(0)
+    write_reference(root / "teacher.pt", reference_tensors(full.spec, full.state_dict()))
+    given = [*OVERRIDES, *data(root), *SLIMMER, "init=pruned", f"init.checkpoint={root / 'teacher.pt'}", "distill=full"]
+    heads = full.spec.text.num_heads
+    assert heads > 1  # from the width alone one would be taken
+
+    def teacher(*more: str) -> ModelSpec:
+        spec = spec_from_dict(runs.TrainSpec, compose_plain("train", [*given, *more], root), "")
+        found = teacher_of(spec, training_data(spec))
+        assert isinstance(found, FrozenTeacher)
+        return found.model_spec
+
+    assert teacher(f"init.overrides={{text.num_heads:{heads}}}").text.num_heads == heads
+    assert teacher(f"distill.overrides={{text.num_heads:{heads}}}").text.num_heads == heads
+    other = [f"init.overrides={{text.num_heads:{heads}}}", "distill.teacher=" + str(root / "full")]
+    spec = spec_from_dict(runs.TrainSpec, compose_plain("train", [*given, *other], root), "")
+    assert overrides_of(spec) is None
 
 
 def test_train__a_split_to_measure_is_looked_for_before_training(root: Path) -> None:

@@ -2,7 +2,7 @@
 
 from sam3slim.distill.fill import Filler, Share, cache_facts, views_of
 from sam3slim.distill.losses import feature_loss, pyramid_loss
-from sam3slim.distill.spec import DistillSpec
+from sam3slim.distill.spec import DistillSpec, teacher_overrides
 from sam3slim.distill.store import TeacherStore
 from sam3slim.distill.teacher import CachedTeacher, FrozenTeacher, check_teacher, soft_targets
 from sam3slim.distill.total import distillation_losses
@@ -20,5 +20,6 @@ __all__ = [
     "feature_loss",
     "pyramid_loss",
     "soft_targets",
+    "teacher_overrides",
     "views_of",
 ]

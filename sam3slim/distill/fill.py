@@ -52,7 +52,12 @@ def views_of(augment: AugmentSpec) -> tuple[bool, ...]:
 
 
 def cache_facts(
-    weights: Sequence[Path], dataset: CocoConcepts, augment: AugmentSpec, spec: DistillSpec, precision: str
+    weights: Sequence[Path],
+    overrides: Mapping[str, Any] | None,
+    dataset: CocoConcepts,
+    augment: AugmentSpec,
+    spec: DistillSpec,
+    precision: str,
 ) -> dict[str, Any]:
     """All that a cached answer depends on: teacher, data, transform, prompts and what is kept.
 
@@ -69,7 +74,10 @@ def cache_facts(
         "hard_negatives": prompts.hard_negatives, "min_area": prompts.min_area,
     }  # fmt: skip
     return {
-        "teacher": {"sha256": [file_sha256(path) for path in weights], "precision": precision},
+        "teacher": {
+            "sha256": [file_sha256(path) for path in weights], "precision": precision,
+            **({"overrides": dict(overrides)} if overrides else {}),
+        },
         "data": {"annotations": file_sha256(dataset.annotation_file), "images": stamps.hexdigest()},
         "transform": {"image_size": dataset.image_size, "resize": "square, bilinear, antialias"},
         "prompts": {"pool": "all"} if all_of_them else chosen,

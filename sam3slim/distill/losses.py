@@ -1,7 +1,8 @@
 """Distillation losses: small pure functions over the outputs of student and teacher.
 
-L decoder layers, P prompts, Q queries of the student; K detections of the teacher. All are computed in float32,
-are 0 for a student that answers as its teacher does, and have no gradient in the teacher.
+L decoder layers, P prompts, Q queries of the student; K detections of the teacher. All are computed in float32 and
+have no gradient in the teacher. All but the class scores' are 0 for a student each of whose layers answers as the
+teacher's last one does.
 """
 
 from __future__ import annotations

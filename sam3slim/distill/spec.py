@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from sam3slim.errors import UserError
 
@@ -18,6 +20,8 @@ class DistillSpec:
 
     Attributes:
         teacher: checkpoint of the teacher; None switches distillation off.
+        overrides: sizes the teacher's file does not tell, as ``checkpoints.load`` takes them; None: those of
+            ``init.overrides`` where the teacher is ``init.checkpoint`` (``teacher_overrides``).
         labels: False trains on the teacher's answers alone: annotations are not looked at.
         min_score: class x presence probability from which a query of the teacher is a detection to be learnt.
         fpn: weight of the neck's feature maps (same width in every model of a family: no adapter).
@@ -36,6 +40,7 @@ class DistillSpec:
     """
 
     teacher: str | None = None
+    overrides: dict[str, Any] | None = None
     labels: bool = True
     min_score: float = 0.3
     fpn: float = 0.0
@@ -57,11 +62,10 @@ class DistillSpec:
                 raise UserError(f"distill.{key}={getattr(self, key)} must be at least 0")
         if not 0 < self.min_score < 1:
             raise UserError(f"distill.min_score={self.min_score} must lie between 0 and 1, e.g. 0.3")
-        if self.cache_prompts < 1 or self.cache_limit_gb <= 0:
-            raise UserError(
-                f"distill.cache_prompts={self.cache_prompts}, distill.cache_limit_gb={self.cache_limit_gb:g}: "
-                "expected at least 1, and more than 0"
-            )
+        if self.cache_prompts < 1:
+            raise UserError(f"distill.cache_prompts={self.cache_prompts} must be at least 1")
+        if not self.cache_limit_gb > 0:
+            raise UserError(f"distill.cache_limit_gb={self.cache_limit_gb:g} must be above 0")
         weighted = any(getattr(self, key) for key in (*FEATURES, *ANSWERS))
         if self.teacher is None and (weighted or not self.labels):
             what = "" if self.labels else " (distill.labels=false leaves nothing else to learn from)"
@@ -94,3 +98,13 @@ class DistillSpec:
     def masks(self) -> bool:
         """Whether the teacher's mask head is needed."""
         return bool(self.mask or self.dice or self.semantic)
+
+
+def teacher_overrides(distill: Mapping[str, Any], init: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Overrides that the teacher is loaded with, of the plain configurations ``distill`` and ``init``.
+
+    The model that is cut usually teaches, too: what its file does not tell is said once.
+    """
+    same = distill["teacher"] is not None and distill["teacher"] == init["checkpoint"]
+    found: dict[str, Any] | None = distill["overrides"] or (init["overrides"] if same else None)
+    return found

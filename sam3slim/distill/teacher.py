@@ -31,7 +31,10 @@ def check_teacher(teacher: ModelSpec, student: ModelSpec) -> None:
         ("model.vit.patch_size", teacher.vit.patch_size, student.vit.patch_size),
     ):
         if left != right:
-            raise UserError(f"distill.teacher has {key}={left}, the student {right}; they must be equal")
+            raise UserError(
+                f"distill.teacher has {key}={left}, the student {right}; they must be equal: set {key}={left}, or "
+                "choose a teacher of the student's family"
+            )
 
 
 class FrozenTeacher:

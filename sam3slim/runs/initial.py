@@ -9,11 +9,12 @@ from itertools import islice
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
-from sam3slim.checkpoints import load
+from sam3slim.checkpoints import load, locate
+from sam3slim.checkpoints.readers import read
 from sam3slim.data.batch import Batch, Targets
 from sam3slim.data.module import ConceptData
 from sam3slim.data.phrases import encode_phrases
-from sam3slim.environment import this_process
+from sam3slim.environment import local_rank
 from sam3slim.errors import UserError
 from sam3slim.losses import Criterion
 from sam3slim.models import Sam3, Sam3Output, build_model, init_for_training
@@ -42,7 +43,7 @@ def initial_model(spec: TrainSpec, data: ConceptData) -> tuple[Sam3, Plan | None
     init = spec.init
     if init.kind == "scratch":
         return init_for_training(build_model(spec.model), spec.seed), None
-    if init.checkpoint is None:
+    if not init.checkpoint:
         raise UserError(f"init.checkpoint is missing; init={init.kind} needs the checkpoint to start from")
     if init.kind == "checkpoint":
         model, report = load(
@@ -50,9 +51,9 @@ def initial_model(spec: TrainSpec, data: ConceptData) -> tuple[Sam3, Plan | None
         )
         rank_zero_only(print)(report.render())
         return model, None
+    check_slimmer(read(locate(init.checkpoint), init.overrides).spec, spec.model)
     source, report = load(init.checkpoint, overrides=init.overrides, dequantize=True)
     rank_zero_only(print)(report.render())
-    check_slimmer(source.spec, spec.model)
     scores = data_scores(source, spec, data) if init.importance in DATA_IMPORTANCES else None
     model, plan = inherit(source, spec.model, importance=init.importance, depth=init.depth, seed=spec.seed, data=scores)
     if init.fit_batches:
@@ -68,8 +69,7 @@ def fitted(source: Sam3, model: Sam3, plan: Plan, spec: TrainSpec, data: Concept
         batches = islice(_batches(data, source), spec.init.fit_batches)
         images = [batch.pixel_values.to(device) for batch in batches]
         found = fit_vision(source.to(device), model.to(device), plan, images)  # type: ignore[arg-type]
-    source.to("cpu")  # type: ignore[arg-type]
-    model.to("cpu")  # type: ignore[arg-type]
+    back_to_cpu(source, model)
     return found
 
 
@@ -93,20 +93,28 @@ def data_scores(source: Sam3, spec: TrainSpec, data: ConceptData) -> DataScores:
             spec.init.importance,
             loss,
         )
-    source.to("cpu")  # type: ignore[arg-type]
+    back_to_cpu(source)
     return found
 
 
+def back_to_cpu(*models: Sam3) -> None:
+    """Move the models, in place, and leave nothing on the GPU, where training is about to need the memory."""
+    for model in models:
+        model.to("cpu")  # type: ignore[arg-type]
+    torch.cuda.empty_cache()  # does nothing without a GPU
+
+
 def training_device(spec: TrainSpec) -> torch.device:
-    """Where this process will train, known before Lightning's trainer exists."""
+    """Where this process will train, known before Lightning's trainer exists.
+
+    Every process of a machine has its own GPU, of those that ``trainer.devices=[2,3]`` lists if it is a list.
+    """
     on_gpu = torch.cuda.is_available() and spec.trainer.get("accelerator") != "cpu"
     if not on_gpu:
         return torch.device("cpu")
-    chosen = spec.trainer.get("devices")
-    # trainer.devices=[3] is one GPU, that one; elsewhere every process has its own.
-    return torch.device(
-        "cuda", chosen[0] if isinstance(chosen, list) and len(chosen) == 1 else this_process().local_rank
-    )
+    chosen, local = spec.trainer.get("devices"), local_rank()
+    # A process too many is Lightning's to refuse.
+    return torch.device("cuda", chosen[local] if isinstance(chosen, list) and local < len(chosen) else local)
 
 
 def _batches(data: ConceptData, reader: Sam3) -> Iterator[Batch]:

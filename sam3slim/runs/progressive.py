@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_only
 
 from sam3slim import config as cfg
+from sam3slim.distill import teacher_overrides
+from sam3slim.environment import this_process
 from sam3slim.errors import UserError
 from sam3slim.records import FILE_NAME, RunRecord, config_hash, read_record
 from sam3slim.runs.specs import TrainSpec
@@ -20,6 +23,7 @@ from sam3slim.strict import spec_from_dict
 
 # Strategies that fork the processes of one stage; the others run the whole command again, and so all stages.
 FORKS = ("ddp_fork", "ddp_spawn", "ddp_notebook")
+WAIT = 1.0  # seconds
 
 
 def train(config: dict[str, Any], output_dir: Path, choices: dict[str, str], command: str) -> RunRecord:
@@ -38,7 +42,14 @@ def train(config: dict[str, Any], output_dir: Path, choices: dict[str, str], com
     for number, (folder, stage) in enumerate(steps, start=1):
         rank_zero_only(print)(f"stage {number} of {len(steps)}: {stage['name']} in {folder}")
         record = _finished(folder, stage) or train_once(stage, folder, choices, command)
+        if this_process().rank and number < len(steps):
+            _wait_for(folder, stage)
     return record
+
+
+def recorded_config(config: dict[str, Any], output_dir: Path) -> dict[str, Any]:
+    """The configuration that the run's own record will be of: with ``progressive``, that of its last stage."""
+    return _stages(config, output_dir)[-1][1] if config.get("progressive") else config
 
 
 def stage_configs(config: Mapping[str, Any], output_dir: Path) -> list[tuple[Path, dict[str, Any]]]:
@@ -51,6 +62,21 @@ def stage_configs(config: Mapping[str, Any], output_dir: Path) -> list[tuple[Pat
         UserError: an unknown key, an impossible size, a stage that is larger than the one before it, several
             processes that would run all stages, folders of another run.
     """
+    found = _stages(config, output_dir)
+    specs = [_checked(stage, number) for number, (_, stage) in enumerate(found, start=1)]
+    for number, (larger, smaller) in enumerate(pairwise(specs), start=1):
+        try:
+            check_slimmer(larger.model, smaller.model)
+        except UserError as error:
+            raise UserError(f"progressive: stage {number + 1} cannot be cut out of stage {number}: {error}") from error
+    if config["resume"] is None:
+        for folder, _ in found:
+            if (folder / "checkpoints").exists():
+                raise UserError(f"{folder} holds an earlier run: go on with resume=auto, or choose another folder")
+    return found
+
+
+def _stages(config: Mapping[str, Any], output_dir: Path) -> list[tuple[Path, dict[str, Any]]]:
     base = {key: value for key, value in config.items() if key != "progressive"}
     if base["init"]["kind"] != "pruned":
         raise UserError(f"progressive cuts a larger model step by step: use init=pruned, not {base['init']['kind']}")
@@ -66,19 +92,25 @@ def stage_configs(config: Mapping[str, Any], output_dir: Path) -> list[tuple[Pat
         if not last:
             stage = _moved(stage, str(base["output_dir"]), str(folder)) | {"name": f"{base['name']}_stage_{number}"}
         if found:
+            stage["distill"] = {**stage["distill"], "overrides": teacher_overrides(base["distill"], base["init"])}
             stage["init"] = stage["init"] | {"checkpoint": str(found[-1][0]), "overrides": None}
         found.append((folder, stage | {"resume": "auto"}))
-    specs = [_checked(stage, number) for number, (_, stage) in enumerate(found, start=1)]
-    for number, (larger, smaller) in enumerate(pairwise(specs), start=1):
-        try:
-            check_slimmer(larger.model, smaller.model)
-        except UserError as error:
-            raise UserError(f"progressive: stage {number + 1} cannot be cut out of stage {number}: {error}") from error
-    if base["resume"] is None:
-        for folder, _ in found:
-            if (folder / "checkpoints").exists():
-                raise UserError(f"{folder} holds an earlier run: go on with resume=auto, or choose another folder")
     return found
+
+
+def _wait_for(folder: Path, stage: dict[str, Any]) -> None:
+    """Until the first process has measured and exported the stage that all have trained.
+
+    A process that went on alone would give up waiting for the first one after Lightning's 30 minutes.
+
+    Raises:
+        UserError: the stage failed there.
+    """
+    while _finished(folder, stage) is None:
+        record = read_record(folder)
+        if record.status == "failed":
+            raise UserError(f"{folder}: {record.error}")
+        time.sleep(WAIT)
 
 
 def _with_model(changes: Mapping[str, Any], number: int) -> dict[str, Any]:

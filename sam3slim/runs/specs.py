@@ -40,6 +40,19 @@ class InitSpec:
             raise SpecError(f"init.importance_batches={self.importance_batches} must be at least 1")
         if self.fit_batches < 0:
             raise SpecError(f"init.fit_batches={self.fit_batches} must be at least 0, which fits nothing")
+        if self.kind == "pruned":
+            if self.allow_fresh:
+                raise SpecError(
+                    f"init.allow_fresh={list(self.allow_fresh)} is for init=checkpoint; a pruned model keeps "
+                    "weights of every part"
+                )
+            return
+        for key in ("importance", "depth", "fit_batches"):
+            if getattr(self, key) != type(self).__dataclass_fields__[key].default:
+                raise SpecError(
+                    f"init.{key}={getattr(self, key)} is for init=pruned; init={self.kind} cuts nothing: remove it, or "
+                    "set init=pruned"
+                )
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
 
 from sam3slim.checkpoints import load, locate, weight_files
+from sam3slim.checkpoints.readers import read
 from sam3slim.data.module import ConceptData
 from sam3slim.distill import (
     CachedTeacher,
@@ -16,9 +18,12 @@ from sam3slim.distill import (
     TeacherStore,
     cache_facts,
     check_teacher,
+    teacher_overrides,
     views_of,
 )
 from sam3slim.environment import this_process
+from sam3slim.errors import UserError
+from sam3slim.files import ensure_writable_dir
 from sam3slim.runs.initial import training_device
 from sam3slim.runs.specs import TrainSpec
 from sam3slim.specs import ModelSpec
@@ -31,21 +36,47 @@ def training_data(spec: TrainSpec) -> ConceptData:
     return spec.data.build(spec.model, spec.seed, labels=distill.labels, pool=pool)
 
 
+def check_teaching(spec: TrainSpec) -> None:
+    """What ``teacher_of`` would refuse, as far as it can be told without the teacher's weights and the data.
+
+    Raises:
+        UserError: the teacher cannot be read or compared with the student; the cache has no place, or training asks
+            for views that it would not hold.
+    """
+    distill = spec.distill
+    if distill.teacher is None:
+        return
+    try:
+        raw = read(locate(distill.teacher), overrides_of(spec))
+    except UserError as error:
+        raise UserError(f"distill.teacher: {error}") from error
+    check_teacher(raw.spec, spec.model)
+    if distill.cache is not None:
+        views_of(spec.data.augment)
+        folder = Path(distill.cache)
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"distill.cache={folder} is a file; give a folder for the teacher's answers")
+        try:
+            ensure_writable_dir(folder)
+        except UserError as error:
+            raise UserError(f"distill.cache: {error}") from error
+
+
 def teacher_of(spec: TrainSpec, data: ConceptData) -> FrozenTeacher | CachedTeacher | None:
     """The teacher that ``distill`` names; with ``distill.cache`` its answers are completed on disk first.
 
     Raises:
-        UserError: teacher and student cannot be compared; the cache does not fit the disk or its limit.
+        UserError: as ``check_teaching``; the cache does not fit the disk or its limit.
     """
     if spec.distill.teacher is None:
         return None
     if spec.distill.cache is None:
         return _asked(spec.distill.teacher, spec)
     augment, precision = spec.data.augment, str(spec.trainer.get("precision", "32-true"))
-    views_of(augment)  # refused before anything is read
     data.prepare_data()
     dataset = data.dataset("train", training=True)
-    facts = cache_facts(weight_files(locate(spec.distill.teacher)), dataset, augment, spec.distill, precision)
+    weights = weight_files(locate(spec.distill.teacher))
+    facts = cache_facts(weights, overrides_of(spec), dataset, augment, spec.distill, precision)
     store = TeacherStore(Path(spec.distill.cache), facts)
     known = store.teacher()
     if known is not None:
@@ -61,6 +92,11 @@ def teacher_of(spec: TrainSpec, data: ConceptData) -> FrozenTeacher | CachedTeac
     return CachedTeacher(spec.distill)
 
 
+def overrides_of(spec: TrainSpec) -> dict[str, Any] | None:
+    """What the teacher is loaded with beside its file."""
+    return teacher_overrides(vars(spec.distill), vars(spec.init))
+
+
 def _asked(teacher: str, spec: TrainSpec) -> FrozenTeacher:
-    model, _ = load(teacher, dequantize=True)
+    model, _ = load(teacher, overrides=overrides_of(spec), dequantize=True)
     return FrozenTeacher(model, spec.distill, spec.model)

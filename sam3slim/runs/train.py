@@ -13,19 +13,18 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from sam3slim import config as cfg
-from sam3slim.checkpoints import load, locate, write_artifact
-from sam3slim.checkpoints.load import check_architecture
-from sam3slim.checkpoints.readers import read
+from sam3slim.checkpoints import load, write_artifact
 from sam3slim.data.module import ConceptData
 from sam3slim.errors import UserError
 from sam3slim.evaluation import evaluate as evaluate_model
 from sam3slim.files import ensure_writable_dir, write_json
 from sam3slim.losses import Criterion
-from sam3slim.records import RunRecord, plain, recording
-from sam3slim.runs.initial import initial_model
-from sam3slim.runs.measure import add_result, artifact_facts, model_facts
+from sam3slim.records import RunRecord, begin, plain, recording
+from sam3slim.runs.initial import back_to_cpu, initial_model, training_device
+from sam3slim.runs.measure import add_result, artifact_facts, model_facts, to_device
+from sam3slim.runs.resume import resume_path, tell_differences
 from sam3slim.runs.specs import TrainSpec
-from sam3slim.runs.teacher import teacher_of, training_data
+from sam3slim.runs.teacher import check_teaching, teacher_of, training_data
 from sam3slim.runs.vocabulary import with_vocabulary
 from sam3slim.slimming import Plan
 from sam3slim.strict import spec_from_dict
@@ -58,12 +57,14 @@ def train(config: dict[str, Any], output_dir: Path, choices: dict[str, str], com
     ):
         spec = with_vocabulary(asked)
         resume = resume_path(spec, output_dir)
+        if resume is not None:
+            rank_zero_only(tell_differences)(Path(resume), config)
         lightning.seed_everything(spec.seed, verbose=False)
         data = training_data(spec)
         if spec.eval_at_end:
             data.require(spec.data.split)  # not hours later
+        check_teaching(spec)
         model, plan = initial_model(spec, data)
-        record.model = model_facts(model)
         if spec.activation_checkpointing:
             recompute_activations(model)
         if plan is not None:
@@ -78,6 +79,8 @@ def train(config: dict[str, Any], output_dir: Path, choices: dict[str, str], com
             config=plain(config),
         )
         trainer = build_trainer(spec, output_dir)
+        record.model = model_facts(model)
+        begin(record, output_dir)
         try:
             with forwarded_sigterm(trainer):
                 trainer.fit(module, data, ckpt_path=resume, weights_only=True)
@@ -125,11 +128,12 @@ def _part(data: ConceptData) -> None:
 def _finish_training(
     spec: TrainSpec, output_dir: Path, data: ConceptData, record: RunRecord, plan: Plan | None
 ) -> None:
-    """Measure the best checkpoint and write it as an artifact that names its metrics."""
-    model, _ = load(output_dir, expect=spec.model)
+    """Measure the best checkpoint, where it was trained, and write it as an artifact that names its metrics."""
+    model, _ = load(result_of(spec, output_dir), expect=spec.model)
     metrics: dict[str, Any] = {}
     if spec.eval_at_end:
-        result = evaluate_model(model, data.loader(spec.data.split))
+        result = evaluate_model(to_device(model, training_device(spec), "fp32"), data.loader(spec.data.split))
+        back_to_cpu(model)
         add_result(record, result, spec.data)
         metrics = {"split": spec.data.split, **result.metrics}
     facts = {"command": record.command, "seed": spec.seed, "git": record.git, "device": record.device}
@@ -146,6 +150,11 @@ def _finish_training(
     record.artifact = artifact_facts(info, "fp32")
 
 
+def result_of(spec: TrainSpec, output_dir: Path) -> Path:
+    """What training made: the best weights that were validated, or the last where nothing is."""
+    return output_dir / "checkpoints/last.ckpt" if spec.trainer.get("limit_val_batches") == 0 else output_dir
+
+
 def training_seconds(run: Path) -> int:
     """Seconds in ``fit`` up to the last checkpoint, over all resumed parts (the clock is in the checkpoint)."""
     content = torch.load(run / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True, mmap=True)
@@ -155,6 +164,8 @@ def training_seconds(run: Path) -> int:
 def build_trainer(spec: TrainSpec, output_dir: Path) -> lightning.Trainer:
     """Lightning's trainer with the configured callbacks and loggers, and those every run needs."""
     configured = dict(spec.callbacks or {})
+    if not spec.logger:  # Lightning refuses to watch rates that nobody logs
+        configured = {k: v for k, v in configured.items() if not str(v.get("_target_")).endswith("LearningRateMonitor")}
     if not spec.trainer.get("enable_progress_bar", True):
         configured.pop("progress", None)  # Lightning refuses a bar that is switched off
     callbacks = list(cfg.build(configured).values())
@@ -179,20 +190,3 @@ def _keep_earlier_metrics(output_dir: Path) -> None:
     file = output_dir / "csv" / "metrics.csv"
     if file.is_file() and file.stat().st_size:
         file.rename(file.with_name(f"metrics.{len(list(file.parent.glob('metrics.*.csv')))}.csv"))
-
-
-def resume_path(spec: TrainSpec, output_dir: Path) -> str | None:
-    """The checkpoint that ``spec.resume`` means, or None to begin.
-
-    Raises:
-        UserError: there is none, or one of another architecture or vocabulary.
-    """
-    if spec.resume is None:
-        return None
-    path = output_dir / "checkpoints" / "last.ckpt" if spec.resume == "auto" else Path(spec.resume)
-    if not path.is_file():
-        if spec.resume == "auto":
-            return None
-        raise UserError(f"resume={path} is not a file; give a checkpoint (…/checkpoints/last.ckpt), or auto")
-    check_architecture(read(locate(path)), spec.model)
-    return str(path)

@@ -14,6 +14,7 @@ from sam3slim import runs
 from sam3slim.errors import UserError
 from sam3slim.records import FILE_NAME, RunRecord, finished_record, forget_made_from, read_record
 from sam3slim.runs.compress import compress
+from sam3slim.runs.progressive import recorded_config
 from sam3slim.runs.specs import TrainSpec
 from sam3slim.strict import spec_from_dict
 from sam3slim.sweep import Done
@@ -33,7 +34,7 @@ def train_and_compress(config: dict[str, Any], output_dir: Path, choices: dict[s
     spec = spec_from_dict(TrainSpec, config, "")
     if spec.force:
         _forget(output_dir)
-    record = None if spec.force else finished_record(output_dir, config)
+    record = None if spec.force else finished_record(output_dir, recorded_config(config, output_dir))
     fresh = record is None
     if record is None:
         rank_zero_only(forget_made_from)(output_dir / COMPRESSED)

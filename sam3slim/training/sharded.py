@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -39,9 +40,17 @@ class FullySharded(ModelParallelStrategy):
 
 
 def shard(model: Sam3, mesh: DeviceMesh) -> None:
-    """Share out the parameters of ``model`` in place, layer by layer; once."""
+    """Share out the parameters of ``model`` in place, layer by layer; once. They are the first process's.
+
+    Every process has cut and fitted its model itself; where two came to another last digit, shares would be of
+    different models. DDP does the same.
+    """
     if isinstance(model, FSDPModule):
         return
+    for tensor in model.state_dict().values():
+        there = tensor.to(mesh.device_type)
+        torch.distributed.broadcast(there, src=0)
+        tensor.copy_(there)
     for name in STACKS:
         stack = model.get_submodule(name)
         assert isinstance(stack, nn.ModuleList)

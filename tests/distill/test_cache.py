@@ -31,8 +31,15 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def facts(data: ConceptData, weights: Path, spec: DistillSpec = EVERYTHING) -> dict[str, Any]:
-    return cache_facts([weights], data.dataset("train", training=True), AugmentSpec(), spec, "32-true")
+def facts(
+    data: ConceptData,
+    weights: Path,
+    spec: DistillSpec = EVERYTHING,
+    precision: str = "32-true",
+    overrides: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    dataset = data.dataset("train", training=True)
+    return cache_facts([weights], overrides, dataset, AugmentSpec(), spec, precision)
 
 
 def filler(data: ConceptData, folder: Path, weights: Path, spec: DistillSpec = EVERYTHING) -> Filler:
@@ -168,7 +175,8 @@ def test_facts__whatever_changes_gets_a_folder_of_its_own(tmp_path: Path, weight
     other = tmp_path / "other.bin"
     other.write_bytes(b"weighty")
     another("teacher", facts(data, other))
-    another("teacher", cache_facts([weights], data.dataset("train", training=True), AugmentSpec(), EVERYTHING, "bf16"))
+    another("teacher", facts(data, weights, precision="bf16"))
+    another("teacher", facts(data, weights, overrides={"text.num_heads": 2}))
     another("kept", facts(data, weights, replace(EVERYTHING, min_score=0.5)))
     another("prompts", facts(data, weights, replace(EVERYTHING, cache_prompts=5)))
     few = facts(shapes(tmp_path, seed=1), weights, replace(EVERYTHING, cache_prompts=5))
@@ -178,7 +186,7 @@ def test_facts__whatever_changes_gets_a_folder_of_its_own(tmp_path: Path, weight
     picture = data.dataset("train").folder / data.dataset("train").records[0].file_name
     os.utime(picture, ns=(1, 1))
     another("data", facts(data, weights))
-    assert len(paths) == 6
+    assert len(paths) == 7
 
 
 def test_store__a_cache_of_another_teacher_is_named_and_not_used(

@@ -1,0 +1,90 @@
+"""``resume``: which checkpoint a run goes on from, and whether it can."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sam3slim.checkpoints import locate
+from sam3slim.checkpoints.load import check_architecture
+from sam3slim.checkpoints.readers import read
+from sam3slim.environment import local_rank, this_process
+from sam3slim.errors import UserError
+from sam3slim.records import OUTPUT_KEYS, plain
+from sam3slim.runs.specs import TrainSpec
+from sam3slim.training import OptimSpec
+
+
+def resume_path(spec: TrainSpec, output_dir: Path) -> str | None:
+    """The checkpoint that ``spec.resume`` means, or None to begin.
+
+    Raises:
+        UserError: there is none, or one that this run cannot go on from: no checkpoint of a training, another
+            architecture or vocabulary, other parameters to train; a run to begin in the folder of an earlier one.
+    """
+    checkpoints = output_dir / "checkpoints"
+    if spec.resume is None:
+        # Another process of this run may have come as far as saving.
+        if this_process().rank == local_rank() == 0 and checkpoints.exists():
+            raise UserError(
+                f"{checkpoints} is an earlier run's: go on with resume=auto, choose another hydra.run.dir, or remove it"
+            )
+        return None
+    path = checkpoints / "last.ckpt" if spec.resume == "auto" else Path(spec.resume)
+    if not path.is_file():
+        if spec.resume == "auto":
+            return None
+        raise UserError(f"resume={path} is not a file; give a checkpoint (…/checkpoints/last.ckpt), or auto")
+    raw = read(locate(path))
+    if raw.kind != "lightning":
+        raise UserError(
+            f"resume={path} holds weights ({raw.kind}), no training to go on with; give a checkpoint of a run "
+            "(…/checkpoints/last.ckpt), or start from the weights with init=checkpoint init.checkpoint=…"
+        )
+    check_architecture(raw, spec.model)
+    _check_trained_parts(path, spec.optim)
+    return str(path)
+
+
+def tell_differences(path: Path, config: Mapping[str, Any]) -> None:
+    """Print in which keys a run goes on otherwise than it began: it may, and nobody should overlook it."""
+    was, now = _leaves(_saved_config(path)), _leaves(plain(config))
+    differ = [
+        f"{key} {was.get(key)} → {now.get(key)}" for key in sorted({**was, **now}) if was.get(key) != now.get(key)
+    ]
+    if differ:
+        print(f"going on from {path} with other settings than it was saved with: {', '.join(differ)}")
+
+
+def _saved_config(path: Path) -> dict[str, Any]:
+    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    found: dict[str, Any] = content["hyper_parameters"].get("config") or {}
+    return found
+
+
+def _leaves(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted key → value, without keys that say where results go."""
+    if not isinstance(config, Mapping):
+        return {prefix: config}
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        if key not in OUTPUT_KEYS and (prefix or key != "resume"):
+            found |= _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    return found
+
+
+def _check_trained_parts(path: Path, optim: OptimSpec) -> None:
+    """The optimiser's state is of groups of parameters, and these must be the same again."""
+    saved = _saved_config(path).get("optim", {})
+    for key, was, now in (
+        ("freeze", sorted(saved.get("freeze", ())), sorted(optim.freeze)),
+        ("layer_decay", saved.get("layer_decay", 1.0), optim.layer_decay),
+    ):
+        if was != now and (key == "freeze" or 1.0 in (was, now)):
+            raise UserError(
+                f"optim.{key} is {was} in {path} and {now} here, for which its optimiser state does not fit; resume "
+                "with the same, or start a new run from its weights (init=checkpoint init.checkpoint=…)"
+            )
