@@ -6,7 +6,6 @@ import os
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
 import torch
 from torch.multiprocessing.spawn import spawn
 
@@ -49,12 +48,3 @@ def test_random_state__another_number_of_processes_starts_anew() -> None:
     torch.manual_seed(7)
     again.on_train_start(SimpleNamespace(world_size=2, global_rank=1), None)  # type: ignore[arg-type]
     assert torch.equal(torch.rand(2), expected)
-
-
-@pytest.fixture
-def unused_port() -> int:
-    import socket
-
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
