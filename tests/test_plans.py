@@ -16,7 +16,10 @@ from sam3slim.compression import GROUPS
 from sam3slim.config import compose_plain
 from sam3slim.data.shapes import ShapesSpec, make_shapes
 from sam3slim.errors import UserError
+from sam3slim.models import Sam3
 from sam3slim.records import read_record
+from sam3slim.runs import EvaluateSpec, plans
+from sam3slim.strict import spec_from_dict
 
 NANO = Path(__file__).parent.parent / "assets" / "nano"
 IMAGES = 10
@@ -50,6 +53,23 @@ def compress(root: Path, folder: str, checkpoint: Path, *overrides: str) -> Path
     given = [f"checkpoint={checkpoint}", f"data.root={root / 'data'}", *shapes, "latency=false", *overrides]
     runs.compress(compose_plain("compress", given, root / folder), root / folder, {}, "python compress.py")
     return root / folder
+
+
+def test_plan_meter__its_reference_is_measured_where_the_plans_are(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = [f"data.shapes.{split}_images={n}" for split, n in (("train", 1), ("val", IMAGES), ("test", IMAGES))]
+    plain = compose_plain("evaluate", [f"checkpoint={NANO}", f"data.root={root / 'data'}", *shapes], root)
+    model, moved = load(NANO)[0], []
+    data = spec_from_dict(EvaluateSpec, plain, "").data.build(model.spec, 0)
+
+    def to_device(model: Sam3, device: torch.device, precision: str) -> Sam3:
+        moved.append((device.type, precision))
+        return model
+
+    monkeypatch.setattr(plans, "to_device", to_device)
+    meter = plans.PlanMeter(model, data, "val", torch.device("cuda"), limit=1)
+    assert moved == [("cuda", "fp32")]
+    plans.PlanMeter(model, data, "val", torch.device("cuda"), limit=1, reference=meter.reference)
+    assert len(moved) == 1
 
 
 def test_sensitivity__finds_the_fragile_group(root: Path, fragile: Path) -> None:
