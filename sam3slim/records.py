@@ -163,7 +163,10 @@ def recording(
 
 
 def begin(record: RunRecord, path: str | Path) -> None:
-    """Replace whatever record is at ``path`` by "interrupted": from here on results of an earlier run may be gone."""
+    """Replace whatever record is at ``path`` by "interrupted": from here on files of an earlier run are replaced.
+
+    The record's ``model`` must be known: without one, an error leaves an earlier record as it is.
+    """
     if _is_first_process():
         replace(record, status="interrupted", error="the run did not end").write(path)
 

@@ -17,7 +17,7 @@ from sam3slim.errors import UserError
 from sam3slim.files import ensure_writable_dir
 from sam3slim.models import Sam3
 from sam3slim.onnx import load_runnable
-from sam3slim.records import RunRecord, read_record, recording
+from sam3slim.records import RunRecord, begin, read_record, recording
 from sam3slim.report import to_markdown, write_table
 from sam3slim.report.compression import ACCEPTED_DROP, COLUMNS, SHOWN, compression_rows, tells_drops
 from sam3slim.runs.drop import Reference, load_reference, print_drop
@@ -127,10 +127,11 @@ class _Run:
                     method = searched.method
                 compressed = compress_model(self.model, method)
                 print(compressed.describe())
+                record.model = model_facts(self.model)
+                begin(record, folder)
                 info = compressed.write(self.model, folder / "artifact", parent=self.spec.checkpoint)
                 record.artifact = artifact_facts(info, method.name)
                 reloaded, stored = load_runnable(info.path, expect=self.model.spec)
-                record.model = model_facts(self.model)
                 model = to_device(reloaded, self.device, stored.precision)
                 measure(model, self.data, self.spec, record, folder, self.reference)
                 print_metrics(record)

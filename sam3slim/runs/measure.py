@@ -25,7 +25,7 @@ from sam3slim.evaluation import (
 from sam3slim.evaluation import evaluate as evaluate_model
 from sam3slim.models import Sam3, count_params, params_by_part
 from sam3slim.onnx import GraphSam3
-from sam3slim.records import RunRecord
+from sam3slim.records import RunRecord, begin
 from sam3slim.runs.drop import Reference, fill_drop, matches_of, save_matches
 from sam3slim.runs.specs import EvaluateSpec
 
@@ -65,6 +65,7 @@ def measure(
     The matching of detections and objects is left in ``folder`` and returned: a reference for others.
     """
     device = model.device
+    begin(record, folder)
     reset_peak_memory(device)
     loader = data.loader(spec.data.split)
     on_cpu = isinstance(model, torch.nn.Module) and device.type == "cpu"
