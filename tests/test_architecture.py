@@ -19,7 +19,7 @@ FLOORS = [
     {"distill", "compression", "onnx", "predict"},
     {"training", "export"},
     {"runs", "cli"},
-    {"demo", "reference", "study"},
+    {"demo", "reference", "study", "__main__"},
 ]
 PURE = ("models", "losses", "slimming", "distill/losses.py")
 
