@@ -145,7 +145,7 @@ def recording(
         started=datetime.now(UTC).astimezone().isoformat(timespec="seconds"),
     )
     clock = time.perf_counter()
-    writes, kept = _is_first_process(), _is_finished(path)
+    writes, kept = is_first_process(), is_finished(path)
     if not kept:
         begin(record, path)
     try:
@@ -167,11 +167,12 @@ def begin(record: RunRecord, path: str | Path) -> None:
 
     The record's ``model`` must be known: without one, an error leaves an earlier record as it is.
     """
-    if _is_first_process():
+    if is_first_process():
         replace(record, status="interrupted", error="the run did not end").write(path)
 
 
-def _is_finished(path: str | Path) -> bool:
+def is_finished(path: str | Path) -> bool:
+    """Whether a record at ``path`` says that its run has come to its end; False also where none can be read."""
     with suppress(UserError):
         return read_record(path).status == "finished"
     return False
@@ -285,7 +286,7 @@ def _record_file(path: str | Path) -> Path:
     return path if path.suffix == ".json" else path / FILE_NAME
 
 
-def _is_first_process() -> bool:
+def is_first_process() -> bool:
     """False in all but one process of torchrun, Slurm or Lightning's own launcher, on all nodes together."""
     for variable in ("RANK", "SLURM_PROCID"):
         if variable in os.environ:

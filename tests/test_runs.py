@@ -15,23 +15,19 @@ from transformers import CLIPTokenizer, Sam3Model
 
 from sam3slim import runs
 from sam3slim.checkpoints import load
-from sam3slim.checkpoints.reference_file import reference_tensors, write_reference
 from sam3slim.config import compose_plain
 from sam3slim.data.phrases import encode_phrases, tokenizer_of
 from sam3slim.data.shapes import ShapesSpec
 from sam3slim.data.spec import DataSpec
 from sam3slim.data.vocabulary import kept_tokens, trim
-from sam3slim.distill import FrozenTeacher
 from sam3slim.errors import UserError
 from sam3slim.records import RunRecord, read_record
 from sam3slim.runs.drop import fill_drop, load_reference
-from sam3slim.runs.initial import training_device
-from sam3slim.runs.teacher import overrides_of, teacher_of, training_data
 from sam3slim.runs.vocabulary import data_phrases
-from sam3slim.specs import ModelSpec, TextSpec
+from sam3slim.specs import TextSpec
 from sam3slim.strict import spec_from_dict
 from tests.distill.lessons import EVERYTHING
-from tests.tiny import OVERRIDES, tiny_model
+from tests.tiny import OVERRIDES
 
 SLIMMER = ["model.vit.depth=1", "model.decoder.num_layers=1", "model.text.width=16", "model.text.num_heads=1"]
 QUICK = [
@@ -368,41 +364,6 @@ def test_train__is_measured_where_it_was_trained(root: Path, monkeypatch: pytest
     monkeypatch.setattr(module, "to_device", to_device)
     train(root, "elsewhere", "trainer.max_steps=1", "trainer.val_check_interval=1")
     assert moved == [("cuda", "fp32")]
-
-
-@pytest.mark.parametrize(
-    ("devices", "local", "expected"),
-    [(1, "0", 0), ("auto", "3", 3), ([3], "0", 3), ([2, 3], "1", 3), ([2, 3], "0", 2), (8, "7", 7)],
-)
-def test_training_device__of_each_process(
-    root: Path, monkeypatch: pytest.MonkeyPatch, devices: Any, local: str, expected: int
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setenv("LOCAL_RANK", local)
-    spec = spec_from_dict(runs.TrainSpec, compose_plain("train", [*OVERRIDES, *data(root)], root), "")
-    asked = replace(spec, trainer={"accelerator": "gpu", "devices": devices})
-    assert training_device(asked) == torch.device("cuda", expected)
-    assert training_device(replace(spec, trainer={"accelerator": "cpu"})) == torch.device("cpu")
-
-
-def test_teacher__reads_what_its_file_does_not_tell_as_the_student_does(root: Path) -> None:
-    full = tiny_model(0)
-    write_reference(root / "teacher.pt", reference_tensors(full.spec, full.state_dict()))
-    given = [*OVERRIDES, *data(root), *SLIMMER, "init=pruned", f"init.checkpoint={root / 'teacher.pt'}", "distill=full"]
-    heads = full.spec.text.num_heads
-    assert heads > 1  # from the width alone one would be taken
-
-    def teacher(*more: str) -> ModelSpec:
-        spec = spec_from_dict(runs.TrainSpec, compose_plain("train", [*given, *more], root), "")
-        found = teacher_of(spec, training_data(spec))
-        assert isinstance(found, FrozenTeacher)
-        return found.model_spec
-
-    assert teacher(f"init.overrides={{text.num_heads:{heads}}}").text.num_heads == heads
-    assert teacher(f"distill.overrides={{text.num_heads:{heads}}}").text.num_heads == heads
-    other = [f"init.overrides={{text.num_heads:{heads}}}", "distill.teacher=" + str(root / "full")]
-    spec = spec_from_dict(runs.TrainSpec, compose_plain("train", [*given, *other], root), "")
-    assert overrides_of(spec) is None
 
 
 def test_train__a_split_to_measure_is_looked_for_before_training(root: Path) -> None:

@@ -18,6 +18,7 @@ from sam3slim.environment import local_rank
 from sam3slim.errors import UserError
 from sam3slim.losses import Criterion
 from sam3slim.models import Sam3, Sam3Output, build_model, init_for_training
+from sam3slim.runs.measure import back_to_cpu
 from sam3slim.runs.specs import TrainSpec
 from sam3slim.slimming import (
     DATA_IMPORTANCES,
@@ -95,13 +96,6 @@ def data_scores(source: Sam3, spec: TrainSpec, data: ConceptData) -> DataScores:
         )
     back_to_cpu(source)
     return found
-
-
-def back_to_cpu(*models: Sam3) -> None:
-    """Move the models, in place, and leave nothing on the GPU, where training is about to need the memory."""
-    for model in models:
-        model.to("cpu")  # type: ignore[arg-type]
-    torch.cuda.empty_cache()  # does nothing without a GPU
 
 
 def training_device(spec: TrainSpec) -> torch.device:

@@ -52,6 +52,13 @@ def to_device(model: ModelT, device: torch.device, precision: str) -> ModelT:
     return moved
 
 
+def back_to_cpu(*models: Sam3) -> None:
+    """Move the models, in place, and leave nothing on the GPU, where what follows needs the memory."""
+    for model in models:
+        model.to("cpu")  # type: ignore[arg-type]
+    torch.cuda.empty_cache()  # does nothing without a GPU
+
+
 def measure(
     model: Segmenter,
     data: ConceptData,

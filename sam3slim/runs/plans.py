@@ -21,7 +21,7 @@ from sam3slim.models import Sam3
 from sam3slim.records import RunRecord
 from sam3slim.report import to_markdown, write_table
 from sam3slim.runs.drop import Found, matches_of
-from sam3slim.runs.measure import to_device
+from sam3slim.runs.measure import back_to_cpu, to_device
 from sam3slim.runs.specs import BudgetSpec
 
 SENSITIVITY_COLUMNS = (
@@ -55,7 +55,7 @@ class PlanMeter:
         self.loader = data.loader(split)
         if reference is None:
             reference = self._found(to_device(model, device, "fp32"))
-            model.to("cpu")  # type: ignore[arg-type]  # where plans are made
+            back_to_cpu(model)  # where plans are made
         self.reference = reference
 
     def drops(self, method: Mixed) -> dict[str, Drop]:

@@ -11,9 +11,8 @@ import torch
 from sam3slim.checkpoints import locate
 from sam3slim.checkpoints.load import check_architecture
 from sam3slim.checkpoints.readers import read
-from sam3slim.environment import local_rank, this_process
 from sam3slim.errors import UserError
-from sam3slim.records import OUTPUT_KEYS, plain
+from sam3slim.records import OUTPUT_KEYS, is_first_process, plain
 from sam3slim.runs.specs import TrainSpec
 from sam3slim.training import OptimSpec
 
@@ -28,7 +27,7 @@ def resume_path(spec: TrainSpec, output_dir: Path) -> str | None:
     checkpoints = output_dir / "checkpoints"
     if spec.resume is None:
         # Another process of this run may have come as far as saving.
-        if this_process().rank == local_rank() == 0 and checkpoints.exists():
+        if is_first_process() and checkpoints.exists():
             raise UserError(
                 f"{checkpoints} is an earlier run's: go on with resume=auto, choose another hydra.run.dir, or remove it"
             )

@@ -20,8 +20,8 @@ from sam3slim.evaluation import evaluate as evaluate_model
 from sam3slim.files import ensure_writable_dir, write_json
 from sam3slim.losses import Criterion
 from sam3slim.records import RunRecord, begin, plain, recording
-from sam3slim.runs.initial import back_to_cpu, initial_model, training_device
-from sam3slim.runs.measure import add_result, artifact_facts, model_facts, to_device
+from sam3slim.runs.initial import initial_model, training_device
+from sam3slim.runs.measure import add_result, artifact_facts, back_to_cpu, model_facts, to_device
 from sam3slim.runs.resume import resume_path, tell_differences
 from sam3slim.runs.specs import TrainSpec
 from sam3slim.runs.teacher import check_teaching, teacher_of, training_data

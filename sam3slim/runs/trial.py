@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from sam3slim import config as cfg
 from sam3slim import runs
-from sam3slim.errors import UserError
-from sam3slim.records import FILE_NAME, RunRecord, finished_record, forget_made_from, read_record
+from sam3slim.records import FILE_NAME, RunRecord, finished_record, forget_made_from, is_finished, read_record
 from sam3slim.runs.compress import compress
 from sam3slim.runs.progressive import recorded_config
 from sam3slim.runs.specs import TrainSpec
@@ -53,10 +51,9 @@ def train_and_compress(config: dict[str, Any], output_dir: Path, choices: dict[s
 def _forget(output_dir: Path) -> None:
     """What a finished run and its stages would go on from: with resume=auto nothing would be left to do."""
     for folder in (output_dir, *output_dir.glob("stage_*")):
-        with suppress(UserError):
-            if read_record(folder).status == "finished":
-                shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-                (folder / FILE_NAME).unlink()
+        if is_finished(folder):
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+            (folder / FILE_NAME).unlink()
 
 
 def _compress(

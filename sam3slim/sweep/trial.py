@@ -13,7 +13,7 @@ from typing import Any
 
 from sam3slim.errors import UserError
 from sam3slim.files import ensure_writable_dir
-from sam3slim.records import FILE_NAME, Kind, RunRecord, config_hash, outcome, read_record, record_of, recording
+from sam3slim.records import FILE_NAME, Kind, RunRecord, config_hash, is_finished, outcome, record_of, recording
 from sam3slim.sweep.child import ChildDied, in_child
 from sam3slim.sweep.journal import Outcome
 
@@ -100,7 +100,8 @@ def _attempt(trial: Trial, work: Callable[[], Any]) -> Outcome:
         status, text = outcome(error)
         if status != "interrupted" and not isinstance(error, UserError):
             traceback.print_exc()
-        if _stamp(trial.folder) == before and not _is_finished(trial.folder):
+        # Whatever went wrong, a finished record is true and stays.
+        if _stamp(trial.folder) == before and not is_finished(trial.folder):
             _record_failure(trial, error)
         return Outcome("interrupted" if status == "interrupted" else "failed", folder, " ".join(str(text).split()))
     done = result if isinstance(result, Done) else Done(tuple(result) if isinstance(result, list) else (result,))
@@ -125,13 +126,6 @@ def _stamp(folder: Path) -> tuple[int, int] | None:
     return status.st_mtime_ns, status.st_ino
 
 
-def _is_finished(folder: Path) -> bool:
-    """Whatever went wrong, a finished record is true and stays."""
-    with suppress(UserError):
-        return read_record(folder).status == "finished"
-    return False
-
-
 def _record_failure(trial: Trial, error: BaseException) -> None:
     """For what went wrong before the run began a record of its own: an impossible architecture, for example."""
     with suppress(type(error)), recording(
@@ -142,7 +136,7 @@ def _record_failure(trial: Trial, error: BaseException) -> None:
 
 def _note_death(trial: Trial, text: str) -> None:
     """The record a killed process left says only that it did not end."""
-    if _is_finished(trial.folder):
+    if is_finished(trial.folder):
         return  # something after it died
     record = RunRecord(trial.kind, trial.command, config_hash=config_hash(trial.config), choices=dict(trial.choices))
     with suppress(UserError):  # one that cannot be read is replaced
