@@ -80,6 +80,20 @@ def release_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+def before_fake_tensors() -> None:
+    """Let autograd count this machine's accelerators while PyTorch still knows their number.
+
+    It does so at a process's first backward pass, and starts a thread for each. FakeTensorMode, and with it
+    torch.export, pretends from its first use on that there is a GPU where there is none: with a thread for that one,
+    no process that is forked later (``trainer.strategy=ddp_fork``) could train.
+    """
+    import torch
+
+    if not torch.accelerator.is_available():
+        with torch.inference_mode(False), torch.enable_grad():
+            torch.ones((), requires_grad=True).backward()  # type: ignore[no-untyped-call]
+
+
 @dataclass(frozen=True)
 class Process:
     """Which of how many processes this is, before Lightning knows."""

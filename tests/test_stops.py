@@ -80,6 +80,13 @@ def test_train__stopped_in_a_validation_loses_none_of_it(
         ("sam3slim.errors.UserError: data.root=x does not exist: make it", "data.root=x does not exist: make it"),
         ("sam3slim.checkpoints.report.CheckpointError: it is damaged", "it is damaged"),
         ("KeyError: 3", None),
+        (
+            "RuntimeError: Unable to handle autograd's threading in combination with fork-based multiprocessing. "
+            "See https://github.com/pytorch/pytorch/wiki/Autograd-and-Fork",
+            "trainer.strategy=ddp_fork cannot be used: on a machine with a GPU, a process that has computed gradients "
+            "(init.importance=taylor does) cannot fork others that will; set trainer=cpu, or trainer=ddp "
+            "trainer.accelerator=cpu trainer.precision=32-true trainer.devices=2, whose processes start anew",
+        ),
     ],
 )
 def test_bad_input_of__a_forked_process(last: str, message: str | None) -> None:

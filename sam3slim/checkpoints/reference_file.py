@@ -18,6 +18,7 @@ from sam3slim.checkpoints.reference_keys import CLASS_TOKEN, FREQS_CIS, POINTS, 
 from sam3slim.checkpoints.rounding import HALVES, Rounding, round_values
 from sam3slim.checkpoints.stream import Written, chunks, write_bytes
 from sam3slim.disk import file_sha256
+from sam3slim.environment import before_fake_tensors
 from sam3slim.errors import UserError
 from sam3slim.models.shapes import state_shapes
 from sam3slim.specs import CLIP_VOCAB_SIZE, ModelSpec
@@ -103,6 +104,7 @@ def write_reference(
                 types[key] = item.dtype
             elif zeros := sum(count for _, count in lost):
                 rounding.underflowed[key] = zeros
+    before_fake_tensors()
     with FakeTensorMode():
         empty = {prefix + key: torch.empty(item.shape, dtype=types[key]) for key, item in pending.items()}
     with torch.serialization.skip_data(materialize_fake_tensors=True):

@@ -14,6 +14,7 @@ from sam3slim.checkpoints import ArtifactInfo
 from sam3slim.checkpoints.artifact import check_target, dtype_shares
 from sam3slim.checkpoints.locate import PROGRAMS
 from sam3slim.checkpoints.report import bytes_by_part
+from sam3slim.environment import before_fake_tensors
 from sam3slim.evaluation.inference import eval_mode
 from sam3slim.files import atomic_path
 from sam3slim.models import Sam3
@@ -41,6 +42,7 @@ class ProgramSam3(GraphSam3):
 
     def __init__(self, folder: Path, spec: ModelSpec) -> None:
         super().__init__(spec)
+        before_fake_tensors()
         # In a dict, so that nn.Module does not take them for its own: they have no eval().
         self.programs = {name: torch.export.load(folder / f"{name}.pt2").module() for name in self.signatures}
         self.eval()
@@ -82,6 +84,7 @@ def _trace(model: Sam3, folder: Path) -> dict[str, Tensor]:
     """Write the three programs; returns the weights they hold under the model's names."""
     limits = {"tokens": model.spec.text.context_length}
     weights: dict[str, Tensor] = {}
+    before_fake_tensors()
     with torch.no_grad(), eval_mode(model), traceable(model, torch_pool):
         for name, signature in signatures(model.spec).items():
             module: Any = MODULES[name](model).eval()

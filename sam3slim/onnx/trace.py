@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sam3slim.environment import before_fake_tensors
 from sam3slim.onnx.packages import require
 
 OPSET = 20
@@ -46,6 +47,7 @@ def trace(
     """
     require("onnx")
     require("onnxscript")
+    before_fake_tensors()
     with torch.no_grad(), _quiet():
         program: Any = torch.onnx.export(
             module, examples, dynamo=True, verbose=False, opset_version=OPSET, input_names=list(inputs),

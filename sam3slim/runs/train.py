@@ -110,6 +110,12 @@ def flushed_denormals() -> Iterator[None]:
 
 def bad_input_of(error: ProcessRaisedException) -> UserError | None:
     """The UserError that ended a forked process, of which only the traceback's text arrives; None for anything else."""
+    if "Autograd-and-Fork" in str(error):
+        return UserError(
+            "trainer.strategy=ddp_fork cannot be used: on a machine with a GPU, a process that has computed gradients "
+            "(init.importance=taylor does) cannot fork others that will; set trainer=cpu, or trainer=ddp "
+            "trainer.accelerator=cpu trainer.precision=32-true trainer.devices=2, whose processes start anew"
+        )
     kinds = [UserError]
     for kind in kinds:
         kinds += kind.__subclasses__()
