@@ -54,6 +54,11 @@ def missing_plugin(group: str, option: str) -> str | None:
 def unknown_override(key: str, keys: Sequence[str], groups: Sequence[str], where: str = "") -> str:
     """For a key or group that the composed configuration does not have."""
     asked = f" in {where}" if where else ""
+    root, *_ = re.split(r"[./]", key)
+    own = {k.partition(".")[0] for k in keys}
+    if root in groups and root not in own:
+        used = ", ".join(sorted(own.intersection(groups)))
+        return f"unknown key {key}{asked}: {root} is a group of another command; the groups of this one: {used}"
     near = _nearest(key, keys, groups)
     if near:
         return f"unknown key {key}{asked}; did you mean {' or '.join(near)}?"

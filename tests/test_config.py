@@ -71,6 +71,8 @@ def test_compose_plain__compress_methods_are_a_list() -> None:
 BAD_INPUT = [
     ("train", ["model=nanno"], "unknown option model=nanno; did you mean model=nano? available: full, nano"),
     ("train", ["model/vit=zzz"], "unknown option model/vit=zzz; available: d16, d24, full"),
+    ("evaluate", ["model=nano"], "unknown key model: model is a group of another command; the groups"),
+    ("compress", ["optim.lr=1"], "unknown key optim.lr: optim is a group of another command; the groups of this"),
     ("train", ["data=cocoa"], "unknown option data=cocoa; did you mean data=coco? available: coco, shapes"),
     ("train", ["experiment=foo"], "unknown option experiment=foo; "),
     ("compress", ["checkpoint=x", "compress=[fp16,int8]"], "unknown option compress=int8; did you mean compress=int8_"),
