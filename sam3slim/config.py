@@ -170,7 +170,7 @@ def explain(error: BaseException, config_name: str, overrides: Sequence[str], ou
         return messages.unknown_option(group, option, list(options), where)
     if unknown := re.search(r"Could not (?:override|delete(?: from config\.)?) '([^']+)'", text):
         keys = _known_keys(config_name, overrides, unknown[1])
-        return messages.unknown_override(unknown[1], keys, _groups(), where)
+        return messages.unknown_override(unknown[1], keys, *_groups(config_name), where)
     if isinstance(error, OverrideParseException):
         return messages.unreadable_override(error.override)
     if several := re.search(r"Ambiguous value for argument '([^']+)'", text):
@@ -200,7 +200,10 @@ def _dotted(node: Any, prefix: str = "") -> Iterator[str]:
             yield from _dotted(value, f"{prefix}{key}.")
 
 
-def _groups() -> list[str]:
-    """All config groups: the folders of conf/."""
+def _groups(config_name: str) -> tuple[list[str], list[str]]:
+    """The config groups (folders of conf/): those below what the command's defaults list names, and the others."""
     root = conf_dir()
-    return sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_dir())
+    found = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_dir())
+    command: Any = OmegaConf.load(root / f"{config_name}.yaml")
+    own = {"hydra"}.union(*(entry for entry in command.defaults if isinstance(entry, Mapping)))
+    return [n for n in found if n.partition("/")[0] in own], [n for n in found if n.partition("/")[0] not in own]

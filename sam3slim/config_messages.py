@@ -51,14 +51,15 @@ def missing_plugin(group: str, option: str) -> str | None:
     return extra and f"{group}={option} needs a plugin that is not installed; pip install 'sam3slim[{extra}]'"
 
 
-def unknown_override(key: str, keys: Sequence[str], groups: Sequence[str], where: str = "") -> str:
-    """For a key or group that the composed configuration does not have."""
+def unknown_override(
+    key: str, keys: Sequence[str], groups: Sequence[str], others: Sequence[str], where: str = ""
+) -> str:
+    """For a key or group that the composed configuration does not have; ``others`` are groups of other commands."""
     asked = f" in {where}" if where else ""
     root, *_ = re.split(r"[./]", key)
-    own = {k.partition(".")[0] for k in keys}
-    if root in groups and root not in own:
-        used = ", ".join(sorted(own.intersection(groups)))
-        return f"unknown key {key}{asked}: {root} is a group of another command; the groups of this one: {used}"
+    if root in others:
+        own = ", ".join(name for name in groups if "/" not in name and name != "hydra")
+        return f"unknown key {key}{asked}: {root} is a group of another command; the groups of this one: {own}"
     near = _nearest(key, keys, groups)
     if near:
         return f"unknown key {key}{asked}; did you mean {' or '.join(near)}?"

@@ -109,7 +109,7 @@ def flushed_denormals() -> Iterator[None]:
 
 
 def bad_input_of(error: ProcessRaisedException) -> UserError | None:
-    """The UserError that ended a forked process, of which only the traceback's text arrives; None for anything else."""
+    """The UserError for what ended a forked process, of which only the traceback's text arrives; None for a bug."""
     if "Autograd-and-Fork" in str(error):
         return UserError(
             "trainer.strategy=ddp_fork cannot be used: on a machine with a GPU, a process that has computed gradients "

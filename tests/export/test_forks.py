@@ -7,9 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from sam3slim.sweep.child import FORKS
 
+pytestmark = pytest.mark.skipif(
+    not FORKS or torch.accelerator.is_available(), reason="needs a system that forks, without a GPU"
+)
 ROOT = Path(__file__).resolve().parents[2]
 FAKE = "with FakeTensorMode(): torch.ones(2)"
 WRITE = {
@@ -58,12 +62,10 @@ def after(write: str, folder: Path) -> str:
     return done.stdout.strip().splitlines()[-1]
 
 
-@pytest.mark.skipif(not FORKS, reason="processes are not forked here")
 @pytest.mark.parametrize("write", WRITE.values(), ids=WRITE.keys())
 def test_writers__leave_autograd_fit_to_fork(tmp_path: Path, write: str) -> None:
     assert after(write, tmp_path) == "trained"
 
 
-@pytest.mark.skipif(not FORKS, reason="processes are not forked here")
 def test_fake_tensors__alone_do_not(tmp_path: Path) -> None:
     assert "Autograd-and-Fork" in after(FAKE, tmp_path)
