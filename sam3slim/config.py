@@ -70,6 +70,19 @@ def validate_model(plain: Mapping[str, Any]) -> ModelSpec:
     return spec_from_dict(ModelSpec, plain["model"], "model")
 
 
+def named(node: Mapping[str, Any]) -> Any:
+    """The class or function that ``node`` names by ``_target_``.
+
+    Raises:
+        UserError: there is none.
+    """
+    target = str(node["_target_"])
+    try:
+        return hydra.utils.get_object(target)
+    except Exception as error:
+        raise UserError(f"_target_={target} cannot be imported: {messages.one_line(str(error))}") from error
+
+
 def build(node: Mapping[str, Any], **objects: Any) -> Any:
     """Build the object that ``node`` describes by ``_target_`` and keyword arguments.
 
@@ -84,11 +97,7 @@ def build(node: Mapping[str, Any], **objects: Any) -> Any:
     """
     if "_target_" not in node:
         return {name: build(child) for name, child in node.items() if child is not None}
-    target = str(node["_target_"])
-    try:
-        factory = hydra.utils.get_object(target)
-    except Exception as error:
-        raise UserError(f"_target_={target} cannot be imported: {messages.one_line(str(error))}") from error
+    target, factory = str(node["_target_"]), named(node)
     _refuse_unknown_arguments(target, factory, node)
     try:
         # Partial first: Hydra would copy the objects into its own containers.

@@ -15,10 +15,12 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 from sam3slim import config as cfg
 from sam3slim.checkpoints import load, write_artifact
 from sam3slim.data.module import ConceptData
+from sam3slim.distill import CachedTeacher, FrozenTeacher
 from sam3slim.errors import UserError
 from sam3slim.evaluation import evaluate as evaluate_model
 from sam3slim.files import ensure_writable_dir, write_json
 from sam3slim.losses import Criterion
+from sam3slim.models import Sam3
 from sam3slim.records import RunRecord, begin, plain, recording
 from sam3slim.runs.initial import initial_model, training_device
 from sam3slim.runs.measure import add_result, artifact_facts, back_to_cpu, model_facts, to_device
@@ -65,19 +67,9 @@ def train(config: dict[str, Any], output_dir: Path, choices: dict[str, str], com
             data.require(spec.data.split)  # not hours later
         check_teaching(spec)
         model, plan = initial_model(spec, data)
-        if spec.activation_checkpointing:
-            recompute_activations(model)
         if plan is not None:
             rank_zero_only(write_json)(output_dir / PLAN_FILE, plan.to_dict())
-        module = ConceptSegmentation(
-            model,
-            Criterion(spec.loss) if spec.distill.labels else None,
-            spec.optim,
-            spec.schedule,
-            one_to_many=spec.loss.one_to_many,
-            teacher=teacher_of(spec, data),
-            config=plain(config),
-        )
+        module = training_module(spec, model, teacher_of(spec, data), config)
         trainer = build_trainer(spec, output_dir)
         record.model = model_facts(model)
         begin(record, output_dir)
@@ -96,6 +88,26 @@ def train(config: dict[str, Any], output_dir: Path, choices: dict[str, str], com
         if first:
             _finish_training(spec, output_dir, data, record, plan)
     return record
+
+
+def training_module(
+    spec: TrainSpec,
+    model: Sam3,
+    teacher: FrozenTeacher | CachedTeacher | None = None,
+    config: dict[str, Any] | None = None,
+) -> ConceptSegmentation:
+    """What Lightning trains: ``model`` with the loss, optimiser and schedule of ``spec``; ``config`` is for checkpoints."""
+    if spec.activation_checkpointing:
+        recompute_activations(model)
+    return ConceptSegmentation(
+        model,
+        Criterion(spec.loss) if spec.distill.labels else None,
+        spec.optim,
+        spec.schedule,
+        one_to_many=spec.loss.one_to_many,
+        teacher=teacher,
+        config=plain(config or {}),
+    )
 
 
 @contextmanager
