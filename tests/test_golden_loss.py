@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sam3slim.losses import Criterion
+from sam3slim.losses import Criterion, LossSpec
 from tests.tiny import tiny_batch, tiny_model
 
 GOLDEN = Path(__file__).parent / "golden" / "tiny_loss.json"
@@ -23,7 +23,7 @@ def losses() -> dict[str, float]:
     """All losses of one step of the tiny model, and the gradient's norm."""
     model, batch = tiny_model(seed=0), tiny_batch(seed=0)
     outputs = model(**batch.inputs(), one_to_many=True)
-    values = Criterion()(outputs, batch.targets)
+    values = Criterion(LossSpec(o2m_matcher_on_aux=True, pad_n_queries=1))(outputs, batch.targets)
     values["loss"].backward()
     norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
     return {**{name: float(value.detach()) for name, value in values.items()}, "gradient_norm": float(norm)}

@@ -8,18 +8,21 @@ from sam3slim.losses.classification import (
     presence_accuracy,
     presence_bce,
 )
-from sam3slim.losses.criterion import Counts, Criterion, LayerOutputs, LossWeights
+from sam3slim.losses.counts import Counts, Summed
+from sam3slim.losses.criterion import Criterion, LayerOutputs
 from sam3slim.losses.masks import focal_and_dice, instance_mask_losses, semantic_losses
 from sam3slim.losses.matcher import HungarianMatcher, Match, OneToManyMatcher
+from sam3slim.losses.spec import LossSpec
 
 __all__ = [
     "Counts",
     "Criterion",
     "HungarianMatcher",
     "LayerOutputs",
-    "LossWeights",
+    "LossSpec",
     "Match",
     "OneToManyMatcher",
+    "Summed",
     "box_l1",
     "classification_f1",
     "cxcywh_to_xyxy",

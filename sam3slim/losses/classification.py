@@ -13,7 +13,7 @@ def match_quality(logits: Tensor, match: Match, iou: Tensor, alpha: float = 0.25
     """Soft class target of every query: max(p^alpha IoU^(1-alpha), minimum) where matched, else 0.
 
     The IoU-aware target of Align-DETR (Cai et al. 2023), without gradient. A query that serves several
-    targets (one-to-many) takes the best of them.
+    targets (one-to-many) takes the last of them, as the reference does.
 
     Args:
         logits: [L, P, Q] float32.
@@ -28,6 +28,9 @@ def match_quality(logits: Tensor, match: Match, iou: Tensor, alpha: float = 0.25
         cell = (match.layer * prompts + match.prompt) * queries + match.query
         prob = logits.flatten()[cell].sigmoid()
         quality = (prob**alpha * iou.clamp(0, 1) ** (1 - alpha)).clamp(min=minimum)
+        # Writing one after the other would say the same, but in no fixed order on a GPU.
+        last = match.target.new_full((logits.numel(),), -1).scatter_reduce(0, cell, match.target, "amax")
+        quality = torch.where(match.target == last[cell], quality, 0.0)
         flat = torch.zeros(logits.numel(), device=logits.device, dtype=logits.dtype)
         return flat.scatter_reduce(0, cell, quality, "amax").view_as(logits)
 
@@ -37,7 +40,7 @@ def iou_aware_bce(
 ) -> Tensor:
     """Class loss per layer: pos_weight x BCE to ``quality`` where matched, p^gamma x BCE to 0 elsewhere.
 
-    Prompts without an instance give 0 (presence answers for them) but still count in the mean.
+    Prompts without an instance give 0 (presence answers for them).
 
     Args:
         logits: [L, P, Q] float32.
@@ -45,17 +48,17 @@ def iou_aware_bce(
         has_target: [P] bool.
 
     Returns:
-        [L] float32, mean over prompts and queries.
+        [L] float32, summed over prompts and queries.
     """
     bce = F.binary_cross_entropy_with_logits(logits, quality, reduction="none")
     weight = torch.where(quality > 0, pos_weight, logits.sigmoid() ** gamma)
-    return (bce * weight * has_target[:, None]).mean(dim=(1, 2))
+    return (bce * weight * has_target[:, None]).sum(dim=(1, 2))
 
 
 def presence_bce(logits: Tensor, has_target: Tensor, alpha: float = 0.5) -> Tensor:
-    """alpha x BCE of "the concept is in the image", mean over prompts: [L, P, 1] logits, [P] bool to [L]."""
+    """alpha x BCE of "the concept is in the image", summed over prompts: [L, P, 1] logits, [P] bool to [L]."""
     wanted = has_target.to(logits.dtype).expand(logits.shape[:2])
-    return alpha * F.binary_cross_entropy_with_logits(logits[..., 0], wanted, reduction="none").mean(dim=1)
+    return alpha * F.binary_cross_entropy_with_logits(logits[..., 0], wanted, reduction="none").sum(dim=1)
 
 
 @torch.no_grad()

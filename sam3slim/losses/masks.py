@@ -60,7 +60,7 @@ def semantic_losses(
 ) -> tuple[Tensor, Tensor]:
     """Focal and dice of the semantic head against the union of each prompt's masks.
 
-    Mean over the prompts that have a foreground; the others are left to the presence head.
+    Summed over the prompts that have a foreground; the others are left to the presence head.
 
     Args:
         semantic_seg: [P, 1, h, w] float logits.
@@ -76,5 +76,4 @@ def semantic_losses(
     union = union.index_add_(0, group, targets.masks.to(union.dtype)) > 0
     focal, dice = focal_and_dice(semantic_seg[prompts, 0].float(), union, alpha, gamma)
     visible = union.flatten(1).any(1)
-    count = visible.sum().clamp(min=1)
-    return (focal * visible).sum() / count, (dice * visible).sum() / count
+    return (focal * visible).sum(), (dice * visible).sum()

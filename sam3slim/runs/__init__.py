@@ -3,7 +3,7 @@
 from sam3slim.runs.compress import compress
 from sam3slim.runs.evaluate import evaluate
 from sam3slim.runs.progressive import train
-from sam3slim.runs.specs import CompressSpec, EvaluateSpec, InitSpec, LossSpec, TrainSpec
+from sam3slim.runs.specs import CompressSpec, EvaluateSpec, InitSpec, TrainSpec
 from sam3slim.runs.train import training_seconds
 from sam3slim.runs.trial import train_and_compress
 
@@ -11,7 +11,6 @@ __all__ = [
     "CompressSpec",
     "EvaluateSpec",
     "InitSpec",
-    "LossSpec",
     "TrainSpec",
     "compress",
     "evaluate",

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from sam3slim.config import check_options
 from sam3slim.data.spec import DataSpec
 from sam3slim.distill import DistillSpec
-from sam3slim.losses import LossWeights
+from sam3slim.losses import LossSpec
 from sam3slim.slimming import Depth, Importance, check_rule
 from sam3slim.specs import ModelSpec
 from sam3slim.strict import SpecError, spec_from_dict
@@ -53,13 +53,6 @@ class InitSpec:
                     f"init.{key}={getattr(self, key)} is for init=pruned; init={self.kind} cuts nothing: remove it, or "
                     "set init=pruned"
                 )
-
-
-@dataclass(frozen=True)
-class LossSpec(LossWeights):
-    """Loss weights, and whether the one-to-many branch is trained."""
-
-    one_to_many: bool = True
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,31 @@ def golden(shared_dir: Path) -> Golden:
     return Golden(values, tensors, outputs, targets)
 
 
+@dataclass
+class Shipped:
+    """A case of the reference's shipped configuration: every number, and the gradient of the total by each input."""
+
+    total: float
+    terms: dict[str, float]
+    outputs: Outputs
+    targets: Targets
+    gradients: dict[str, Tensor]
+
+
+@pytest.fixture(params=["a", "b", "c"])
+def shipped(shared_dir: Path, request: pytest.FixtureRequest) -> Shipped:
+    stem, case = shared_dir / "reference" / "golden_losses_shipped", request.param
+    golden = json.loads(stem.with_suffix(".json").read_text())
+    numbers, o2m = golden["cases"][case], golden["configuration"]["o2m_weight"]
+    # The reference reports the one-to-many branch with its weight.
+    terms = {name: value / (o2m if name.endswith("_o2m") else 1) for name, value in numbers["terms"].items()}
+    own = {k.removeprefix(f"{case}."): v for k, v in load_file(f"{stem}.safetensors").items() if k[0] == case}
+    outputs = Outputs(**{name: own[name].requires_grad_() for name in Outputs.__dataclass_fields__})
+    targets = Targets(own["target_boxes"], own["target_masks"].bool(), own["prompt_index"])
+    gradients = {k.removeprefix("grad."): v for k, v in own.items() if k.startswith("grad.")}
+    return Shipped(numbers["total"], terms, outputs, targets, gradients)
+
+
 MakeCase = Callable[..., tuple[Outputs, Targets]]
 
 

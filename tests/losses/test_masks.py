@@ -50,7 +50,7 @@ def test_instance_mask_losses__sums_only_matched_pairs(make_case: MakeCase) -> N
     torch.testing.assert_close(torch.stack([focal, dice]), torch.stack([x.sum() for x in wanted]))
 
 
-def test_semantic_losses__union_and_mean_over_prompts_with_foreground() -> None:
+def test_semantic_losses__union_summed_over_prompts_with_foreground() -> None:
     masks = torch.zeros(3, 4, 4, dtype=torch.bool)
     masks[0, :2], masks[1, 1:3], masks[2, :, 0] = True, True, True
     targets = Targets(torch.zeros(3, 4), masks, torch.tensor([1, 1, 3]))
@@ -58,7 +58,7 @@ def test_semantic_losses__union_and_mean_over_prompts_with_foreground() -> None:
     union = torch.stack([masks[0] | masks[1], masks[2]])
     wanted = focal_and_dice(seg[[1, 3], 0], union, 0.6)
     focal, dice = semantic_losses(seg, targets)
-    torch.testing.assert_close(torch.stack([focal, dice]), torch.stack([x.mean() for x in wanted]))
+    torch.testing.assert_close(torch.stack([focal, dice]), torch.stack([x.sum() for x in wanted]))
 
 
 def test_semantic_losses__empty_mask_is_left_out() -> None:
