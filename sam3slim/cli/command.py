@@ -7,6 +7,11 @@ import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -33,3 +38,22 @@ def quick_imports() -> Iterator[None]:
 def megabytes(count: int) -> str:
     """``1234567`` → ``1.23 MB``; from 1000 MB on in GB."""
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB"
+
+
+def plain_console(width: int | None = None) -> Console:
+    """A console that prints texts and cells of tables as they are: ``[b]`` is no markup and ``:x:`` no emoji.
+
+    Args:
+        width: columns; None for the terminal's.
+    """
+    from rich.console import Console
+
+    return Console(highlight=False, markup=False, emoji=False, width=width)
+
+
+def plain_progress(*, show: bool = True) -> Progress:
+    """A progress bar that is gone in the end and prints descriptions as they are, like ``plain_console``."""
+    from rich.progress import Progress, TextColumn
+
+    described = TextColumn("{task.description}", style="progress.description", markup=False)
+    return Progress(described, *Progress.get_default_columns()[1:], transient=True, disable=not show)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sam3slim.cli.command import Command, quick_imports
+from sam3slim.cli.command import Command, plain_progress, quick_imports
 from sam3slim.errors import UserError
 
 if TYPE_CHECKING:
@@ -60,12 +60,10 @@ def _galleries(found: Collected, arguments: argparse.Namespace) -> dict[int, dic
     if unknown:
         raise UserError(f"--gallery-of {unknown[0]} is none of the runs; give the folder of one of them")
     with quick_imports():
-        from rich.progress import Progress
-
         from sam3slim.predict.gallery import gallery_runs, make_gallery
 
     galleries = {}
-    with Progress(transient=True, disable=not sys.stdout.isatty()) as bar:
+    with plain_progress(show=sys.stdout.isatty()) as bar:
         task = bar.add_task("pictures", total=None)
         for number, group in enumerate(found.groups):
             runs = gallery_runs(group, wanted) if group.data is not None else []

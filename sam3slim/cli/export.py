@@ -7,7 +7,7 @@ import shlex
 import sys
 from typing import TYPE_CHECKING
 
-from sam3slim.cli.command import Command, quick_imports
+from sam3slim.cli.command import Command, plain_console, plain_progress, quick_imports
 from sam3slim.errors import UserError
 
 if TYPE_CHECKING:
@@ -47,11 +47,9 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.out is None:
         raise UserError("--out DIR is missing; give a new or empty folder, or --dry-run")
     with quick_imports():
-        from rich.progress import Progress
-
         from sam3slim.export.run import export
 
-    bar = Progress(transient=True, disable=not sys.stdout.isatty())
+    bar = plain_progress(show=sys.stdout.isatty())
     task = bar.add_task("writing weights", total=None)
 
     def advance(count: int, total: int) -> None:
@@ -78,8 +76,6 @@ def _run(arguments: argparse.Namespace) -> None:
 
 def _tell(pick: Pick, format: str) -> None:
     """The table of what was looked at, and why the first of it was taken."""
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     from sam3slim.export.candidate import candidate_heads, candidate_rows
@@ -87,14 +83,14 @@ def _tell(pick: Pick, format: str) -> None:
     heads = candidate_heads(pick, format)
     shown = Table(title="runs that were looked at", title_justify="left")
     for i, heading in enumerate(heads):
-        shown.add_column(escape(heading), justify="right" if 2 <= i <= 4 else "left", overflow="fold")
+        shown.add_column(heading, justify="right" if 2 <= i <= 4 else "left", overflow="fold")
     for row in candidate_rows(pick):
-        shown.add_row(*map(escape, row))
+        shown.add_row(*row)
     # Into a file or a pipe, lines need not be folded.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
+    console = plain_console(None if sys.stdout.isatty() else WIDE)
     console.print(shown)
     for line in [pick.why, *(f"warning: {warning}" for warning in pick.warnings)]:
-        console.print(line, soft_wrap=True, markup=False)
+        console.print(line, soft_wrap=True)
 
 
 EXPORT = Command(

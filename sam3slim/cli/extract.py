@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from sam3slim.cli.command import Command, megabytes, quick_imports
+from sam3slim.cli.command import Command, megabytes, plain_console, plain_progress, quick_imports
 from sam3slim.cli.inspect import parse_overrides
 
 if TYPE_CHECKING:
@@ -29,13 +29,12 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> None:
     with quick_imports():
         import torch
-        from rich.progress import Progress
 
         from sam3slim.checkpoints.extract import extract
 
     # Rounding waits for memory; a second core is worth more to hashing and writing.
     torch.set_num_threads(1)
-    with Progress(transient=True) as bar:
+    with plain_progress() as bar:
         task = bar.add_task(f"writing {arguments.target}", total=None)
         done = 0
 
@@ -57,7 +56,6 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _print(found: Extracted) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     shown = Table()
@@ -67,7 +65,7 @@ def _print(found: Extracted) -> None:
         shown.add_row(part, *_saved(size, found.after.get(part, 0)))
     shown.add_section()
     shown.add_row("on disk", *_saved(found.file_before, found.file_after))
-    console = Console(highlight=False)
+    console = plain_console()
     console.print(shown)
     for line in found.rounding.describe():
         console.print(line, soft_wrap=True)

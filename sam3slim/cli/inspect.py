@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from sam3slim.cli.command import Command, megabytes, quick_imports
+from sam3slim.cli.command import Command, megabytes, plain_console, quick_imports
 from sam3slim.errors import UserError
 
 if TYPE_CHECKING:
@@ -109,7 +109,6 @@ def architecture_lines(spec: ModelSpec) -> list[str]:
 
 
 def _print_sizes(spec: ModelSpec, table: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     params, columns = table["params"], table["bytes"]
@@ -123,18 +122,17 @@ def _print_sizes(spec: ModelSpec, table: dict[str, Any]) -> None:
     shown.add_section()
     totals = [megabytes(column["total"]) for column in columns.values()]
     shown.add_row("total", f"{params['total']:,}", "100.0%", *totals)
-    console = Console(highlight=False)
+    console = plain_console()
     console.print(shown)
     for line in architecture_lines(spec):
         console.print(line, soft_wrap=True)
 
 
 def _print_checkpoint(found: Inspection) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     report, total = found.report, sum(found.params.values())
-    shown = Table(title=f"{report.source}: {report.kind}, {report.precision}", title_justify="left")
+    shown = Table()
     for heading in ("part", "parameters", "bytes stored"):
         shown.add_column(heading, justify="left" if heading == "part" else "right")
     for part, count in found.params.items():
@@ -145,7 +143,9 @@ def _print_checkpoint(found: Inspection) -> None:
         shown.add_row(name, "", megabytes(size))
     shown.add_section()
     shown.add_row("on disk", "", megabytes(found.file_bytes))
-    console = Console(highlight=False)
+    console = plain_console()
+    # Not as the table's title, which is folded to its width: a path stays on one line.
+    console.print(f"{report.source}: {report.kind}, {report.precision}", soft_wrap=True)
     console.print(shown)
     types = [f"{name} {row['params'] / total:.1%}" for name, row in found.dtypes.items()]
     for line in [*architecture_lines(report.spec), f"types     {', '.join(types)}"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from sam3slim.cli.command import Command, megabytes, quick_imports
+from sam3slim.cli.command import Command, megabytes, plain_console, plain_progress, quick_imports
 from sam3slim.cli.inspect import parse_overrides
 from sam3slim.errors import UserError
 
@@ -40,8 +40,6 @@ def _run(arguments: argparse.Namespace) -> None:
     with quick_imports():
         from pathlib import Path
 
-        from rich.progress import Progress
-
         from sam3slim.checkpoints.text import cut_text
         from sam3slim.data.annotations import category_phrases
         from sam3slim.data.phrases import read_phrase_list
@@ -50,7 +48,7 @@ def _run(arguments: argparse.Namespace) -> None:
     for file in arguments.coco:
         phrases += category_phrases(Path(file))
     phrases = list(dict.fromkeys(phrases))
-    with Progress(transient=True) as bar:
+    with plain_progress() as bar:
         tower = bar.add_task("reading phrases", total=None, visible=arguments.bank)
         writing = bar.add_task(f"writing {arguments.target}", total=None)
         found = cut_text(
@@ -76,7 +74,6 @@ def _reload(found: TextCut) -> None:
 
 
 def _print(found: TextCut) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     shown = Table()
@@ -90,7 +87,7 @@ def _print(found: TextCut) -> None:
     sizes = sum(found.bytes_before.values()), sum(found.bytes_after.values())
     shown.add_row("total", f"{before:,}", f"{after:,}", *_bytes(*sizes))
     shown.add_row("on disk", "", "", *_bytes(found.file_before, found.file_after))
-    console = Console(highlight=False)
+    console = plain_console()
     console.print(shown)
     text = found.spec.text
     if text.bank is not None:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
+
+from PIL import Image
 
 from sam3slim.data.annotations import Category, CocoIndex, DataReport, ImageRecord
 from sam3slim.data.images import UnreadableImage, upright_size
 from sam3slim.data.phrases import read_phrase_list
 from sam3slim.errors import UserError
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+# Pillow knows their endings and cannot draw them: data grids, films, and what needs another program.
+NOT_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+EXPECTED = "files that Pillow opens, such as .jpg, .png, .tif or .webp"
 
 
 def picture_index(folder: Path, phrases: Path, *, skip: bool = False) -> CocoIndex:
@@ -29,7 +35,7 @@ def picture_index(folder: Path, phrases: Path, *, skip: bool = False) -> CocoInd
         raise UserError(f"data.images: {folder} is not a folder; expected one with pictures")
     report = DataReport()
     records: list[ImageRecord] = []
-    for path in _pictures(folder):
+    for path in picture_files(folder):
         try:
             height, width = upright_size(path)
         except UnreadableImage as error:
@@ -39,7 +45,7 @@ def picture_index(folder: Path, phrases: Path, *, skip: bool = False) -> CocoInd
             continue
         records.append(ImageRecord(len(records) + 1, path.relative_to(folder).as_posix(), height, width))
     if not records:
-        raise UserError(f"data.images: {folder} holds no picture ({', '.join(SUFFIXES)}); choose another folder")
+        raise UserError(f"data.images: {folder} holds no picture ({EXPECTED}); choose another folder")
     # Lower case, as phrases made of categories' names are.
     listed = dict.fromkeys(phrase.lower() for phrase in read_phrase_list(phrases))
     categories = [Category(number, phrase) for number, phrase in enumerate(listed, start=1)]
@@ -48,13 +54,37 @@ def picture_index(folder: Path, phrases: Path, *, skip: bool = False) -> CocoInd
     return CocoIndex(phrases, records, categories, has_masks=False, report=report)
 
 
-def _pictures(folder: Path) -> list[Path]:
-    found = []
-    for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [Path(place, name) for name in sorted(files) if _is_picture(name)]
-    return found
+def picture_files(folder: Path, leave_out: Path | None = None) -> Iterator[Path]:
+    """Every picture below ``folder`` by its ending, hidden files and folders left out: files by name, then folders.
+
+    Links to folders are followed, but each folder is visited once.
+
+    Args:
+        leave_out: a folder that is not entered.
+
+    Raises:
+        UserError: a folder that cannot be listed.
+    """
+    seen = {os.path.realpath(leave_out)} if leave_out is not None else set()
+    for place, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
+        seen.add(os.path.realpath(place))
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and os.path.realpath(Path(place, name)) not in seen
+        )
+        yield from (Path(place, name) for name in sorted(files) if is_picture(name))
 
 
-def _is_picture(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
+def is_picture(name: str) -> bool:
+    """Whether a file of this name is taken for a picture: not hidden, and with an ending of one that Pillow opens."""
+    return os.path.splitext(name)[1].lower() in _suffixes() and not name.startswith(".")
+
+
+@lru_cache
+def _suffixes() -> frozenset[str]:
+    kinds = Image.registered_extensions()  # first: loads all of Pillow's readers
+    readable = (Image.OPEN.keys() | {"MPO"}) - NOT_PICTURES  # MPO goes through the reader of JPEG
+    return frozenset(suffix for suffix, kind in kinds.items() if kind in readable)
+
+
+def _refuse(error: OSError) -> None:
+    raise UserError(f"cannot list {error.filename}: {error.strerror}; fix its permissions or leave it out")

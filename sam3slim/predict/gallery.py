@@ -16,6 +16,7 @@ from PIL import Image
 from sam3slim.compression import emulated
 from sam3slim.data.batch import Batch
 from sam3slim.data.coco import CocoConcepts
+from sam3slim.data.images import read_image
 from sam3slim.data.spec import recorded_data
 from sam3slim.errors import UserError
 from sam3slim.evaluation import ground_truths, predict_batch
@@ -110,7 +111,10 @@ def make_gallery(
         dataset, batch = _batch(run, model, images, root)
         names = {int(category): phrase for category, phrase in zip(batch.category_ids, batch.phrases, strict=True)}
         shown = _specific(run, names)
-        pictures = [Image.open(dataset.folder / info.file_name).convert("RGB") for info in batch.images]
+        pictures = [
+            Image.fromarray(read_image(dataset.folder / info.file_name, info.height, info.width))
+            for info in batch.images
+        ]
         if gallery is None:
             phrases = sorted(names[category] for category in (shown or names))
             gallery = Gallery([info.file_name for info in batch.images], phrases=phrases)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from glob import glob, has_magic
 from pathlib import Path
 
+from sam3slim.data.pictures import EXPECTED, is_picture, picture_files
 from sam3slim.errors import UserError
 from sam3slim.files import read_lines
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 LIST_SUFFIX = ".txt"
 
 
@@ -45,10 +45,7 @@ def find_pictures(sources: Sequence[str | Path], leave_out: Path | None = None) 
     for source in sources:
         found = [Path(os.path.abspath(path)) for path in _expand(source, leave_out)]
         if not found:
-            raise UserError(
-                f"no images in {source}; expected files ending in {', '.join(SUFFIXES)} "
-                "(another ending: name the file itself)"
-            )
+            raise UserError(f"no images in {source}; expected {EXPECTED} (another ending: name the file itself)")
         paths.update(dict.fromkeys(found))
     if not paths:
         raise UserError("no images given; name folders, globs, files or .txt lists")
@@ -62,36 +59,21 @@ def shared_folder(paths: Sequence[Path]) -> Path:
 
 
 def _expand(source: str | Path, leave_out: Path | None) -> Iterator[Path]:
-    path = Path(source).expanduser()
-    if path.is_dir():
-        yield from _below(path, leave_out)
-    elif path.is_file():
+    # os.path answers no where pathlib raises: for names that are too long, and for unknown users after "~".
+    path = Path(os.path.expanduser(source))
+    if os.path.isdir(path):
+        yield from picture_files(path, leave_out)
+    elif os.path.isfile(path):
         yield from _listed(path) if path.suffix.lower() == LIST_SUFFIX else [path]
     elif has_magic(str(source)):
         for match in sorted(glob(str(path), recursive=True)):
             if Path(match).is_dir():
                 # "**" matches folders besides what is in them.
-                yield from [] if "**" in str(source) else _below(Path(match), leave_out)
-            elif _is_picture(Path(match)) and not _inside(Path(match), leave_out):
+                yield from [] if "**" in str(source) else picture_files(Path(match), leave_out)
+            elif is_picture(Path(match).name) and not _inside(Path(match), leave_out):
                 yield Path(match)
     else:
         raise UserError(f"images {path}: no such file or folder; give folders, globs, files or .txt lists")
-
-
-def _below(folder: Path, leave_out: Path | None) -> Iterator[Path]:
-    for place, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
-        folders[:] = sorted(
-            name for name in folders if not name.startswith(".") and not _inside(Path(place, name), leave_out)
-        )
-        yield from (path for path in (Path(place, name) for name in sorted(files)) if _is_picture(path))
-
-
-def _refuse(error: OSError) -> None:
-    raise UserError(f"cannot list {error.filename}: {error.strerror}; fix its permissions or leave it out")
-
-
-def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
 def _inside(path: Path, folder: Path | None) -> bool:
@@ -101,8 +83,8 @@ def _inside(path: Path, folder: Path | None) -> bool:
 def _listed(path: Path) -> Iterator[Path]:
     for number, line in enumerate(read_lines(path), start=1):
         if line:
-            listed = path.parent / Path(line).expanduser()
-            if not listed.is_file():
+            listed = path.parent / os.path.expanduser(line)
+            if not os.path.isfile(listed):
                 raise UserError(
                     f"{path} line {number}: no file {listed}; paths are relative to the list's folder, or absolute"
                 )

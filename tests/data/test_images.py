@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
-from sam3slim.data.images import EXIF_ORIENTATION, UnreadableImage, read_image
+from sam3slim.data.images import EXIF_ORIENTATION, UnreadableImage, read_image, read_upright, upright_size
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8)
@@ -79,3 +80,88 @@ def test_read_image__unreadable(tmp_path: Path, kind: str) -> None:
         Image.fromarray(np.zeros((60, 80), dtype=np.float32)).save(path)
     with pytest.raises(UnreadableImage):
         read_image(path, 60, 80)
+
+
+def odd_exif(orientation: int) -> bytes:
+    """EXIF data whose resolution is a text where a number belongs, which Pillow reads and cannot write again."""
+    exif = Image.Exif()
+    exif[EXIF_ORIENTATION] = orientation
+    exif[0x0131] = "ab"
+    written = exif.tobytes()
+    entry = struct.pack(">HHI", 0x0131, 2, 3)
+    assert entry in written
+    return written.replace(entry, struct.pack(">HHI", 0x011A, 2, 3))
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_read_upright__turned_as_exif_says(tmp_path: Path, suffix: str, orientation: int) -> None:
+    """All eight orientations, each against the definition: what the first row and column of the stored picture show."""
+    path = tmp_path / f"a.{suffix}"
+    exif = Image.Exif()
+    exif[EXIF_ORIENTATION] = orientation
+    Image.fromarray(np.kron(RGB, np.ones((8, 8, 1), dtype=np.uint8))).save(path, exif=exif, quality=100)
+    turns = {
+        1: RGB, 2: RGB[:, ::-1], 3: RGB[::-1, ::-1], 4: RGB[::-1], 5: RGB.swapaxes(0, 1), 6: np.rot90(RGB, -1),
+        7: RGB[::-1, ::-1].swapaxes(0, 1), 8: np.rot90(RGB),
+    }  # fmt: skip
+    expected = turns[orientation].astype(float)
+    pixels = read_upright(path)
+    assert pixels.shape[:2] == upright_size(path) == (8 * expected.shape[0], 8 * expected.shape[1])
+    grey = pixels[4::8, 4::8].mean(axis=2)  # of lossy formats the grey level is the sharpest
+    assert np.abs(grey - expected.mean(axis=2)).max() < (70 if suffix == "webp" else 20)
+    assert read_image(path, 48, 64).shape == (48, 64, 3)
+    assert read_image(path, *upright_size(path)).shape == pixels.shape
+
+
+def test_read_image__tiff_annotated_as_stored_is_turned_back(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[EXIF_ORIENTATION] = 6
+    Image.fromarray(RGB).save(tmp_path / "a.tif", exif=exif)
+    assert np.array_equal(read_image(tmp_path / "a.tif", 6, 8), RGB)
+    assert np.array_equal(read_image(tmp_path / "a.tif", 8, 6), np.rot90(RGB, -1))
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_read_upright__a_text_where_exif_has_a_number(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(RGB).save(path, exif=odd_exif(6))
+    with Image.open(path) as image, pytest.raises((TypeError, struct.error)):
+        ImageOps.exif_transpose(image)  # the entry is one that stops Pillow's own function
+    assert read_upright(path).shape == (8, 6, 3)
+    assert upright_size(path) == (8, 6)
+    assert read_image(path, 8, 6).shape == (8, 6, 3)
+    assert read_image(path, 6, 8).shape == (6, 8, 3)
+
+
+@pytest.mark.parametrize(
+    "data", [b"Exif\0\0", b"Exif\0\0II*\0\x08\0\0\0\xff\xff", b"Exif\0\0nothing", b"Exif\0\0MM\0*"]
+)
+def test_read_upright__unusable_exif_leaves_the_picture_as_stored(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "a.jpg"
+    Image.fromarray(RGB).save(path, exif=data)
+    with Image.open(path) as image:
+        stored = np.asarray(image.convert("RGB"))
+    assert np.array_equal(read_upright(path), stored)
+    assert upright_size(path) == (6, 8)
+    assert np.array_equal(read_image(path, 6, 8), stored)
+
+
+@pytest.mark.parametrize("value", [0, 9, 65_535])
+def test_read_upright__orientations_that_do_not_exist(tmp_path: Path, value: int) -> None:
+    exif = Image.Exif()
+    exif[EXIF_ORIENTATION] = value
+    Image.fromarray(RGB).save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(read_upright(tmp_path / "a.png"), RGB)
+
+
+def test_read_upright__whatever_pillow_raises_is_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(RGB).save(tmp_path / "a.png")
+
+    def fail(self: Image.Image) -> None:
+        raise KeyError
+
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", fail)
+    for read in (read_upright, lambda path: read_image(path, 6, 8)):
+        with pytest.raises(UnreadableImage, match=r"^cannot be decoded \(KeyError\)$"):
+            read(tmp_path / "a.png")

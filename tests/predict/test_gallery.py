@@ -92,6 +92,21 @@ def test_make_gallery__an_artifact_that_is_gone_is_named(copied: Path) -> None:
     assert "is gone" in found.missing[str(copied / "fp16")]
 
 
+def test_make_gallery__pictures_are_turned_as_their_annotations(copied: Path, measured: Path, tmp_path: Path) -> None:
+    data = tmp_path / "shapes"
+    shutil.copytree(measured / "shapes", data)
+    group = group_of(copied)
+    runs = gallery_runs(group, [copied / "full"])
+    upright = make_gallery(group, runs, 1, root=data)
+    (path,) = (data / "test").rglob(upright.names[0])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(path) as image:
+        image.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+    turned = make_gallery(group, runs, 1, root=data)
+    assert turned.truth[0] == upright.truth[0]
+
+
 def test_cli__gallery_in_the_page(copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = ["compare", str(copied), "--gallery", "1", "--gallery-of", str(copied / "fp16")]
     assert main([*given, "--out", str(tmp_path / "out")]) == 0
