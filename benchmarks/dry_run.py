@@ -30,9 +30,9 @@ RESULTS = Path(__file__).parent / "results" / "dry_run.csv"
 EXPERIMENTS = ("slim", "slim_depth", "slim_width", "slim_text", "slim_layers")
 OVERRIDES = [
     "trainer=cpu", "trainer.limit_train_batches=1", "trainer.limit_val_batches=0", "trainer.max_steps=1",
-    "trainer.val_check_interval=1", "trainer.log_every_n_steps=1", "eval_at_end=false", "logger=csv",
-    "data.split=train", "data.batch_size=1", "data.max_prompts=2",
-    "data.negatives=1", "data.num_workers=0", "data.limit=4",
+    "schedule.warmup_steps=0", "schedule.cooldown_steps=0", "trainer.val_check_interval=1",
+    "trainer.log_every_n_steps=1", "eval_at_end=false", "logger=csv", "data.split=train", "data.batch_size=1",
+    "data.max_prompts=2", "data.negatives=1", "data.num_workers=0", "data.limit=4",
 ]  # fmt: skip
 
 

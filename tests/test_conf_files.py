@@ -18,8 +18,10 @@ from hydra.types import RunMode
 
 from sam3slim.config import build, compose_model, compose_plain, conf_dir
 from sam3slim.config import compose as compose_hydra
+from sam3slim.losses import LossSpec
 from sam3slim.specs import ModelSpec
 from sam3slim.strict import spec_from_dict
+from sam3slim.training import OptimSpec, ScheduleSpec
 
 CONF = conf_dir()
 PRIMARY = ("train", "evaluate", "compress")
@@ -130,6 +132,16 @@ def test_group__options_have_the_same_keys(group: str) -> None:
             node = node[key]
         keys[option] = tuple(sorted(node))
     assert len(set(keys.values())) == 1, keys
+
+
+@pytest.mark.parametrize(("choice", "spec"), [("loss=reference", LossSpec), ("optim=adamw", OptimSpec),
+                                              ("schedule=cosine", ScheduleSpec)])  # fmt: skip
+def test_group__defaults_of_the_file_are_those_of_its_class(choice: str, spec: type[Any]) -> None:
+    """Code that makes the class without a file means the same as a user who names the option."""
+    group = choice.partition("=")[0]
+    node = compose("train", choice)[group]
+    assert spec_from_dict(spec, node, group) == spec()
+    assert node.keys() == spec.__dataclass_fields__.keys()
 
 
 def test_logger__options() -> None:

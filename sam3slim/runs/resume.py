@@ -78,11 +78,15 @@ def _leaves(config: Any, prefix: str = "") -> dict[str, Any]:
 def _check_trained_parts(path: Path, optim: OptimSpec) -> None:
     """The optimiser's state is of groups of parameters, and these must be the same again."""
     saved = _saved_config(path).get("optim", {})
-    for key, was, now in (
-        ("freeze", sorted(saved.get("freeze", ())), sorted(optim.freeze)),
-        ("layer_decay", saved.get("layer_decay", 1.0), optim.layer_decay),
+    layered = 1.0 not in (saved.get("layer_decay", 1.0), optim.layer_decay)
+    for key, was, now, matters in (
+        ("freeze", sorted(saved.get("freeze", ())), sorted(optim.freeze), True),
+        ("layer_decay", saved.get("layer_decay", 1.0), optim.layer_decay, not layered),
+        ("layer_decay_start", saved.get("layer_decay_start", 0), optim.layer_decay_start, layered),
+        ("layer_decay_exempt", sorted(saved.get("layer_decay_exempt", ())), sorted(optim.layer_decay_exempt), layered),
+        ("decay_too", sorted(saved.get("decay_too", ())), sorted(optim.decay_too), True),
     ):
-        if was != now and (key == "freeze" or 1.0 in (was, now)):
+        if was != now and matters:
             raise UserError(
                 f"optim.{key} is {was} in {path} and {now} here, for which its optimiser state does not fit; resume "
                 "with the same, or start a new run from its weights (init=checkpoint init.checkpoint=…)"

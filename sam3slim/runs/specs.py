@@ -92,6 +92,8 @@ class TrainSpec:
 
     def __post_init__(self) -> None:
         check_options("compress_after", self.compress_after, "compress")
+        if isinstance(steps := self.trainer.get("max_steps"), int) and steps > 0:
+            self.schedule.check_fits(steps)
         if self.data.phrases is not None and self.distill.labels:
             raise SpecError(
                 f"data.phrases={self.data.phrases}: pictures without annotations teach nothing by themselves; "

@@ -96,7 +96,7 @@ def training_module(
     teacher: FrozenTeacher | CachedTeacher | None = None,
     config: dict[str, Any] | None = None,
 ) -> ConceptSegmentation:
-    """What Lightning trains: ``model`` with the loss, optimiser and schedule of ``spec``; ``config`` is for checkpoints."""
+    """What Lightning trains: ``model`` with loss, optimiser and schedule of ``spec``; ``config`` is for checkpoints."""
     if spec.activation_checkpointing:
         recompute_activations(model)
     return ConceptSegmentation(

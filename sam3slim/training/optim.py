@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Literal
 
 import torch
@@ -27,7 +29,11 @@ class OptimSpec:
         lr: learning rate of everything but the towers.
         lr_vision, lr_text: of the towers; None means ``lr``.
         layer_decay: factor per ViT block from the last to the first (1 switches it off).
-        weight_decay: none on biases and norms, whatever is set here.
+        layer_decay_start: how many factors the last block has; 0: none, 1: one, as only the neck has none in the
+            reference. The embeddings have one more than the first block.
+        layer_decay_exempt: patterns (``fnmatch``) of vision parameters that keep ``lr_vision`` itself.
+        weight_decay: none on biases and norms (parameters of one dimension), but for ``decay_too``.
+        decay_too: patterns of biases and norms that decay all the same.
         clip: greatest gradient norm; 0 switches clipping off.
         freeze: parts of the model (``models.count.PARTS``) that stay as they are: no gradients, no optimiser state.
     """
@@ -36,7 +42,10 @@ class OptimSpec:
     lr_vision: float | None = None
     lr_text: float | None = None
     layer_decay: float = 1.0
+    layer_decay_start: int = 0
+    layer_decay_exempt: tuple[str, ...] = ()
     weight_decay: float = 0.01
+    decay_too: tuple[str, ...] = ()
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float = 0.1
     freeze: tuple[str, ...] = ()
@@ -48,6 +57,8 @@ class OptimSpec:
                 raise UserError(f"optim.{key}={value} must be above 0")
         if not 0 < self.layer_decay <= 1:
             raise UserError(f"optim.layer_decay={self.layer_decay} must lie in 0..1 (0 excluded; 1 is off)")
+        if self.layer_decay_start < 0:
+            raise UserError(f"optim.layer_decay_start={self.layer_decay_start} must be at least 0")
         if self.weight_decay < 0 or self.clip < 0:
             raise UserError(f"optim.weight_decay={self.weight_decay}, optim.clip={self.clip}: expected >= 0")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
@@ -59,33 +70,66 @@ class OptimSpec:
 
 @dataclass(frozen=True)
 class ScheduleSpec:
-    """Linear warm-up, then ``cosine`` to ``min_lr_ratio``, ``inverse_sqrt``, or ``constant``."""
+    """Linear warm-up, then ``cosine`` to ``min_lr_ratio``, ``inverse_sqrt``, or ``constant``; then a cooldown.
+
+    Attributes:
+        warmup_steps: ``inverse_sqrt`` begins at 0, as the reference does, the others with the first part of the way.
+        timescale: of ``inverse_sqrt``, in steps: sqrt(timescale / (timescale + steps since the warm-up)); None:
+            ``warmup_steps``.
+        cooldown_steps: linear to 0 over the last steps, times what the schedule says there.
+        min_lr_ratio: least share of the learning rate between warm-up and cooldown.
+    """
 
     kind: Literal["cosine", "inverse_sqrt", "constant"] = "cosine"
     warmup_steps: int = 200
+    timescale: int | None = None
+    cooldown_steps: int = 0
     min_lr_ratio: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.warmup_steps < 0:
-            raise UserError(f"schedule.warmup_steps={self.warmup_steps} must be at least 0")
+        for key in ("warmup_steps", "cooldown_steps"):
+            if getattr(self, key) < 0:
+                raise UserError(f"schedule.{key}={getattr(self, key)} must be at least 0")
+        if self.timescale is not None and self.timescale < 1:
+            raise UserError(f"schedule.timescale={self.timescale} must be at least 1, or null for warmup_steps")
         if not 0 <= self.min_lr_ratio <= 1:
             raise UserError(f"schedule.min_lr_ratio={self.min_lr_ratio} must lie in 0..1")
 
+    def check_fits(self, total_steps: int) -> None:
+        """Raises UserError when warm-up and cooldown are longer than a training of ``total_steps``."""
+        if self.cooldown_steps and self.warmup_steps + self.cooldown_steps > total_steps:
+            raise UserError(
+                f"schedule.warmup_steps={self.warmup_steps} and schedule.cooldown_steps={self.cooldown_steps} do not "
+                f"fit into {total_steps} steps of training (trainer.max_steps); train longer, or set both lower: "
+                f"schedule.warmup_steps={total_steps // 10} schedule.cooldown_steps={total_steps // 10}"
+            )
+
     def factor(self, step: int, total_steps: int) -> float:
         """Multiplier of the learning rate at ``step`` (0-based) of ``total_steps``."""
+        cooldown = min((total_steps - step) / self.cooldown_steps, 1.0) if self.cooldown_steps else 1.0
+        return max(cooldown, 0.0) * self._before_cooldown(step, total_steps)
+
+    def _before_cooldown(self, step: int, total_steps: int) -> float:
+        if self.kind == "inverse_sqrt":
+            if step < self.warmup_steps:
+                return step / self.warmup_steps
+            timescale = self.timescale or max(self.warmup_steps, 1)
+            return max(math.sqrt(timescale / (timescale + step - self.warmup_steps)), self.min_lr_ratio)
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         if self.kind == "constant":
             return 1.0
-        if self.kind == "inverse_sqrt":
-            start = max(self.warmup_steps, 1)
-            return max(math.sqrt(start / max(step, start)), self.min_lr_ratio)
         share = min((step - self.warmup_steps) / max(total_steps - self.warmup_steps, 1), 1.0)
         return self.min_lr_ratio + (1 - self.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * share))
 
 
 def param_groups(model: nn.Module, spec: OptimSpec) -> list[dict[str, object]]:
-    """One group per (learning rate, decay or not) over the parameters that train, with a ``name``."""
+    """One group per (learning rate, decay or not) over the parameters that train, with a ``name``.
+
+    Raises:
+        UserError: a pattern of ``spec`` that no parameter matches.
+    """
+    _check_patterns(model, spec)
     depth = 1 + max((int(m[1]) for name, _ in model.named_parameters() if (m := BLOCK.match(name))), default=-1)
     groups: dict[tuple[str, float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -94,9 +138,9 @@ def param_groups(model: nn.Module, spec: OptimSpec) -> list[dict[str, object]]:
         part = part_of(name)
         tower = part if part in ("vision", "text") else "rest"
         lr = {"vision": spec.lr_vision, "text": spec.lr_text, "rest": None}[tower] or spec.lr
-        if tower == "vision":
-            lr *= spec.layer_decay ** _blocks_above(name, depth)
-        decays = parameter.ndim > 1
+        if tower == "vision" and not _matches(name, spec.layer_decay_exempt):
+            lr *= spec.layer_decay ** _layers_above(name, depth, spec.layer_decay_start)
+        decays = parameter.ndim > 1 or _matches(name, spec.decay_too)
         groups.setdefault((tower, lr, decays), []).append(parameter)
     return [
         {
@@ -109,18 +153,38 @@ def param_groups(model: nn.Module, spec: OptimSpec) -> list[dict[str, object]]:
     ]
 
 
-def _blocks_above(name: str, depth: int) -> int:
-    """How many ViT blocks lie between this parameter and the neck (layer decay counts them)."""
+def _layers_above(name: str, depth: int, last: int) -> int:
+    """How many factors of layer decay a vision parameter has: ``last`` in the last block, one more in each before."""
     if name.startswith(EMBEDDINGS) or name.startswith("vision_encoder.backbone.layer_norm."):
-        return depth
+        return depth + last
     match = BLOCK.match(name)
-    return depth - 1 - int(match[1]) if match else 0
+    return depth - 1 - int(match[1]) + last if match else 0
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _check_patterns(model: nn.Module, spec: OptimSpec) -> None:
+    names = [name for name, _ in model.named_parameters()]
+    for key in ("layer_decay_exempt", "decay_too"):
+        for pattern in getattr(spec, key):
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise UserError(
+                    f"optim.{key} has {pattern}, which no parameter of this model matches; give patterns of names "
+                    f"like {names[0]}, or []"
+                )
 
 
 def build_optimizer(
     model: nn.Module, spec: OptimSpec, schedule: ScheduleSpec, total_steps: int
 ) -> tuple[torch.optim.AdamW, LambdaLR]:
-    """AdamW over ``param_groups`` and its per-step schedule."""
+    """AdamW over ``param_groups`` and its per-step schedule.
+
+    Raises:
+        UserError: the schedule or the groups do not fit this training.
+    """
+    schedule.check_fits(total_steps)
     optimizer = torch.optim.AdamW(param_groups(model, spec), lr=spec.lr, betas=spec.betas, fused=True)
     return optimizer, LambdaLR(optimizer, lambda step: schedule.factor(step, total_steps))
 

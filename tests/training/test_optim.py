@@ -1,14 +1,22 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from sam3slim.config import compose_plain
 from sam3slim.errors import UserError
-from sam3slim.models import build_model
+from sam3slim.losses import Criterion
+from sam3slim.models import build_model, part_of
+from sam3slim.runs import TrainSpec
 from sam3slim.slimming import inherit
-from sam3slim.training import OptimSpec, ScheduleSpec, build_optimizer, param_groups
+from sam3slim.specs import ModelSpec
+from sam3slim.strict import spec_from_dict
+from sam3slim.training import ConceptSegmentation, OptimSpec, ScheduleSpec, build_optimizer, param_groups
 from tests.tiny import SPEC, tiny_model
 
 
@@ -66,8 +74,91 @@ def test_schedule__shapes() -> None:
     assert cosine.factor(110, 110) == pytest.approx(0.1)
     assert cosine.factor(500, 110) == pytest.approx(0.1)
     root = ScheduleSpec("inverse_sqrt", warmup_steps=100)
-    assert root.factor(400, 1000) == pytest.approx(0.5)
+    assert [root.factor(step, 1000) for step in (0, 50, 100, 400)] == pytest.approx([0, 0.5, 1, 0.5])
     assert ScheduleSpec("constant", warmup_steps=0).factor(0, 10) == 1.0
+
+
+def reference(step: int, total: int, warmup: int, timescale: int, cooldown: int) -> float:
+    """Multiplier of the reference's scheduler: the product of decay, warm-up and cooldown."""
+    decay = ((step + timescale - warmup) / timescale) ** -0.5 if step > warmup else 1.0
+    return decay * min(1.0, step / warmup) * min(1.0, (total - step) / cooldown)
+
+
+def test_schedule__inverse_sqrt_is_the_reference_s(shared_dir: Path) -> None:
+    golden = json.loads((shared_dir / "reference/optim_reference.json").read_text())["schedule"]
+    spec = spec_from_dict(ScheduleSpec, compose_plain("train", ["schedule=inverse_sqrt"])["schedule"], "schedule")
+    own = (spec.warmup_steps, spec.timescale, spec.cooldown_steps)
+    assert own == tuple(golden[key] for key in ("warmup_steps", "timescale", "cooldown_steps"))
+    for steps in ((20, 20, 20), (10, 40, 5)):
+        warmup, timescale, cooldown = steps
+        spec = ScheduleSpec("inverse_sqrt", warmup, timescale, cooldown)
+        wanted = [reference(step, 100, *steps) for step in range(101)]
+        assert [spec.factor(step, 100) for step in range(101)] == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("kind", ["cosine", "inverse_sqrt", "constant"])
+def test_schedule__cooldown_ends_linearly_at_zero(kind: Any) -> None:
+    spec, plain = (ScheduleSpec(kind, warmup_steps=2, cooldown_steps=n, min_lr_ratio=0.5) for n in (4, 0))
+    assert [spec.factor(s, 20) for s in range(17)] == [plain.factor(s, 20) for s in range(17)]
+    shares = [spec.factor(s, 20) / plain.factor(s, 20) for s in range(16, 22)]
+    assert shares == pytest.approx([1, 0.75, 0.5, 0.25, 0, 0])
+
+
+def test_build_optimizer__refuses_a_schedule_longer_than_the_training() -> None:
+    schedule = ScheduleSpec("inverse_sqrt", warmup_steps=20, cooldown_steps=20)
+    with pytest.raises(UserError, match=r"schedule.cooldown_steps=20 do not fit into 39 steps .*cooldown_steps=3$"):
+        build_optimizer(tiny_model(), OptimSpec(), schedule, 39)
+    build_optimizer(tiny_model(), OptimSpec(), schedule, 40)
+
+
+def test_train__refuses_a_schedule_longer_than_the_training_before_it_starts() -> None:
+    given = ["schedule=inverse_sqrt", "trainer.max_steps=30"]
+    with pytest.raises(UserError, match=r"schedule.warmup_steps=20 and .* do not fit into 30 steps"):
+        spec_from_dict(TrainSpec, compose_plain("train", given), "")
+    fixed = compose_plain("train", [*given, "schedule.warmup_steps=3", "schedule.cooldown_steps=3"])  # as it says
+    assert spec_from_dict(TrainSpec, fixed, "").schedule.cooldown_steps == 3
+
+
+def test_param_groups__adamw_reference_is_the_reference_s(shared_dir: Path) -> None:
+    """Learning rate and weight decay of each of the 1,459 parameters that are trained."""
+    golden = json.loads((shared_dir / "reference/optim_reference.json").read_text())
+    wanted = {name: (g["lr"], g["weight_decay"]) for g in golden["groups"] for name in g["parameters"]}
+    spec = spec_from_dict(OptimSpec, compose_plain("train", ["optim=adamw_reference"])["optim"], "optim")
+    model = build_model(ModelSpec(), device="meta")
+    module = ConceptSegmentation(model, Criterion(), spec, ScheduleSpec())
+    names = {id(parameter): name for name, parameter in module.model.named_parameters()}
+    found = {
+        names[id(parameter)]: (group["lr"], group["weight_decay"])
+        for group in param_groups(model, spec)
+        for parameter in group["params"]  # type: ignore[attr-defined]
+    }
+    assert len(wanted) == 1459
+    assert found.keys() == wanted.keys()
+    for name, values in found.items():
+        assert values == pytest.approx(wanted[name], rel=1e-12), name
+    assert (list(spec.betas), spec.clip) == (golden["optimizer"]["betas"], golden["optimizer"]["clip_grad_norm"])
+
+
+def test_param_groups__adamw_has_the_groups_of_earlier_checkpoints() -> None:
+    """A resumed optimiser finds its state by place: tower and decay, in the order of the model's parameters."""
+    model = tiny_model()
+    spec = spec_from_dict(OptimSpec, compose_plain("train", ["optim=adamw"])["optim"], "optim")
+    assert spec == OptimSpec()
+    places: dict[tuple[str, bool], list[int]] = {}
+    for name, parameter in model.named_parameters():
+        tower = part_of(name) if part_of(name) in ("vision", "text") else "rest"
+        places.setdefault((tower, parameter.ndim > 1), []).append(id(parameter))
+    groups = param_groups(model, spec)
+    assert [[id(p) for p in group["params"]] for group in groups] == list(places.values())  # type: ignore[attr-defined]
+    assert [group["name"] for group in groups] == [
+        f"{tower}/{'decay' if decays else 'no_decay'}/0.0003" for tower, decays in places
+    ]
+
+
+@pytest.mark.parametrize("key", ["layer_decay_exempt", "decay_too"])
+def test_param_groups__pattern_of_no_parameter(key: str) -> None:
+    with pytest.raises(UserError, match=rf"optim.{key} has \*.pos_embed, which no parameter of this model matches"):
+        param_groups(tiny_model(), OptimSpec(**{key: ("*.pos_embed",)}))  # type: ignore[arg-type]
 
 
 def test_build_optimizer__first_step_is_warm_up() -> None:
@@ -83,9 +174,12 @@ def test_build_optimizer__first_step_is_warm_up() -> None:
     [
         (lambda: OptimSpec(lr=0), "optim.lr=0"),
         (lambda: OptimSpec(layer_decay=1.5), "optim.layer_decay=1.5"),
+        (lambda: OptimSpec(layer_decay_start=-1), "optim.layer_decay_start=-1"),
         (lambda: OptimSpec(weight_decay=-1), "optim.weight_decay=-1"),
         (lambda: OptimSpec(betas=(0.9, 1.0)), "optim.betas"),
         (lambda: ScheduleSpec(warmup_steps=-1), "schedule.warmup_steps=-1"),
+        (lambda: ScheduleSpec(cooldown_steps=-1), "schedule.cooldown_steps=-1"),
+        (lambda: ScheduleSpec(timescale=0), "schedule.timescale=0"),
         (lambda: ScheduleSpec(min_lr_ratio=2), "schedule.min_lr_ratio=2"),
     ],
 )
