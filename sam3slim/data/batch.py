@@ -31,6 +31,12 @@ class Targets:
         boxes = self.boxes.to(device, non_blocking=non_blocking)
         return Targets(boxes, masks, self.prompt_index.to(device, non_blocking=non_blocking))
 
+    def part(self, prompts: slice) -> Targets:
+        """Those of some prompts in a row, which are counted from 0 again."""
+        own = (self.prompt_index >= prompts.start) & (self.prompt_index < prompts.stop)
+        masks = self.masks if self.masks is None else self.masks[own]
+        return Targets(self.boxes[own], masks, self.prompt_index[own] - prompts.start)
+
     def pin_memory(self) -> Targets:
         """The same targets in page-locked memory."""
         masks = self.masks if self.masks is None else self.masks.pin_memory()
@@ -103,6 +109,17 @@ class Batch:
     def inputs(self) -> dict[str, Tensor]:
         """The keyword arguments of ``Sam3.forward``, without box prompts."""
         return {name: getattr(self, name) for name in self._tensors if name != "category_ids"}
+
+    def part(self, prompts: slice) -> Batch:
+        """The same images with some of the prompts (in a row); of what a teacher says, without maps of images."""
+        rows = {name: value[prompts] for name in self._tensors if (value := getattr(self, name)) is not None}
+        return replace(
+            self,
+            **rows | {"pixel_values": self.pixel_values},
+            targets=self.targets.part(prompts),
+            phrases=self.phrases[prompts],
+            taught=self.taught and self.taught.part(prompts),
+        )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The batch with its tensors on ``device``; ``images`` (with the ground truth) stay on the CPU."""

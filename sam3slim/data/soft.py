@@ -57,6 +57,19 @@ class SoftTargets:
         maps = zip(*(part.fpn for part in parts), strict=True)
         return cls(**values, fpn=tuple(torch.cat(level) for level in maps))
 
+    def part(self, prompts: slice) -> SoftTargets:
+        """The answers to some prompts in a row, which are counted from 0 again; without the images' maps."""
+        own = (self.prompt_index >= prompts.start) & (self.prompt_index < prompts.stop)
+        values: dict[str, Any] = {"prompt_index": self.prompt_index[own] - prompts.start}
+        for names, place in (
+            (("presence", "rest", "semantic", "memory"), prompts),
+            (("boxes", "scores", "masks"), own),
+        ):
+            for name in names:
+                value = getattr(self, name)
+                values[name] = value if value is None else value[place]
+        return SoftTargets(**values)
+
     @classmethod
     def nothing(cls, zeros: Tensor | None = None, fpn: tuple[Tensor, ...] = ()) -> SoftTargets:
         """Maps alone, and P prompts (``zeros`` [P]; None: no prompt) that nothing is said about."""

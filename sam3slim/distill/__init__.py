@@ -5,7 +5,7 @@ from sam3slim.distill.losses import feature_loss, pyramid_loss
 from sam3slim.distill.spec import DistillSpec, teacher_overrides
 from sam3slim.distill.store import TeacherStore
 from sam3slim.distill.teacher import CachedTeacher, FrozenTeacher, check_teacher, soft_targets
-from sam3slim.distill.total import distillation_losses
+from sam3slim.distill.total import Totals, distillation_losses, image_losses, match_detections, prompt_losses
 
 __all__ = [
     "CachedTeacher",
@@ -14,10 +14,14 @@ __all__ = [
     "FrozenTeacher",
     "Share",
     "TeacherStore",
+    "Totals",
     "cache_facts",
     "check_teacher",
     "distillation_losses",
     "feature_loss",
+    "image_losses",
+    "match_detections",
+    "prompt_losses",
     "pyramid_loss",
     "soft_targets",
     "teacher_overrides",

@@ -20,13 +20,19 @@ NEGATIVE_SHARE = 0.1
 PRESENT = 0.05
 
 
-def feature_loss(student: Tensor, teacher: Tensor) -> Tensor:
+def spread(features: Tensor) -> Tensor:
+    """Variance [] of a teacher's features over all entries."""
+    return features.detach().float().var(correction=0).clamp(min=1e-6)
+
+
+def feature_loss(student: Tensor, teacher: Tensor, variance: Tensor | None = None) -> Tensor:
     """Mean squared error relative to the teacher's variance, so that weights mean the same on every map.
 
     1 is what a constant student at the teacher's mean would score (FitNets, arXiv:1412.6550, normalised).
 
     Args:
         student, teacher: any equal shape, any float dtype; computed in float32.
+        variance: [] ``spread`` of the features that these are a part of; None: of these.
 
     Raises:
         ValueError: the shapes differ.
@@ -34,7 +40,7 @@ def feature_loss(student: Tensor, teacher: Tensor) -> Tensor:
     if student.shape != teacher.shape:
         raise ValueError(f"student features {tuple(student.shape)} and teacher's {tuple(teacher.shape)} differ")
     target = teacher.detach().float()
-    return (student.float() - target).square().mean() / target.var(correction=0).clamp(min=1e-6)
+    return (student.float() - target).square().mean() / (spread(target) if variance is None else variance)
 
 
 def pyramid_loss(student: tuple[Tensor, ...], teacher: tuple[Tensor, ...]) -> Tensor:
@@ -146,13 +152,19 @@ def mask_losses(
     return (share * pixels).sum() / divisor, (share * soft_dice(picked, target)).sum() / divisor
 
 
-def semantic_loss(semantic: Tensor, wanted: Tensor, presence: Tensor) -> Tensor:
+def semantic_share(presence: Tensor) -> Tensor:
+    """Weight [P] float32 of each prompt's semantic map: that of an absent concept (below ``PRESENT``) says nothing."""
+    return torch.where(presence >= PRESENT, presence, 0.0).float()
+
+
+def semantic_loss(semantic: Tensor, wanted: Tensor, presence: Tensor, divisor: Tensor | None = None) -> Tensor:
     """``soft_bce`` plus ``soft_dice`` of the semantic map, mean over prompts weighted by the teacher's presence.
 
     Args:
         semantic: [P, 1, h, w] logits; ``wanted`` [P, h, w] logits of the teacher.
-        presence: [P]; the map of an absent concept (below ``PRESENT``) means nothing.
+        presence: [P].
+        divisor: [] sum of ``semantic_share`` over the batch that these prompts are a part of; None: over these.
     """
-    target, share = wanted.float().sigmoid(), torch.where(presence >= PRESENT, presence, 0.0).float()
+    target, share = wanted.float().sigmoid(), semantic_share(presence)
     each = soft_bce(semantic[:, 0], target).mean(dim=(1, 2)) + soft_dice(semantic[:, 0], target)
-    return (share * each).sum() / share.sum().clamp(min=1e-6)
+    return (share * each).sum() / (share.sum() if divisor is None else divisor).clamp(min=1e-6)

@@ -18,6 +18,8 @@ from sam3slim.errors import UserError
 from sam3slim.models import Sam3, Sam3Output
 from sam3slim.specs import ModelSpec
 
+PROMPTS = 32  # that a teacher is asked together beside a student: they pass through encoder and decoder at once
+
 
 def check_teacher(teacher: ModelSpec, student: ModelSpec) -> None:
     """Feature maps and masks must have equal shapes; depth, widths, queries, vocabulary and context may differ.
@@ -65,7 +67,7 @@ class FrozenTeacher:
 
     def targets(self, batch: Batch) -> SoftTargets:
         """The teacher's answers to the batch's prompts."""
-        return self.answers(batch.pixel_values, batch.phrases, batch.image_index)
+        return self.answers(batch.pixel_values, batch.phrases, batch.image_index, PROMPTS)
 
     @torch.no_grad()
     def answers(
@@ -95,7 +97,7 @@ class FrozenTeacher:
                 text_embeds=text,
                 attention_mask=mask,
                 image_index=image_index[part],
-                with_masks=self.spec.masks,
+                with_masks="asked" if self.spec.masks else False,
             )
             parts.append(soft_targets(output, self.spec))
         return replace(SoftTargets.join(parts) if len(parts) > 1 else parts[0], fpn=fpn)
@@ -109,9 +111,13 @@ class CachedTeacher:
 
     def losses(self, batch: Batch, student: Sam3Output, average: Average | None = None) -> dict[str, Tensor]:
         """See ``distillation_losses``."""
+        return distillation_losses(self.spec, self.targets(batch), student, average)
+
+    def targets(self, batch: Batch) -> SoftTargets:
+        """The teacher's answers to the batch's prompts."""
         if batch.taught is None:
             raise ValueError("the batch comes without a teacher's answers: ConceptData.teach was not called")
-        return distillation_losses(self.spec, batch.taught, student, average)
+        return batch.taught
 
 
 def soft_targets(output: Sam3Output, spec: DistillSpec) -> SoftTargets:

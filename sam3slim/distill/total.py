@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,12 +18,42 @@ from sam3slim.distill.losses import (
     pyramid_loss,
     score_loss,
     semantic_loss,
+    semantic_share,
+    spread,
 )
 from sam3slim.distill.spec import DistillSpec
-from sam3slim.losses import HungarianMatcher
+from sam3slim.losses import HungarianMatcher, Match
 from sam3slim.models import Sam3Output
 
 Average = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What the losses are divided by: numbers of the whole batch, also where a part of its prompts is looked at.
+
+    Attributes:
+        detections: [] sum of the detections' weights; with several processes, the mean of theirs.
+        prompts: how many.
+        semantic: [] sum of the prompts' ``semantic_share``.
+        memory: [] variance of the teacher's encoder output; None where it is not taught.
+    """
+
+    detections: Tensor
+    prompts: int
+    semantic: Tensor
+    memory: Tensor | None
+
+    @classmethod
+    def of(cls, taught: SoftTargets, average: Average | None = None) -> Totals:
+        """``average``: mean of a number over the processes; None with one process."""
+        weight = taught.weight.sum()
+        return cls(
+            detections=(weight if average is None else average(weight)).clamp(min=1),
+            prompts=len(taught.presence),
+            semantic=semantic_share(taught.presence).sum(),
+            memory=None if taught.memory is None else spread(taught.memory),
+        )
 
 
 def distillation_losses(
@@ -30,36 +61,61 @@ def distillation_losses(
 ) -> dict[str, Tensor]:
     """Weighted losses by name (``distill_fpn``, …), each a scalar with its graph, those of weight 0 left out.
 
-    The student's queries are matched with the teacher's detections as with labels, at every decoder layer
-    (Hungarian on score, L1 and GIoU), so that teacher and student need not have the same queries.
-
     Args:
         taught: what the weights in ``spec`` need.
         average: mean of a number over the processes; None with one process.
     """
+    totals = Totals.of(taught, average)
+    return image_losses(spec, taught, student.fpn_hidden_states) | prompt_losses(spec, taught, student, totals)
+
+
+def image_losses(spec: DistillSpec, taught: SoftTargets, fpn: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    """The losses of the images' maps, as ``distillation_losses`` returns them."""
+    if not spec.fpn:
+        return {}
+    with torch.autocast(fpn[0].device.type, enabled=False):
+        return {"distill_fpn": spec.fpn * pyramid_loss(fpn, taught.fpn)}
+
+
+def match_detections(taught: SoftTargets, student: Sam3Output) -> Match:
+    """The student's queries matched with the teacher's detections as with labels, at every decoder layer.
+
+    Hungarian on score, L1 and GIoU, so that teacher and student need not have the same queries.
+    """
+    targets = Targets(taught.boxes.float(), None, taught.prompt_index)
+    with torch.autocast(student.layer_logits.device.type, enabled=False):
+        return HungarianMatcher()(student.layer_logits.float(), student.layer_boxes.float(), targets)
+
+
+def prompt_losses(
+    spec: DistillSpec, taught: SoftTargets, student: Sam3Output, totals: Totals, match: Match | None = None
+) -> dict[str, Tensor]:
+    """The losses of the prompts' answers, as ``distillation_losses`` returns them.
+
+    Args:
+        totals: of the batch that these prompts are a part of: the parts' losses then add up to the batch's.
+        match: what ``match_detections`` returned, if it was asked.
+    """
     losses = {}
     with torch.autocast(student.layer_logits.device.type, enabled=False):
-        if spec.fpn:
-            losses["fpn"] = pyramid_loss(student.fpn_hidden_states, taught.fpn)
         if spec.memory:
             assert taught.memory is not None
-            losses["memory"] = feature_loss(student.encoder_hidden_states, taught.memory)
+            share = len(taught.presence) / max(totals.prompts, 1)
+            losses["memory"] = share * feature_loss(student.encoder_hidden_states, taught.memory, totals.memory)
         if spec.answers:
-            losses |= _answers(taught, student, average)
+            losses |= _answers(taught, student, totals, match or match_detections(taught, student))
     weighted = {name: getattr(spec, name) * value for name, value in losses.items() if getattr(spec, name)}
     return {f"distill_{name}": value for name, value in weighted.items()}
 
 
-def _answers(taught: SoftTargets, student: Sam3Output, average: Average | None) -> dict[str, Tensor]:
+def _answers(taught: SoftTargets, student: Sam3Output, totals: Totals, match: Match) -> dict[str, Tensor]:
     logits, boxes = student.layer_logits.float(), student.layer_boxes.float()
-    weight = taught.weight
-    divisor = weight.sum() if average is None else average(weight.sum())
-    divisor = divisor.clamp(min=1)
-    match = HungarianMatcher()(logits, boxes, Targets(taught.boxes.float(), None, taught.prompt_index))
+    weight, divisor = taught.weight, totals.detections
     scores = score_loss(logits, match, taught.scores, taught.rest, taught.presence, divisor)
     bbox, giou = box_losses(boxes, match, taught.boxes, weight, divisor)
+    share = len(taught.presence) / max(totals.prompts, 1)
     losses = {
-        "presence": presence_loss(student.layer_presence, taught.presence).sum(),
+        "presence": share * presence_loss(student.layer_presence, taught.presence).sum(),
         "scores": scores.sum(),
         "bbox": bbox.sum(),
         "giou": giou.sum(),
@@ -68,5 +124,5 @@ def _answers(taught: SoftTargets, student: Sam3Output, average: Average | None) 
         last = match.at_layer(len(logits) - 1)
         losses["mask"], losses["dice"] = mask_losses(student.pred_masks, last, taught.masks, weight, divisor)
     if taught.semantic is not None and student.semantic_seg is not None:
-        losses["semantic"] = semantic_loss(student.semantic_seg, taught.semantic, taught.presence)
+        losses["semantic"] = semantic_loss(student.semantic_seg, taught.semantic, taught.presence, totals.semantic)
     return losses

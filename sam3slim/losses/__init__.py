@@ -9,7 +9,7 @@ from sam3slim.losses.classification import (
     presence_bce,
 )
 from sam3slim.losses.counts import Counts, Summed
-from sam3slim.losses.criterion import Criterion, LayerOutputs
+from sam3slim.losses.criterion import Criterion, LayerOutputs, Matches
 from sam3slim.losses.masks import focal_and_dice, instance_mask_losses, semantic_losses
 from sam3slim.losses.matcher import HungarianMatcher, Match, OneToManyMatcher
 from sam3slim.losses.spec import LossSpec
@@ -21,6 +21,7 @@ __all__ = [
     "LayerOutputs",
     "LossSpec",
     "Match",
+    "Matches",
     "OneToManyMatcher",
     "Summed",
     "box_l1",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +59,22 @@ class LayerOutputs(Protocol):
         """[P, Q, h, w] mask logits of the one-to-many branch."""
 
 
+@dataclass(frozen=True)
+class Matches:
+    """Which predictions answer which targets, at every layer; ``many``: of the one-to-many branch, None without it."""
+
+    one: Match
+    many: Match | None
+
+    def masks(self, layers: int, queries: int) -> tuple[Tensor, Tensor]:
+        """(prompt, query) [M] each of the masks that the losses look at; the branch's queries follow the Q others."""
+        pairs = [self.one.at_layer(layers - 1)]
+        if self.many is not None:
+            last = self.many.at_layer(layers - 1)
+            pairs.append(replace(last, query=last.query + queries))
+        return torch.cat([pair.prompt for pair in pairs]), torch.cat([pair.query for pair in pairs])
+
+
 class Criterion(nn.Module):
     """Weighted sum of all losses; class, presence and boxes on every layer, masks on the last.
 
@@ -66,6 +83,8 @@ class Criterion(nn.Module):
         matcher: one-to-one matcher.
         o2m_matcher: one-to-many matcher, used when the outputs have that branch.
     """
+
+    METRICS: ClassVar = ("ce_f1", "presence_dec_acc")  # beside the losses: means, which do not add up
 
     def __init__(
         self,
@@ -78,13 +97,35 @@ class Criterion(nn.Module):
         self.matcher = matcher or HungarianMatcher()
         self.o2m_matcher = o2m_matcher or OneToManyMatcher()
 
-    def forward(self, outputs: LayerOutputs, targets: Targets, counts: Counts | None = None) -> dict[str, Tensor]:
+    @torch.no_grad()
+    def match(self, outputs: LayerOutputs, targets: Targets) -> Matches:
+        """Match predictions with targets, in float32 whatever the outputs' dtype.
+
+        Raises:
+            UserError: predictions are NaN or infinite.
+        """
+        with torch.autocast(outputs.layer_logits.device.type, enabled=False):
+            one = self.matcher(outputs.layer_logits.float(), outputs.layer_boxes.float(), targets)
+            if outputs.o2m_logits is None or outputs.o2m_boxes is None:
+                return Matches(one, None)
+            return Matches(one, self._match_many(outputs.o2m_logits.float(), outputs.o2m_boxes.float(), targets))
+
+    def _match_many(self, logits: Tensor, boxes: Tensor, targets: Targets) -> Match:
+        if self.spec.o2m_matcher_on_aux:
+            return self.o2m_matcher(logits, boxes, targets)
+        last = self.o2m_matcher(logits[-1:], boxes[-1:], targets).shifted(len(logits) - 1)
+        return self.matcher(logits[:-1], boxes[:-1], targets) + last if len(logits) > 1 else last
+
+    def forward(
+        self, outputs: LayerOutputs, targets: Targets, counts: Counts | None = None, matches: Matches | None = None
+    ) -> dict[str, Tensor]:
         """Compute the loss in float32 whatever the outputs' dtype.
 
         Args:
             outputs: see ``LayerOutputs``.
             targets: T packed instances; without masks the mask and semantic losses are left out.
             counts: what to average over; give it when these prompts are a share of a step. Default: their own.
+            matches: what ``match`` returned, if it was asked.
 
         Returns:
             ``loss`` [], the weighted total with its graph, and, detached, the unweighted components of the
@@ -96,12 +137,15 @@ class Criterion(nn.Module):
             UserError: predictions are NaN or infinite.
         """
         device = outputs.layer_logits.device
+        matches = matches or self.match(outputs, targets)
         with torch.autocast(device.type, enabled=False):
             if counts is None:
                 counts = Counts.per_process(Counts.of(targets, outputs.layer_logits.shape[1]).stacked().to(device), 1)
-            one, metrics = self._one_to_one(outputs, targets)
+            one, metrics = self._one_to_one(outputs, targets, matches.one)
             losses = {name: value.mean(counts) for name, value in one.items()}
-            many = {name: value.mean(counts) for name, value in self._one_to_many(outputs, targets).items()}
+            many = {
+                name: value.mean(counts) for name, value in self._one_to_many(outputs, targets, matches.many).items()
+            }
         total = self._weigh(losses)
         if many:
             total = total + self.spec.o2m * self._weigh(many)
@@ -109,12 +153,13 @@ class Criterion(nn.Module):
         report |= {f"o2m_{name}": value[-1].detach() for name, value in many.items()}
         return {"loss": total, **report, **metrics}
 
-    def _one_to_one(self, outputs: LayerOutputs, targets: Targets) -> tuple[dict[str, Summed], dict[str, Tensor]]:
+    def _one_to_one(
+        self, outputs: LayerOutputs, targets: Targets, match: Match
+    ) -> tuple[dict[str, Summed], dict[str, Tensor]]:
         logits, boxes, presence = (
             x.float() for x in (outputs.layer_logits, outputs.layer_boxes, outputs.layer_presence)
         )
         has_target = _has_target(logits, targets)
-        match = self.matcher(logits, boxes, targets)
         losses, quality = self._detection(logits, boxes, targets, match, has_target)
         losses["loss_presence"] = Summed(presence_bce(presence, has_target), "prompts")
         losses |= _masks(outputs.pred_masks, targets, match.at_layer(len(logits) - 1))
@@ -128,15 +173,10 @@ class Criterion(nn.Module):
         }
         return losses, metrics
 
-    def _one_to_many(self, outputs: LayerOutputs, targets: Targets) -> dict[str, Summed]:
-        if outputs.o2m_logits is None or outputs.o2m_boxes is None:
+    def _one_to_many(self, outputs: LayerOutputs, targets: Targets, match: Match | None) -> dict[str, Summed]:
+        if match is None or outputs.o2m_logits is None or outputs.o2m_boxes is None:
             return {}
         logits, boxes = outputs.o2m_logits.float(), outputs.o2m_boxes.float()
-        if self.spec.o2m_matcher_on_aux:
-            match = self.o2m_matcher(logits, boxes, targets)
-        else:
-            last = self.o2m_matcher(logits[-1:], boxes[-1:], targets).shifted(len(logits) - 1)
-            match = self.matcher(logits[:-1], boxes[:-1], targets) + last if len(logits) > 1 else last
         losses, _ = self._detection(logits, boxes, targets, match, _has_target(logits, targets))
         return losses | _masks(outputs.o2m_masks, targets, match.at_layer(len(logits) - 1))
 

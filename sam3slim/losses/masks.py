@@ -5,27 +5,50 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from sam3slim.data.batch import Targets
 from sam3slim.losses.matcher import Match
+from sam3slim.parts import parts
+
+TENSORS = 8  # of the masks' size that the backward pass of focal and dice loss needs
 
 
-def focal_and_dice(logits: Tensor, masks: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> tuple[Tensor, Tensor]:
+def focal_and_dice(
+    logits: Tensor, masks: Tensor, alpha: float = 0.25, gamma: float = 2.0, index: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Focal loss (Lin et al. 2017, eq. 5; mean over pixels) and dice loss (Milletari et al. 2016, plus 1).
+
+    Computed again in the backward pass, some masks at a time: at 1,008 px a pair would keep 36 MB.
 
     Args:
         logits: [N, h, w] float32, upsampled here to the masks' size (bilinear, align_corners=False).
-        masks: [N, H, W] bool.
+        masks: [T, H, W] bool.
+        index: [N] int64, which of the masks each is compared with; None: T = N, one with one.
 
     Returns:
         focal [N] and dice [N] float32.
     """
     if len(logits) == 0:
         return logits.sum((1, 2)), logits.sum((1, 2))
+    if index is None:
+        index = torch.arange(len(masks), device=masks.device)
+    found = [
+        checkpoint(
+            _focal_and_dice, logits[part], masks, index[part], alpha, gamma,
+            use_reentrant=False, preserve_rng_state=False,
+        )
+        for part in parts(len(logits), TENSORS * masks.shape[-2] * masks.shape[-1])
+    ]  # fmt: skip
+    focal, dice = zip(*found, strict=True)
+    return torch.cat(focal), torch.cat(dice)
+
+
+def _focal_and_dice(logits: Tensor, masks: Tensor, index: Tensor, alpha: float, gamma: float) -> tuple[Tensor, Tensor]:
     if logits.shape[-2:] != masks.shape[-2:]:
         # As N channels of one image: the backward on CPU is twice as fast as for N images.
         logits = F.interpolate(logits[None], size=masks.shape[-2:], mode="bilinear", align_corners=False)[0]
-    x, inside = logits.flatten(1), masks.flatten(1)
+    x, inside = logits.flatten(1), masks[index].flatten(1)
     wanted = inside.to(x.dtype)
     prob = x.sigmoid()
     wrong = (prob - wanted).abs()  # 1 - p_t
@@ -51,7 +74,7 @@ def instance_mask_losses(
     """
     # Only matched masks are cast and upsampled: they are a small part of P x Q.
     picked = pred_masks[match.prompt, match.query].float()
-    focal, dice = focal_and_dice(picked, masks[match.target], alpha, gamma)
+    focal, dice = focal_and_dice(picked, masks, alpha, gamma, match.target)
     return focal.sum(), dice.sum()
 
 
@@ -72,7 +95,7 @@ def semantic_losses(
     assert targets.masks is not None, "semantic_losses needs target masks"
     prompts, group = torch.unique_consecutive(targets.prompt_index, return_inverse=True)
     size = targets.masks.shape[-2:]
-    union = torch.zeros((len(prompts), *size), device=semantic_seg.device, dtype=torch.float32)
+    union = torch.zeros((len(prompts), *size), device=targets.masks.device, dtype=torch.float32)
     union = union.index_add_(0, group, targets.masks.to(union.dtype)) > 0
     focal, dice = focal_and_dice(semantic_seg[prompts, 0].float(), union, alpha, gamma)
     visible = union.flatten(1).any(1)

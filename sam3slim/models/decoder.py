@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.sam3.modeling_sam3 import Sam3DetrDecoder, inverse_sigmoid
+
+from sam3slim.parts import recomputed
 
 
 def decode(
@@ -20,6 +23,7 @@ def decode(
     grid: tuple[int, int],
     *,
     one_to_many: bool = False,
+    recompute: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run the object queries through all L layers.
 
@@ -30,6 +34,8 @@ def decode(
         memory: [P, H·W, d] encoded image features; ``memory_pos`` their position encoding.
         prompt: [P, T, d]; ``prompt_mask`` [P, T] bool, True on real tokens.
         grid: (H, W).
+        recompute: keep only the inputs of every layer for the backward pass, not its bias and attention maps of
+            heads × queries × pixels.
 
     Returns:
         normalised queries [L, P, Q, d]; boxes [L, P, Q, 4] (cx, cy, w, h) in 0..1; presence logits [L, P, 1].
@@ -47,13 +53,11 @@ def decode(
     )
 
     all_hidden, all_boxes, all_presence = [], [], []
+    map_size = decoder.config.num_attention_heads * hidden.shape[1] * memory.shape[1]
     for layer in decoder.layers:
-        query_pos = decoder.ref_point_head(decoder.position_encoding.encode_boxes(boxes))
-        # The presence token has no box: no position, no bias.
-        query_pos = F.pad(query_pos, (0, 0, 1, 0))
-        # Its annotation says tensors; plain numbers do as well, and can be traced.
-        bias = F.pad(decoder._get_rpb_matrix(boxes, grid), (0, 0, 1, 0))  # type: ignore[arg-type]
-        hidden = _layer(layer, hidden, query_pos, prompt, memory, memory_pos, text_mask, bias, one_to_many)
+        step = partial(_step, decoder, layer, grid, one_to_many)
+        rows = (hidden, boxes, prompt, memory, memory_pos, text_mask)
+        hidden = recomputed(step, *rows, elements=map_size) if recompute else step(*rows)
         normed = decoder.output_layer_norm(hidden[:, 1:])
         new_boxes = (decoder.box_head(normed) + inverse_sigmoid(boxes)).sigmoid()
         boxes = new_boxes.detach()
@@ -63,6 +67,27 @@ def decode(
         all_boxes.append(new_boxes)
         all_presence.append(presence.clamp(min=-limit, max=limit))
     return torch.stack(all_hidden), torch.stack(all_boxes), torch.stack(all_presence)
+
+
+def _step(
+    decoder: Sam3DetrDecoder,
+    layer: Any,
+    grid: tuple[int, int],
+    one_to_many: bool,
+    hidden: Tensor,
+    boxes: Tensor,
+    prompt: Tensor,
+    memory: Tensor,
+    memory_pos: Tensor,
+    text_mask: Any,
+) -> Tensor:
+    """One layer with the positions and the relative position bias of its reference boxes [P, Q, 4]."""
+    query_pos = decoder.ref_point_head(decoder.position_encoding.encode_boxes(boxes))
+    # The presence token has no box: no position, no bias.
+    query_pos = F.pad(query_pos, (0, 0, 1, 0))
+    # Its annotation says tensors; plain numbers do as well, and can be traced.
+    bias = F.pad(decoder._get_rpb_matrix(boxes, grid), (0, 0, 1, 0))  # type: ignore[arg-type]
+    return _layer(layer, hidden, query_pos, prompt, memory, memory_pos, text_mask, bias, one_to_many)
 
 
 def _layer(

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from sam3slim.models.masks import MaskHead
 
 
 @dataclass
@@ -32,6 +36,10 @@ class Sam3Prediction:
 class Sam3Output(Sam3Prediction):
     """The prediction and what training looks at besides, of L decoder layers.
 
+    After ``with_masks="asked"``, ``pred_masks`` and ``o2m_masks`` can only be indexed by pairs of prompt and query, and
+    ``semantic_seg`` only be indexed: the mask head runs then, or before that for all pairs that will be asked for
+    (``mask_head.compute``).
+
     Attributes:
         layer_logits: [L, P, Q].
         layer_boxes: [L, P, Q, 4] (cx, cy, w, h) in 0..1.
@@ -42,6 +50,7 @@ class Sam3Output(Sam3Prediction):
         encoder_hidden_states: [P, H·W, d_model] after the DETR encoder.
         decoder_hidden_states: [L, P, Q, d_model] normalised queries of every layer.
         text_features: [P, T, d_model] before the geometry token is appended.
+        mask_head: of ``with_masks="asked"``; None otherwise.
     """
 
     layer_logits: Tensor
@@ -54,3 +63,4 @@ class Sam3Output(Sam3Prediction):
     encoder_hidden_states: Tensor
     decoder_hidden_states: Tensor
     text_features: Tensor
+    mask_head: MaskHead | None = None

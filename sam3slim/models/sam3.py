@@ -9,7 +9,8 @@ implementation does, and can run the one-to-many training branch.
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
 
 from sam3slim.models.bank import TextBank
 from sam3slim.models.decoder import decode
+from sam3slim.models.masks import AskedMasks, AskedSemantic, MaskHead
 from sam3slim.models.outputs import Sam3Output
 from sam3slim.specs import ModelSpec
 
@@ -26,9 +28,15 @@ PADDED_BOX_LABEL = -10  # transformers' sign for a box slot that is only padding
 
 
 class Sam3(Sam3Model):
-    """SAM 3 (arXiv:2511.16719) image model with a training-grade forward."""
+    """SAM 3 (arXiv:2511.16719) image model with a training-grade forward.
+
+    Attributes:
+        recompute: decoder layers and mask head keep only their inputs for the backward pass; set by
+            ``training.recompute_activations``.
+    """
 
     spec: ModelSpec
+    recompute: bool = False
 
     def __init__(self, config: Sam3Config, bank: TextBank | None = None) -> None:
         """With a ``bank``, stored text features take the text tower's place."""
@@ -70,7 +78,7 @@ class Sam3(Sam3Model):
         vision_embeds: Sam3VisionEncoderOutput | None = None,
         text_embeds: Tensor | BaseModelOutputWithPooling | None = None,
         one_to_many: bool = False,
-        with_masks: bool = True,
+        with_masks: bool | Literal["asked"] = True,
     ) -> Sam3Output:
         """Answer P prompts about B images.
 
@@ -85,7 +93,8 @@ class Sam3(Sam3Model):
             vision_embeds: what ``get_vision_features`` returned for the B images.
             text_embeds: [P, T, d_model] projected text features, or what ``get_text_features`` returned.
             one_to_many: also run a copy of the queries without self-attention (training only).
-            with_masks: False skips the mask head.
+            with_masks: False skips the mask head; "asked" runs it later, for the queries that a loss looks at
+                (see ``Sam3Output``).
 
         Raises:
             ValueError: inputs that exclude each other, or whose sizes do not fit.
@@ -103,9 +112,8 @@ class Sam3(Sam3Model):
         prompt = torch.cat([text, geometry], dim=1)
         prompt_mask = torch.cat([text_mask, geometry_mask], dim=1)
 
-        features = [_take(level, image_index) for level in fpn]
         encoded = self.detr_encoder(
-            vision_features=[features[-1]],
+            vision_features=[_take(fpn[-1], image_index)],
             text_features=prompt,
             vision_pos_embeds=[_take(fpn_pos[-1], image_index)],
             text_mask=prompt_mask,
@@ -113,22 +121,32 @@ class Sam3(Sam3Model):
         memory = encoded.last_hidden_state
         hidden, boxes, presence = decode(
             self.detr_decoder, memory, prompt, encoded.pos_embeds_flattened, prompt_mask,
-            (fpn[-1].shape[-2], fpn[-1].shape[-1]), one_to_many=one_to_many,
+            (fpn[-1].shape[-2], fpn[-1].shape[-1]), one_to_many=one_to_many, recompute=self._recomputes,
         )  # fmt: skip
         logits = self.dot_product_scoring(
             decoder_hidden_states=hidden, text_features=prompt, text_mask=prompt_mask
         ).squeeze(-1)
-        masks = semantic = None
-        if with_masks:
+        head = masks = semantic = None
+        if with_masks == "asked":
+            head = MaskHead(
+                self.mask_decoder, hidden[-1], fpn, image_index, memory, prompt, prompt_mask,
+                recompute=self._recomputes,
+            )  # fmt: skip
+        elif with_masks:
             mask_out = self.mask_decoder(
                 decoder_queries=hidden[-1],
-                backbone_features=features,
+                backbone_features=[_take(level, image_index) for level in fpn],
                 encoder_hidden_states=memory,
                 prompt_features=prompt,
                 prompt_mask=prompt_mask,
             )
             masks, semantic = mask_out.pred_masks, mask_out.semantic_seg
-        return self._pack(hidden, logits, boxes, presence, masks, semantic, fpn, memory, text, one_to_many)
+        output = self._pack(hidden, logits, boxes, presence, masks, semantic, fpn, memory, text, one_to_many)
+        return output if head is None else _with_head(output, head)
+
+    @property
+    def _recomputes(self) -> bool:
+        return self.recompute and torch.is_grad_enabled()
 
     def encode_text(
         self,
@@ -242,6 +260,19 @@ class Sam3(Sam3Model):
             decoder_hidden_states=hidden[:, :, :queries],
             text_features=text,
         )
+
+
+def _with_head(output: Sam3Output, head: MaskHead) -> Sam3Output:
+    """The output with masks that are computed when they are asked for: they stand for tensors that are indexed."""
+    queries = output.pred_logits.shape[1]
+    many = output.o2m_logits is not None
+    return replace(
+        output,
+        mask_head=head,
+        pred_masks=cast(Tensor, AskedMasks(head)),
+        semantic_seg=cast(Tensor, AskedSemantic(head)),
+        o2m_masks=cast(Tensor, AskedMasks(head, queries)) if many else None,
+    )
 
 
 def _take(value: Tensor, index: Tensor | None) -> Tensor:

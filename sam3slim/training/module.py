@@ -11,12 +11,13 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from sam3slim.data.batch import Batch
-from sam3slim.distill import CachedTeacher, FrozenTeacher
+from sam3slim.distill import CachedTeacher, FrozenTeacher, Totals
 from sam3slim.errors import UserError
 from sam3slim.evaluation import ConceptMeanAP, ground_truths, predict_batch
 from sam3slim.losses import Counts, Criterion
 from sam3slim.models import Sam3, part_of
 from sam3slim.models.count import PARTS
+from sam3slim.training.lesson import Lesson
 from sam3slim.training.optim import OptimSpec, ScheduleSpec, build_optimizer, follow_settings
 from sam3slim.training.sharded import gathered, shard
 
@@ -42,6 +43,7 @@ class ConceptSegmentation(lightning.LightningModule):
         optim, schedule: optimiser and learning-rate schedule.
         one_to_many: train the one-to-many branch too.
         teacher: for distillation.
+        max_prompts: see ``Lesson``.
         config: plain nested dict kept in checkpoints.
     """
 
@@ -54,6 +56,7 @@ class ConceptSegmentation(lightning.LightningModule):
         *,
         one_to_many: bool = True,
         teacher: FrozenTeacher | CachedTeacher | None = None,
+        max_prompts: int | None = None,
         config: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -63,6 +66,7 @@ class ConceptSegmentation(lightning.LightningModule):
         self.criterion = criterion
         self.optim, self.schedule = optim, schedule
         self.one_to_many, self.teacher = one_to_many, teacher
+        self.max_prompts = max_prompts
         self.val_metric: ConceptMeanAP | None = None
         self._whole = ExitStack()
         for name, parameter in model.named_parameters():
@@ -95,13 +99,20 @@ class ConceptSegmentation(lightning.LightningModule):
         """
         # Only labels teach the one-to-many branch.
         many = self.one_to_many and self.criterion is not None
-        outputs = self.model(**batch.inputs(), one_to_many=many)
-        losses = {} if self.criterion is None else self.criterion(outputs, batch.targets, self._counts(batch))
-        loss = losses.pop("loss", 0.0)
-        if self.teacher is not None:
-            distilled = self.teacher.losses(batch, outputs, self._average)
-            loss = loss + torch.stack(list(distilled.values())).sum()
-            losses |= {name: value.detach() for name, value in distilled.items()}
+        # The teacher is asked first: what it needs on the way is free again when the student's activations pile up.
+        taught = None if self.teacher is None else self.teacher.targets(batch)
+        lesson = Lesson(
+            self.model,
+            criterion=self.criterion,
+            counts=None if self.criterion is None else self._counts(batch),
+            distill=None if self.teacher is None else self.teacher.spec,
+            taught=taught,
+            totals=None if taught is None else Totals.of(taught, self._average),
+            one_to_many=many,
+            max_prompts=self.max_prompts,
+        )
+        losses = lesson.losses(batch)
+        loss = losses.pop("loss")
         self._check_finite(loss, losses)
         # Logged only when it will be written: sixteen log calls a step are not free on a small model.
         if (self.global_step + 1) % self._log_interval() == 0:
@@ -110,12 +121,11 @@ class ConceptSegmentation(lightning.LightningModule):
             self.log_dict({f"train/{name}": value for name, value in losses.items()}, batch_size=size, sync_dist=True)
         return loss
 
-    def _counts(self, batch: Batch) -> Counts | None:
+    def _counts(self, batch: Batch) -> Counts:
         """Over the processes: then the mean of their losses, and of their gradients, is that of one big batch."""
-        if self.trainer.world_size == 1:
-            return None
-        own = Counts.of(batch.targets, len(batch.input_ids)).stacked().to(self.device)
-        total: Tensor = self.trainer.strategy.reduce(own, reduce_op="sum")
+        total = Counts.of(batch.targets, len(batch.input_ids)).stacked().to(self.device)
+        if self.trainer.world_size > 1:
+            total = self.trainer.strategy.reduce(total, reduce_op="sum")
         return Counts.per_process(total, self.trainer.world_size)
 
     def _average(self, value: Tensor) -> Tensor:
