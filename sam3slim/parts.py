@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ def parts(prompts: int, elements: int) -> Iterator[slice]:
         yield slice(start, min(start + size, prompts))
 
 
-def recomputed(function: Callable[..., Tensor], *rows: Tensor | None, elements: int) -> Tensor:
+def recomputed(function: Callable[..., Tensor], *rows: Any, elements: int) -> Tensor:
     """``function`` of tensors with one row a prompt, of which only the arguments are kept for the backward pass.
 
     Training deep nets with sublinear memory cost (Chen et al., 2016, arXiv:1604.06174). Dropout draws the same numbers
@@ -30,10 +31,9 @@ def recomputed(function: Callable[..., Tensor], *rows: Tensor | None, elements: 
 
     Args:
         function: no prompt's result depends on another prompt.
-        rows: [P, …] each, or None.
+        rows: tensors [P, …], of which some but not the first may be None.
         elements: those of its largest tensor, a prompt.
     """
-    assert rows[0] is not None
     split = list(parts(len(rows[0]), elements))
     run = partial(checkpoint, function, use_reentrant=False)
     if len(split) == 1:  # without slices, whose gradients would be summed in another order
