@@ -40,6 +40,7 @@ class RunRecord:
         config_hash: sha256 of the composed configuration without output paths (see ``config_hash``).
         choices: {hydra group: option}.
         model: {"name", "params", "params_by_part"}.
+        training: {"trained_params", "not_trained": {part: why}}; of trainings only.
         parent: record or artifact this run started from, as a path.
         artifact: {"path", "bytes", "format", "precision", "bytes_by_part"}, and "overrides" where loading takes them.
         data: {"name", "root", "split", "protocol", "images", "prompts"}, and "files" where they were not searched for.
@@ -61,6 +62,7 @@ class RunRecord:
     device: str | None = None
     choices: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] | None = None
+    training: dict[str, Any] | None = None
     parent: str | None = None
     artifact: dict[str, Any] | None = None
     data: dict[str, Any] | None = None
@@ -76,8 +78,9 @@ class RunRecord:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; NaN and infinity, which JSON lacks, become None."""
         values = plain(asdict(self))
-        if self.budget is None:
-            del values["budget"]  # only searches have one
+        for key in ("budget", "training"):  # only searches and trainings have one
+            if values[key] is None:
+                del values[key]
         return {
             "schema": values.pop("schema"),
             "status": values.pop("status"),

@@ -270,14 +270,18 @@ class CocoConcepts(Dataset[Sample]):
             )
         asks_absent = self.prompts.negatives > 0 and self.prompts.protocol != "present"
         if self.prompts.protocol != "all":
-            everything = len(self.categories)
             self.records = [
                 record
                 for record, use in zip(self.records, usable, strict=True)
-                if use or (asks_absent and len({item.category_id for item in record.annotations}) < everything)
+                if use or (asks_absent and self._lacks_a_phrase(record))
             ]
         if not self.has_masks:
             log.info("%s has boxes only: no mask targets, the mask loss is off", self.annotation_file)
+
+    def _lacks_a_phrase(self, record: ImageRecord) -> bool:
+        """Whether something absent can be asked for; by phrase, because two categories may carry the same one."""
+        there = {self.phrase_of(item.category_id) for item in record.annotations}
+        return any(category.phrase not in there for category in self.categories)
 
     def _tell_unreadable(self, record: ImageRecord, message: str) -> None:
         if record.file_name not in self._told_unreadable:

@@ -110,6 +110,13 @@ class ConceptData(lightning.LightningDataModule):
         if self.shapes is None:
             find_annotations(self.root, split, of_split(self._annotations, split))
 
+    def train_masks(self) -> bool:
+        """Whether training targets have masks, known before ``setup``. Reads the annotations (once); raises UserError.
+
+        A shapes set, which is drawn when training starts, always has them.
+        """
+        return self.shapes is not None or self.dataset("train", training=True).has_masks
+
     def dataset(self, split: str, *, training: bool = False) -> CocoConcepts:
         """The data set of ``split`` under the training or the evaluation protocol (read once).
 

@@ -10,8 +10,8 @@ from sam3slim.errors import UserError
 
 FEATURES = ("fpn", "memory")
 ANSWERS = ("presence", "scores", "bbox", "giou", "mask", "dice", "semantic")
-# Without labels each output needs a lesson; these alone teach one.
-NEEDED_WITHOUT_LABELS = (("presence",), ("scores",), ("bbox", "giou"), ("mask", "dice"), ("semantic",))
+# What teaches each output.
+LESSONS_OF_OUTPUTS = (("presence",), ("scores",), ("bbox", "giou"), ("mask", "dice"), ("semantic",))
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class DistillSpec:
         teacher: checkpoint of the teacher; None switches distillation off.
         overrides: sizes the teacher's file does not tell, as ``checkpoints.load`` takes them; None: those of
             ``init.overrides`` where the teacher is ``init.checkpoint`` (``teacher_overrides``).
-        labels: False trains on the teacher's answers alone: annotations are not looked at.
+        labels: False trains on the teacher's answers alone: annotations are not looked at. What no lesson reaches
+            (decoder and mask head, with ``fpn`` and ``memory`` alone) keeps its weights.
         min_score: class x presence probability from which a query of the teacher is a detection to be learnt.
         fpn: weight of the neck's feature maps (same width in every model of a family: no adapter).
         memory: weight of the encoder's output, per prompt.
@@ -74,20 +75,15 @@ class DistillSpec:
             raise UserError("distill.cache needs distill.teacher; choose distill=full, or distill.cache=null")
         if self.teacher is not None and not weighted:
             raise UserError("distill.teacher is given but every distillation weight is 0; set distill.fpn")
-        if not self.labels:
-            self._check_without_labels()
 
-    def _check_without_labels(self) -> None:
-        missing = [
+    @property
+    def missing_lessons(self) -> list[str]:
+        """Weights that are 0 although, without labels, nothing else teaches an output; empty with labels."""
+        return [
             " or ".join(f"distill.{key}" for key in keys)
-            for keys in NEEDED_WITHOUT_LABELS
-            if not any(getattr(self, key) for key in keys)
+            for keys in LESSONS_OF_OUTPUTS
+            if not self.labels and not any(getattr(self, key) for key in keys)
         ]
-        if missing:
-            raise UserError(
-                f"distill.labels=false, but nothing else teaches some outputs: set {', '.join(missing)} above 0 "
-                "(distill=full does), or distill.labels=true"
-            )
 
     @property
     def answers(self) -> bool:

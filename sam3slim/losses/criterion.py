@@ -147,7 +147,7 @@ class Criterion(nn.Module):
                 name: value.mean(counts) for name, value in self._one_to_many(outputs, targets, matches.many).items()
             }
         total = self._weigh(losses)
-        if many:
+        if many and self.spec.o2m:
             total = total + self.spec.o2m * self._weigh(many)
         report = {name: value[-1].detach() for name, value in losses.items()}
         report |= {f"o2m_{name}": value[-1].detach() for name, value in many.items()}
@@ -199,7 +199,9 @@ class Criterion(nn.Module):
 
     def _weigh(self, losses: dict[str, Tensor]) -> Tensor:
         weights = {name: getattr(self.spec, name.removeprefix("loss_")) for name in losses}
-        return torch.stack([weights[name] * value.sum() for name, value in losses.items()]).sum()
+        # What has weight 0 is left out: with a gradient of zeros, weight decay would shrink what only it teaches.
+        weighted = [weights[name] * value.sum() for name, value in losses.items() if weights[name]]
+        return torch.stack(weighted).sum() if weighted else next(iter(losses.values())).new_zeros(())
 
 
 def _has_target(logits: Tensor, targets: Targets) -> Tensor:

@@ -99,6 +99,12 @@ class TrainSpec:
                 f"data.phrases={self.data.phrases}: pictures without annotations teach nothing by themselves; "
                 "set distill=full distill.labels=false, or data.phrases=null"
             )
+        if self.init.kind == "scratch" and (missing := self.distill.missing_lessons):
+            raise SpecError(
+                "distill.labels=false with init=scratch, but nothing teaches some outputs, which stay random: set "
+                f"{', '.join(missing)} above 0 (distill=full does), or distill.labels=true, or start from weights "
+                "(init=pruned or init=checkpoint)"
+            )
         if not self.distill.labels and self.init.kind == "pruned" and self.init.importance == "taylor":
             raise SpecError(
                 "init.importance=taylor needs the loss against labels, and distill.labels=false; "

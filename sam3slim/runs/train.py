@@ -27,6 +27,7 @@ from sam3slim.runs.measure import add_result, artifact_facts, back_to_cpu, model
 from sam3slim.runs.resume import resume_path, tell_differences
 from sam3slim.runs.specs import TrainSpec
 from sam3slim.runs.teacher import check_teaching, teacher_of, training_data
+from sam3slim.runs.trained import tell_untrained, training_facts
 from sam3slim.runs.vocabulary import with_vocabulary
 from sam3slim.slimming import Plan
 from sam3slim.strict import spec_from_dict
@@ -66,12 +67,15 @@ def train(config: dict[str, Any], output_dir: Path, choices: dict[str, str], com
         if spec.eval_at_end:
             data.require(spec.data.split)  # not hours later
         check_teaching(spec)
+        masks = spec.distill.labels and data.train_masks()
         model, plan = initial_model(spec, data)
         if plan is not None:
             rank_zero_only(write_json)(output_dir / PLAN_FILE, plan.to_dict())
-        module = training_module(spec, model, teacher_of(spec, data), config)
+        module = training_module(spec, model, teacher_of(spec, data), config, masks=masks)
         trainer = build_trainer(spec, output_dir)
         record.model = model_facts(model)
+        record.training = training_facts(module, spec, masks=masks)
+        rank_zero_only(tell_untrained)(record.training)
         begin(record, output_dir)
         try:
             with forwarded_sigterm(trainer):
@@ -95,8 +99,15 @@ def training_module(
     model: Sam3,
     teacher: FrozenTeacher | CachedTeacher | None = None,
     config: dict[str, Any] | None = None,
+    *,
+    masks: bool = True,
 ) -> ConceptSegmentation:
-    """What Lightning trains: ``model`` with loss, optimiser and schedule of ``spec``; ``config`` is for checkpoints."""
+    """What Lightning trains: ``model`` with loss, optimiser and schedule of ``spec``.
+
+    Args:
+        config: kept in checkpoints.
+        masks: whether the training targets have masks.
+    """
     if spec.activation_checkpointing:
         recompute_activations(model)
     return ConceptSegmentation(
@@ -106,6 +117,7 @@ def training_module(
         spec.schedule,
         one_to_many=spec.loss.one_to_many,
         teacher=teacher,
+        masks=masks,
         config=plain(config or {}),
     )
 

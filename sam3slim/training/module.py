@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from sam3slim.data.batch import Batch
+from sam3slim.data.soft import SoftTargets
 from sam3slim.distill import CachedTeacher, FrozenTeacher, Totals
+from sam3slim.distill.total import Average
 from sam3slim.errors import UserError
 from sam3slim.evaluation import ConceptMeanAP, ground_truths, predict_batch
 from sam3slim.losses import Counts, Criterion
@@ -20,15 +22,7 @@ from sam3slim.models.count import PARTS
 from sam3slim.training.lesson import Lesson
 from sam3slim.training.optim import OptimSpec, ScheduleSpec, build_optimizer, follow_settings
 from sam3slim.training.sharded import gathered, shard
-
-# Parameters no output depends on: CLIP's own projection, the coarsest feature map, which SAM 3 drops, and a
-# third stage of the pixel decoder, which has only two maps to add.
-UNUSED = (
-    "text_encoder.text_projection.",
-    "vision_encoder.neck.fpn_layers.3.",
-    "mask_decoder.pixel_decoder.conv_layers.2.",
-    "mask_decoder.pixel_decoder.norms.2.",
-)
+from sam3slim.training.untaught import untaught_parameters
 
 
 class ConceptSegmentation(lightning.LightningModule):
@@ -44,7 +38,15 @@ class ConceptSegmentation(lightning.LightningModule):
         one_to_many: train the one-to-many branch too.
         teacher: for distillation.
         max_prompts: see ``Lesson``.
+        masks: whether the training data have masks.
         config: plain nested dict kept in checkpoints.
+
+    Attributes:
+        untaught: names of the parameters that no loss depends on. Like frozen ones they have no gradient, so that DDP
+            does not wait for them, and no optimiser state, so that weight decay leaves them alone.
+
+    Raises:
+        UserError: no parameter is left to train.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class ConceptSegmentation(lightning.LightningModule):
         one_to_many: bool = True,
         teacher: FrozenTeacher | CachedTeacher | None = None,
         max_prompts: int | None = None,
+        masks: bool = True,
         config: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -69,10 +72,17 @@ class ConceptSegmentation(lightning.LightningModule):
         self.max_prompts = max_prompts
         self.val_metric: ConceptMeanAP | None = None
         self._whole = ExitStack()
+        self.untaught = untaught_parameters(
+            model.spec, self._probe_loss, masks=masks, teacher=None if teacher is None else teacher.spec
+        )
         for name, parameter in model.named_parameters():
-            # Without gradients DDP does not wait for them and weight decay leaves them alone.
-            if name.startswith(UNUSED) or part_of(name) in optim.freeze:
+            if name in self.untaught or part_of(name) in optim.freeze:
                 parameter.requires_grad_(False)
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise UserError(
+                f"nothing is left to train: no loss reaches a parameter outside optim.freeze={list(optim.freeze)}; "
+                "freeze fewer parts, or give a loss of another part a weight (loss, distill)"
+            )
         self.save_hyperparameters({"model": model.spec.to_dict(), "config": config or {}})
 
     def configure_model(self) -> None:
@@ -97,21 +107,10 @@ class ConceptSegmentation(lightning.LightningModule):
         Raises:
             UserError: the loss is NaN or infinite.
         """
-        # Only labels teach the one-to-many branch.
-        many = self.one_to_many and self.criterion is not None
         # The teacher is asked first: what it needs on the way is free again when the student's activations pile up.
         taught = None if self.teacher is None else self.teacher.targets(batch)
-        lesson = Lesson(
-            self.model,
-            criterion=self.criterion,
-            counts=None if self.criterion is None else self._counts(batch),
-            distill=None if self.teacher is None else self.teacher.spec,
-            taught=taught,
-            totals=None if taught is None else Totals.of(taught, self._average),
-            one_to_many=many,
-            max_prompts=self.max_prompts,
-        )
-        losses = lesson.losses(batch)
+        counts = None if self.criterion is None else self._counts(batch)
+        losses = self._lesson(self.model, taught, counts, self._average).losses(batch)
         loss = losses.pop("loss")
         self._check_finite(loss, losses)
         # Logged only when it will be written: sixteen log calls a step are not free on a small model.
@@ -120,6 +119,26 @@ class ConceptSegmentation(lightning.LightningModule):
             self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size, sync_dist=True)
             self.log_dict({f"train/{name}": value for name, value in losses.items()}, batch_size=size, sync_dist=True)
         return loss
+
+    def _lesson(
+        self, model: Sam3, taught: SoftTargets | None, counts: Counts | None, average: Average | None = None
+    ) -> Lesson:
+        return Lesson(
+            model,
+            criterion=self.criterion,
+            counts=counts,
+            distill=None if self.teacher is None else self.teacher.spec,
+            taught=taught,
+            totals=None if taught is None else Totals.of(taught, average),
+            # Only labels teach the one-to-many branch.
+            one_to_many=self.one_to_many and self.criterion is not None,
+            max_prompts=self.max_prompts,
+        )
+
+    def _probe_loss(self, model: Sam3, batch: Batch) -> Tensor:
+        """What ``untaught_parameters`` asks of a narrow model: the loss of a step, in one process."""
+        counts = Counts.of(batch.targets, len(batch.input_ids)).stacked()
+        return self._lesson(model, batch.taught, Counts.per_process(counts, 1)).losses(batch)["loss"]
 
     def _counts(self, batch: Batch) -> Counts:
         """Over the processes: then the mean of their losses, and of their gradients, is that of one big batch."""

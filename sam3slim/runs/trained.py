@@ -1,0 +1,31 @@
+"""What a training changes, and what it leaves as it was: the record's ``training`` entry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sam3slim.runs.specs import TrainSpec
+from sam3slim.training import ConceptSegmentation
+from sam3slim.training.untaught import untaught_parts
+
+
+def training_facts(module: ConceptSegmentation, spec: TrainSpec, *, masks: bool) -> dict[str, Any]:
+    """The record's ``training`` entry."""
+    names = [name for name, _ in module.model.named_parameters()]
+    if not spec.distill.labels:
+        why = "distill.labels=false, and no lesson of the teacher's reaches it"
+    else:
+        why = "its losses have weight 0" if masks else "the data have no masks"
+    return {
+        "trained_params": sum(p.numel() for p in module.model.parameters() if p.requires_grad),
+        "not_trained": {part: why for part in untaught_parts(names, module.untaught)}
+        | {part: "optim.freeze" for part in spec.optim.freeze},
+    }
+
+
+def tell_untrained(training: Mapping[str, Any]) -> None:
+    """A line for each part that keeps its weights although nobody asked for it."""
+    for part, why in training["not_trained"].items():
+        if why != "optim.freeze":
+            print(f"{part}: not trained, {why}")
