@@ -9,10 +9,10 @@ from sam3slim.strict import spec_from_dict
 
 # Imported inside, so that mistyped options and impossible models are answered before torch is loaded.
 def check(config: dict[str, Any]) -> None:
-    """Refuse unknown keys and wrong values before an output folder is made."""
-    from sam3slim.runs import TrainSpec
+    """Refuse unknown keys, wrong values and what this machine cannot do before an output folder is made."""
+    from sam3slim.runs import TrainSpec, check_machine
 
-    spec_from_dict(TrainSpec, config, "")
+    check_machine(spec_from_dict(TrainSpec, config, ""))
 
 
 def run(config: dict[str, Any], output_dir: Path, choices: dict[str, str], command: str) -> Any:

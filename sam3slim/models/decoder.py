@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.sam3.modeling_sam3 import Sam3DetrDecoder, inverse_sigmoid
 
+from sam3slim.models.precision import as_weights, full_precision
 from sam3slim.parts import recomputed
 
 
@@ -59,9 +60,11 @@ def decode(
         rows = (hidden, boxes, prompt, memory, memory_pos, text_mask)
         hidden = recomputed(step, *rows, elements=map_size) if recompute else step(*rows)
         normed = decoder.output_layer_norm(hidden[:, 1:])
-        new_boxes = (decoder.box_head(normed) + inverse_sigmoid(boxes)).sigmoid()
+        present = decoder.presence_layer_norm(hidden[:, :1])
+        with full_precision(boxes.device):
+            new_boxes = (decoder.box_head(as_weights(normed, decoder.box_head)) + inverse_sigmoid(boxes)).sigmoid()
+            presence = decoder.presence_head(as_weights(present, decoder.presence_head)).squeeze(-1)
         boxes = new_boxes.detach()
-        presence = decoder.presence_head(decoder.presence_layer_norm(hidden[:, :1])).squeeze(-1)
         limit = decoder.clamp_presence_logit_max_val
         all_hidden.append(normed)
         all_boxes.append(new_boxes)
@@ -82,7 +85,8 @@ def _step(
     text_mask: Any,
 ) -> Tensor:
     """One layer with the positions and the relative position bias of its reference boxes [P, Q, 4]."""
-    query_pos = decoder.ref_point_head(decoder.position_encoding.encode_boxes(boxes))
+    with full_precision(boxes.device):
+        query_pos = decoder.ref_point_head(decoder.position_encoding.encode_boxes(boxes))
     # The presence token has no box: no position, no bias.
     query_pos = F.pad(query_pos, (0, 0, 1, 0))
     # Its annotation says tensors; plain numbers do as well, and can be traced.

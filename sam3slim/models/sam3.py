@@ -22,6 +22,7 @@ from sam3slim.models.bank import TextBank
 from sam3slim.models.decoder import decode
 from sam3slim.models.masks import AskedMasks, AskedSemantic, MaskHead
 from sam3slim.models.outputs import Sam3Output
+from sam3slim.models.precision import ExactPositions, as_weights, full_precision
 from sam3slim.specs import ModelSpec
 
 PADDED_BOX_LABEL = -10  # transformers' sign for a box slot that is only padding
@@ -41,6 +42,7 @@ class Sam3(Sam3Model):
     def __init__(self, config: Sam3Config, bank: TextBank | None = None) -> None:
         """With a ``bank``, stored text features take the text tower's place."""
         super().__init__(config)
+        self.vision_encoder.neck.position_encoding.__class__ = ExactPositions
         self.text_bank = bank
         if bank is not None:
             del self.text_encoder, self.text_projection
@@ -215,13 +217,16 @@ class Sam3(Sam3Model):
             boxes = level.new_zeros(level.shape[0], 0, 4)
             labels = torch.zeros(level.shape[0], 0, dtype=torch.long, device=level.device)
             mask = labels.bool()
-        encoded = self.geometry_encoder(
-            box_embeddings=boxes.to(level.dtype),
-            box_mask=mask,
-            box_labels=labels,
-            img_feats=(level,),
-            img_pos_embeds=(position,),
-        )
+        level, position, boxes = (as_weights(value, self.geometry_encoder) for value in (level, position, boxes))
+        # transformers would pool bfloat16 maps in FP16, which cannot be put beside bfloat16 under autocast.
+        with full_precision(level.device):
+            encoded = self.geometry_encoder(
+                box_embeddings=boxes,
+                box_mask=mask,
+                box_labels=labels,
+                img_feats=(level,),
+                img_pos_embeds=(position,),
+            )
         tokens, token_mask = encoded.last_hidden_state, encoded.attention_mask
         if not has_boxes:
             tokens, token_mask = _take(tokens, image_index), _take(token_mask, image_index)

@@ -2,6 +2,7 @@
 
 from sam3slim.runs.compress import compress
 from sam3slim.runs.evaluate import evaluate
+from sam3slim.runs.machine import check_machine
 from sam3slim.runs.progressive import train
 from sam3slim.runs.specs import CompressSpec, EvaluateSpec, InitSpec, TrainSpec
 from sam3slim.runs.train import training_seconds
@@ -12,6 +13,7 @@ __all__ = [
     "EvaluateSpec",
     "InitSpec",
     "TrainSpec",
+    "check_machine",
     "compress",
     "evaluate",
     "train",

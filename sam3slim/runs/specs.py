@@ -12,7 +12,7 @@ from sam3slim.losses import LossSpec
 from sam3slim.slimming import Depth, Importance, check_rule
 from sam3slim.specs import ModelSpec
 from sam3slim.strict import SpecError, spec_from_dict
-from sam3slim.training import OptimSpec, ScheduleSpec
+from sam3slim.training import OptimSpec, ScheduleSpec, precision_of
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,7 @@ class TrainSpec:
         check_options("compress_after", self.compress_after, "compress")
         if isinstance(steps := self.trainer.get("max_steps"), int) and steps > 0:
             self.schedule.check_fits(steps)
+        precision_of(self.trainer)
         if self.data.phrases is not None and self.distill.labels:
             raise SpecError(
                 f"data.phrases={self.data.phrases}: pictures without annotations teach nothing by themselves; "

@@ -27,6 +27,7 @@ from sam3slim.files import ensure_writable_dir
 from sam3slim.runs.initial import training_device
 from sam3slim.runs.specs import TrainSpec
 from sam3slim.specs import ModelSpec
+from sam3slim.training import precision_of
 
 
 def training_data(spec: TrainSpec) -> ConceptData:
@@ -72,7 +73,7 @@ def teacher_of(spec: TrainSpec, data: ConceptData) -> FrozenTeacher | CachedTeac
         return None
     if spec.distill.cache is None:
         return _asked(spec.distill.teacher, spec)
-    augment, precision = spec.data.augment, str(spec.trainer.get("precision", "32-true"))
+    augment, precision = spec.data.augment, precision_of(spec.trainer)
     data.prepare_data()
     dataset = data.dataset("train", training=True)
     weights = weight_files(locate(spec.distill.teacher))

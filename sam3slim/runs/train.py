@@ -23,6 +23,7 @@ from sam3slim.losses import Criterion
 from sam3slim.models import Sam3
 from sam3slim.records import RunRecord, begin, plain, recording
 from sam3slim.runs.initial import initial_model, training_device
+from sam3slim.runs.machine import check_machine
 from sam3slim.runs.measure import add_result, artifact_facts, back_to_cpu, model_facts, to_device
 from sam3slim.runs.resume import resume_path, tell_differences
 from sam3slim.runs.specs import TrainSpec
@@ -38,6 +39,7 @@ from sam3slim.training import (
     RandomState,
     StreamedCheckpoints,
     TrainingClock,
+    precision_plugins,
     recompute_activations,
 )
 from sam3slim.training.signals import forwarded_sigterm
@@ -52,6 +54,7 @@ def train(config: dict[str, Any], output_dir: Path, choices: dict[str, str], com
         UserError: bad input, before training starts; a loss that is not finite.
     """
     asked = spec_from_dict(TrainSpec, config, "")
+    check_machine(asked)
     ensure_writable_dir(output_dir)
     parent = asked.init.checkpoint
     with (
@@ -202,10 +205,11 @@ def build_trainer(spec: TrainSpec, output_dir: Path) -> lightning.Trainer:
     callbacks += [RandomState(), TrainingClock(), FinalValidation(), GracefulStop(output_dir / "checkpoints")]
     rank_zero_only(_keep_earlier_metrics)(output_dir)
     loggers = list((cfg.build(spec.logger) if spec.logger else {}).values())
+    precision = precision_plugins(spec.trainer, training_device(spec))
     trainer: lightning.Trainer = cfg.build(
-        spec.trainer,
+        {key: value for key, value in spec.trainer.items() if not (precision and key == "precision")},
         callbacks=callbacks,
-        plugins=StreamedCheckpoints(),
+        plugins=[StreamedCheckpoints(), *precision],
         logger=loggers or False,
         default_root_dir=str(output_dir),
         gradient_clip_val=spec.optim.clip or None,

@@ -4,6 +4,7 @@ from sam3slim.training.average import WeightAverage
 from sam3slim.training.callbacks import FinalValidation, GracefulStop, RandomState, TrainingClock
 from sam3slim.training.module import ConceptSegmentation
 from sam3slim.training.optim import OptimSpec, ScheduleSpec, build_optimizer, param_groups
+from sam3slim.training.precision import check_precision, precision_of, precision_plugins
 from sam3slim.training.recompute import recompute_activations
 from sam3slim.training.saving import StreamedCheckpoints
 from sam3slim.training.sharded import FullySharded
@@ -20,6 +21,9 @@ __all__ = [
     "TrainingClock",
     "WeightAverage",
     "build_optimizer",
+    "check_precision",
     "param_groups",
+    "precision_of",
+    "precision_plugins",
     "recompute_activations",
 ]

@@ -186,6 +186,9 @@ def build_optimizer(
     """
     schedule.check_fits(total_steps)
     optimizer = torch.optim.AdamW(param_groups(model, spec), lr=spec.lr, betas=spec.betas, fused=True)
+    # Gradients are clipped between unscaling and the step, so the fused kernel must not do the unscaling: with this
+    # flag GradScaler leaves it to the kernel, and Lightning's mixed precision refuses to clip at all.
+    optimizer._step_supports_amp_scaling = False
     return optimizer, LambdaLR(optimizer, lambda step: schedule.factor(step, total_steps))
 
 

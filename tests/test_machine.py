@@ -1,0 +1,58 @@
+"""What this machine cannot do is told in one line before anything is loaded, with a setting that passes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from sam3slim import runs
+from sam3slim.config import compose_plain
+from sam3slim.errors import UserError
+from sam3slim.runs import machine
+from sam3slim.strict import spec_from_dict
+from tests.test_runs import data
+from tests.tiny import OVERRIDES
+
+
+def check(root: Path, *overrides: str) -> None:
+    config = compose_plain("train", [*OVERRIDES, *data(root), *overrides], root)
+    runs.check_machine(spec_from_dict(runs.TrainSpec, config, ""))
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message", "fix"),
+    [
+        (["trainer=gpu"], "trainer.accelerator=gpu: there is no GPU here", ["trainer=cpu"]),
+        (["trainer=ddp"], "trainer.accelerator=gpu: there is no GPU here", ["trainer=cpu_ddp"]),
+        (["trainer=fsdp"], "there is no GPU here", ["trainer.accelerator=cpu", "trainer.devices=2"]),
+        (["trainer=ddp", "trainer.accelerator=cpu"], "trainer.devices=-1: on the CPU", ["trainer.devices=2"]),
+        (["trainer.strategy=fsdp"], "FSDP2 here; use trainer=fsdp",
+         ["trainer=fsdp", "trainer.strategy={_target_: sam3slim.training.FullySharded}", "trainer.accelerator=cpu",
+          "trainer.devices=2"]),
+        (["trainer.strategy=ddb"], "trainer.strategy=ddb is unknown; use auto, ddp", ["trainer.strategy=ddp"]),
+        (["trainer.precision=bf17"], "trainer.precision=bf17: expected 32-true", ["trainer.precision=32-true"]),
+        (["trainer.precision=bf16-true"], "use trainer.precision=bf16-mixed", ["trainer.precision=bf16-mixed"]),
+    ],
+)  # fmt: skip
+def test_check_machine__one_line_and_a_fix_that_passes(
+    tmp_path: Path, no_gpu: None, overrides: list[str], message: str, fix: list[str]
+) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        check(tmp_path, *overrides)
+    assert "\n" not in str(caught.value)
+    check(tmp_path, *overrides, *fix)
+
+
+def test_check_machine__gpus_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    for devices in (3, [0, 2]):
+        with pytest.raises(UserError, match=r"2 GPUs are here; use trainer.devices=-1"):
+            machine._check_gpus(devices, 2)
+    for devices in (-1, "auto", 2, [1]):
+        machine._check_gpus(devices, 2)
