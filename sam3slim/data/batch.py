@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from sam3slim.data.boxes import BoxRow
 from sam3slim.data.soft import SoftTargets
 
 
@@ -92,9 +93,14 @@ class Batch:
         phrases: P strings.
         images: B entries.
         taught: what a cached teacher says of the prompts, if there is one.
+        input_boxes: [P, N, 4] float32 (cx, cy, w, h) in 0..1, box prompts; None where no prompt has any.
+        input_boxes_labels: [P, N] int64: 1 positive, 0 negative, -10 padding; None as ``input_boxes``.
     """
 
-    _tensors: ClassVar = ("pixel_values", "input_ids", "attention_mask", "image_index", "category_ids")
+    _tensors: ClassVar = (
+        "pixel_values", "input_ids", "attention_mask", "image_index", "category_ids",
+        "input_boxes", "input_boxes_labels",
+    )  # fmt: skip
 
     pixel_values: Tensor
     input_ids: Tensor
@@ -105,10 +111,17 @@ class Batch:
     phrases: list[str] = field(default_factory=list)
     images: list[ImageInfo] = field(default_factory=list)
     taught: SoftTargets | None = None
+    input_boxes: Tensor | None = None
+    input_boxes_labels: Tensor | None = None
 
     def inputs(self) -> dict[str, Tensor]:
-        """The keyword arguments of ``Sam3.forward``, without box prompts."""
-        return {name: getattr(self, name) for name in self._tensors if name != "category_ids"}
+        """The keyword arguments of ``Sam3.forward``; box prompts only where there are any."""
+        return {name: value for name, value in self._there().items() if name != "category_ids"}
+
+    def _there(self) -> dict[str, Tensor]:
+        """The tensors that are there, by name."""
+        values = {name: getattr(self, name) for name in self._tensors}
+        return {name: value for name, value in values.items() if value is not None}
 
     def part(self, prompts: slice) -> Batch:
         """The same images with some of the prompts (in a row); of what a teacher says, without maps of images."""
@@ -123,13 +136,15 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The batch with its tensors on ``device``; ``images`` (with the ground truth) stay on the CPU."""
-        moved = {name: getattr(self, name).to(device, non_blocking=non_blocking) for name in self._tensors}
+        moved: dict[str, Any] = {
+            name: value.to(device, non_blocking=non_blocking) for name, value in self._there().items()
+        }
         taught = self.taught and self.taught.to(device, non_blocking)
         return replace(self, targets=self.targets.to(device, non_blocking), taught=taught, **moved)
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory (called by the data loader)."""
-        pinned = {name: getattr(self, name).pin_memory() for name in self._tensors}
+        pinned: dict[str, Any] = {name: value.pin_memory() for name, value in self._there().items()}
         taught = self.taught and self.taught.pin_memory()
         return replace(self, targets=self.targets.pin_memory(), taught=taught, **pinned)
 
@@ -146,6 +161,7 @@ class Sample:
         masks: [T, S, S] bool, or None for a boxes-only set.
         prompt_index: [T] int64, non-decreasing, 0..P-1.
         info: where the image comes from.
+        box_prompts: P lists of boxes and their labels, or None without any.
     """
 
     image: Tensor
@@ -155,3 +171,4 @@ class Sample:
     masks: Tensor | None
     prompt_index: Tensor
     info: ImageInfo
+    box_prompts: list[list[BoxRow]] | None = None

@@ -14,8 +14,10 @@ from torchvision import tv_tensors
 
 from sam3slim.data.annotations import ImageRecord, load_index
 from sam3slim.data.batch import GroundTruth, ImageInfo, Sample
+from sam3slim.data.boxes import BoxPrompts, example_boxes, sample_boxes
 from sam3slim.data.images import UnreadableImage, read_image
 from sam3slim.data.locate import find_annotations, find_images, missing_files
+from sam3slim.data.phrases import BOXES_ONLY
 from sam3slim.data.pictures import picture_index
 from sam3slim.data.sampling import PromptSampler, PromptSpec
 from sam3slim.data.store import ImageStore
@@ -25,6 +27,7 @@ from sam3slim.errors import UserError
 log = logging.getLogger(__name__)
 
 SIDE_WORDS = {"left", "right"}
+BOX_STREAM = 1  # of random numbers, beside that of prompts and augmentation
 
 
 class CocoConcepts(Dataset[Sample]):
@@ -187,17 +190,37 @@ class CocoConcepts(Dataset[Sample]):
         fields = self._fields(place, image, positions, labels)
         fields = self._augmented(fields, phrases, rng)
         boxes = torch.as_tensor(fields["boxes"]).as_subclass(Tensor) / self.image_size
-        corners, far = boxes[:, :2], boxes[:, 2:]
+        prompt_index = fields["labels"]
         masks = fields["masks"].as_subclass(Tensor).bool() if self.has_masks else None
+        asked = None
+        if self.prompts.with_boxes:
+            asked = self._box_prompts(place, epoch, boxes, prompt_index, category_ids)
+            phrases = [BOXES_ONLY if alone else phrase for phrase, alone in zip(phrases, asked.alone, strict=True)]
+            boxes, prompt_index = boxes[asked.wanted], prompt_index[asked.wanted]
+            masks = None if masks is None else masks[asked.wanted]
+        corners, far = boxes[:, :2], boxes[:, 2:]
         return Sample(
             image=normalise(fields["image"].as_subclass(Tensor)),
             category_ids=category_ids,
             phrases=phrases,
             boxes=torch.cat([(corners + far) / 2, far - corners], dim=1),
             masks=masks,
-            prompt_index=fields["labels"],
+            prompt_index=prompt_index,
             info=self._info(place, mirrored=bool(fields.get("mirrored"))),
+            box_prompts=None if asked is None else asked.rows,
         )
+
+    def _box_prompts(
+        self, place: int, epoch: int, boxes: Tensor, prompt_index: Tensor, category_ids: list[int]
+    ) -> BoxPrompts:
+        """Boxes of the prompts, drawn from the augmented targets: what a crop left of an object is what a box shows."""
+        spec = self.prompts.boxes
+        if not self.prompts.training:
+            image = self.records[place].id
+            return example_boxes(spec, self.prompts.kind, boxes, prompt_index, image, category_ids)
+        # Draws of their own, so that prompts and augmentation are those of a training without boxes.
+        rng = np.random.default_rng((self.seed, epoch, place, BOX_STREAM))
+        return sample_boxes(spec, boxes, prompt_index, len(category_ids), rng)
 
     def _fields(self, place: int, image: Tensor, positions: list[int], labels: list[int]) -> Fields:
         """Image, boxes and masks of the chosen annotations, all at [S, S]."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sam3slim.data.batch import Batch, Sample, Targets
+from sam3slim.data.boxes import pack_boxes
 from sam3slim.data.phrases import encode_phrases, tokenizer_of
 from sam3slim.data.soft import SoftTargets
 from sam3slim.specs import TextSpec
@@ -35,6 +36,8 @@ class Collate:
         masks = [sample.masks for sample in samples if sample.masks is not None]
         phrases = [phrase for sample in samples for phrase in sample.phrases]
         input_ids, attention_mask = self._tokens(phrases)
+        rows = [row for sample in samples for row in sample.box_prompts or [[] for _ in sample.phrases]]
+        boxes, box_labels = pack_boxes(rows)
         targets = Targets(
             boxes=torch.cat([sample.boxes for sample in samples]),
             masks=torch.cat(masks) if len(masks) == len(samples) else None,
@@ -52,6 +55,8 @@ class Collate:
             phrases=phrases,
             images=[sample.info for sample in samples],
             taught=None if self.taught is None else self.taught(samples),
+            input_boxes=boxes,
+            input_boxes_labels=box_labels,
         )
 
     def _tokens(self, phrases: list[str]) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from sam3slim.data.coco import CocoConcepts
 from sam3slim.data.collate import Collate, LookUp
 from sam3slim.data.loader import ConceptLoader
 from sam3slim.data.locate import find_annotations
-from sam3slim.data.phrases import check_known
+from sam3slim.data.phrases import BOXES_ONLY, check_known
 from sam3slim.data.sampling import PromptSpec
 from sam3slim.data.shapes import ShapesSpec, make_shapes
 from sam3slim.data.transforms import AugmentSpec
@@ -30,7 +30,7 @@ class ConceptData(lightning.LightningDataModule):
         batch_size, eval_batch_size: images per step and process.
         num_workers: loading processes; 0 loads in the training process.
         cache: ``ram`` keeps decoded images and masks (once per worker).
-        prompts: how training prompts are chosen.
+        prompts: how training prompts are chosen; its ``kind`` is that of val and test.
         eval_prompts: protocol of val and test: ``all``, ``present``, ``present+k`` or ``present+<number>``.
         augment: training augmentation, or None.
         annotations, images: per split, a file or folder instead of a search; a bare path serves every split.
@@ -136,7 +136,8 @@ class ConceptData(lightning.LightningDataModule):
                 phrases=self._phrases if training else None,
                 **self._common,
             )
-            check_known((category.phrase for category in dataset.categories), self.collate.text)
+            phrases = [category.phrase for category in dataset.categories]
+            check_known([*phrases, *([BOXES_ONLY] if dataset.prompts.boxes_alone else [])], self.collate.text)
             self._datasets[key] = dataset
         return self._datasets[key]
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from sam3slim.data.annotations import Category
+from sam3slim.data.boxes import PROMPT_KINDS, BoxSpec
 from sam3slim.errors import UserError
 
 
@@ -29,6 +30,8 @@ class PromptSpec:
             a category with no other ones in the image is not asked for.
         labels: False ignores the annotations of ``train``: any ``max_prompts`` categories are asked for, and
             there are no targets.
+        kind: what a prompt of an evaluation is: ``text``, ``box`` (a box on an instance alone) or ``text+box``.
+        boxes: how often training prompts come with boxes, and how boxes are drawn, also in evaluation.
         pool: in ``train``, ask an image only for categories of a fixed choice of so many: those in it first, then
             absent ones. None: any.
     """
@@ -40,13 +43,22 @@ class PromptSpec:
     min_area: float = 0.0
     labels: bool = True
     pool: int | None = None
+    kind: str = "text"
+    boxes: BoxSpec = field(default_factory=BoxSpec)
 
     def __post_init__(self) -> None:
         if fixed := re.fullmatch(r"present\+(\d+)", self.protocol):
             object.__setattr__(self, "negatives", int(fixed[1]))
         elif self.protocol not in ("train", "all", "present", "present+k"):
             raise UserError(
-                f"data.prompts={self.protocol}: expected train, all, present, present+k or present+<number>"
+                f"data.protocol={self.protocol}: expected train, all, present, present+k or present+<number>"
+            )
+        if self.kind not in PROMPT_KINDS:
+            raise UserError(f"data.prompts={self.kind}: expected {', '.join(PROMPT_KINDS)}")
+        if self.kind != "text" and self.protocol not in ("train", "present"):
+            raise UserError(
+                f"data.prompts={self.kind} with data.protocol={self.protocol}: a category without an instance in the "
+                "image has no box to show; set data.protocol=present"
             )
         object.__setattr__(self, "hard_negatives", float(self.hard_negatives))
         if not 0 <= self.hard_negatives <= 1:
@@ -66,6 +78,16 @@ class PromptSpec:
     def unlabelled(self) -> bool:
         """Whether annotations are not looked at."""
         return self.training and not self.labels
+
+    @property
+    def with_boxes(self) -> bool:
+        """Whether any prompt may come with boxes."""
+        return bool(self.boxes.share) if self.training else self.kind != "text"
+
+    @property
+    def boxes_alone(self) -> bool:
+        """Whether any prompt may come without its phrase."""
+        return self.with_boxes and (bool(self.boxes.alone) if self.training else self.kind == "box")
 
 
 class PromptSampler:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from sam3slim.data.boxes import BoxSpec
 from sam3slim.data.module import ConceptData
 from sam3slim.data.sampling import PromptSpec
 from sam3slim.data.shapes import ShapesSpec
@@ -23,6 +24,8 @@ class DataSpec:
 
     Attributes:
         phrases: needs distill.labels=false, because the pictures have no annotations.
+        prompts: what evaluation shows the model of a category: its phrase (``text``), a box on one of its instances
+            (``box``), or both (``text+box``); see ``PromptSpec.kind``.
     """
 
     kind: Literal["shapes", "coco"]
@@ -40,6 +43,8 @@ class DataSpec:
     max_prompts: int = 8
     min_area: float = 0.0
     protocol: str = "all"
+    prompts: str = "text"
+    boxes: BoxSpec = field(default_factory=BoxSpec)
     on_unreadable: Literal["fail", "skip"] = "fail"
     limit: int | None = None
     eval_limit: int | None = None
@@ -59,9 +64,9 @@ class DataSpec:
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise UserError(f"data.{key}={value} must be at least 1, or null for all images")
-        self.prompts()
+        replace(self.training_prompts(), protocol=self.protocol)  # is checked together with prompts
 
-    def prompts(self, *, labels: bool = True, pool: int | None = None) -> PromptSpec:
+    def training_prompts(self, *, labels: bool = True, pool: int | None = None) -> PromptSpec:
         """How training prompts are chosen; ``labels`` and ``pool`` are a teacher's wishes, see ``PromptSpec``."""
         return PromptSpec(
             protocol="train",
@@ -71,12 +76,20 @@ class DataSpec:
             min_area=self.min_area,
             labels=labels,
             pool=pool,
+            kind=self.prompts,
+            boxes=self.boxes,
         )
 
     def given_files(self) -> dict[str, Any]:
         """{"files": {"annotations", "images"}} where they are not searched for below ``root``, for a record."""
         files = {key: getattr(self, key) for key in ("annotations", "images") if getattr(self, key) is not None}
         return {"files": files} if files else {}
+
+    def given_boxes(self) -> dict[str, Any]:
+        """{"prompt_kind", "box_noise"} of an evaluation with boxes, for a record; {} of one with phrases alone."""
+        if self.prompts == "text":
+            return {}
+        return {"prompt_kind": self.prompts, "box_noise": [self.boxes.noise, self.boxes.noise_limit]}
 
     def build(self, model: ModelSpec, seed: int = 0, *, labels: bool = True, pool: int | None = None) -> ConceptData:
         """The data module for ``model``: its image size and text tower."""
@@ -88,7 +101,7 @@ class DataSpec:
             eval_batch_size=self.eval_batch_size,
             num_workers=self.num_workers,
             cache=self.cache,
-            prompts=self.prompts(labels=labels, pool=pool),
+            prompts=self.training_prompts(labels=labels, pool=pool),
             eval_prompts=self.protocol,
             augment=self.augment,
             annotations=self.annotations,
@@ -118,7 +131,9 @@ def recorded_data(data: Mapping[str, Any], *, root: str | Path | None = None) ->
     if not Path(folder).is_dir():
         raise UserError(f"data set {folder} is not there")
     files = data.get("files") or {}
+    noise, limit = data.get("box_noise") or (BoxSpec.noise, BoxSpec.noise_limit)
     return DataSpec(
         kind="coco", root=str(folder), split=data.get("split") or "test", protocol=data.get("protocol") or "all",
         annotations=files.get("annotations"), images=files.get("images"), on_unreadable="skip",
+        prompts=data.get("prompt_kind") or "text", boxes=BoxSpec(noise=noise, noise_limit=limit),
     )  # fmt: skip

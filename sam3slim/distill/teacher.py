@@ -67,11 +67,21 @@ class FrozenTeacher:
 
     def targets(self, batch: Batch) -> SoftTargets:
         """The teacher's answers to the batch's prompts."""
-        return self.answers(batch.pixel_values, batch.phrases, batch.image_index, PROMPTS)
+        return self.answers(
+            batch.pixel_values, batch.phrases, batch.image_index, PROMPTS,
+            input_boxes=batch.input_boxes, input_boxes_labels=batch.input_boxes_labels,
+        )  # fmt: skip
 
     @torch.no_grad()
     def answers(
-        self, pixel_values: Tensor, phrases: Sequence[str], image_index: Tensor, chunk: int | None = None
+        self,
+        pixel_values: Tensor,
+        phrases: Sequence[str],
+        image_index: Tensor,
+        chunk: int | None = None,
+        *,
+        input_boxes: Tensor | None = None,
+        input_boxes_labels: Tensor | None = None,
     ) -> SoftTargets:
         """The teacher's answers: one pass, the vision tower once per image.
 
@@ -80,6 +90,7 @@ class FrozenTeacher:
             phrases: P of them.
             image_index: [P] int64, the image each is asked of.
             chunk: prompts that pass encoder, decoder and mask head together; None: all.
+            input_boxes, input_boxes_labels: box prompts, as for ``Sam3.forward``.
         """
         device = pixel_values.device
         if self._model.device != device:
@@ -97,6 +108,8 @@ class FrozenTeacher:
                 text_embeds=text,
                 attention_mask=mask,
                 image_index=image_index[part],
+                input_boxes=None if input_boxes is None else input_boxes[part],
+                input_boxes_labels=None if input_boxes_labels is None else input_boxes_labels[part],
                 with_masks="asked" if self.spec.masks else False,
             )
             parts.append(soft_targets(output, self.spec))

@@ -160,6 +160,8 @@ def first_images(batch: Batch, count: int) -> Batch:
         attention_mask=batch.attention_mask[prompts],
         image_index=batch.image_index[prompts],
         category_ids=batch.category_ids[prompts],
+        input_boxes=None if batch.input_boxes is None else batch.input_boxes[prompts],
+        input_boxes_labels=None if batch.input_boxes_labels is None else batch.input_boxes_labels[prompts],
         # Prompts are sorted by image, so those kept are the first and keep their numbers.
         targets=replace(
             targets,

@@ -83,8 +83,6 @@ def predict_batch(
     min_score: float = 0.0,
     with_masks: bool = True,
     text_cache: TextCache | None = None,
-    input_boxes: Tensor | None = None,
-    input_boxes_labels: Tensor | None = None,
 ) -> list[Detections]:
     """Detections of every image of ``batch``, in the order of ``batch.images``.
 
@@ -100,8 +98,6 @@ def predict_batch(
         min_score: detections below it are dropped before their masks are enlarged.
         with_masks: False skips the mask head.
         text_cache: shared by the batches of one evaluation.
-        input_boxes: [P, N, 4] (cx, cy, w, h) in 0..1, box prompts besides the phrases.
-        input_boxes_labels: [P, N] int64, 1 positive, 0 negative, -10 padding.
 
     Raises:
         UserError: the model returns NaN.
@@ -126,8 +122,10 @@ def predict_batch(
                 text_embeds=cache.features(model, batch.input_ids[part], batch.attention_mask[part]),
                 attention_mask=batch.attention_mask[part].to(device),
                 image_index=image_index,
-                input_boxes=None if input_boxes is None else input_boxes[part].to(device),
-                input_boxes_labels=None if input_boxes_labels is None else input_boxes_labels[part].to(device),
+                input_boxes=None if batch.input_boxes is None else batch.input_boxes[part].to(device),
+                input_boxes_labels=(
+                    None if batch.input_boxes_labels is None else batch.input_boxes_labels[part].to(device)
+                ),
                 with_masks=with_masks,
             )
             scores, presence = prompt_scores(output)

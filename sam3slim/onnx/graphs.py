@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput, box_cxcywh_to_xyxy
 
+from sam3slim.data.boxes import PADDED_BOX_LABEL
 from sam3slim.models import Sam3
-from sam3slim.models.sam3 import PADDED_BOX_LABEL
 from sam3slim.specs import ModelSpec
 
 Shape = tuple[str | int, ...]

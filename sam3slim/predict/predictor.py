@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from sam3slim.data.batch import ImageInfo, Sample
+from sam3slim.data.boxes import BoxRow
 from sam3slim.data.collate import Collate
 from sam3slim.data.images import UnreadableImage, read_upright, to_rgb
 from sam3slim.data.phrases import encode_phrases
@@ -21,7 +22,6 @@ from sam3slim.data.transforms import normalise, squash
 from sam3slim.errors import UserError
 from sam3slim.evaluation.inference import TextCache, predict_batch
 from sam3slim.evaluation.postprocess import Detections
-from sam3slim.models.sam3 import PADDED_BOX_LABEL
 from sam3slim.predict.opening import choose_device, choose_dtype, open_model
 from sam3slim.predict.prompts import BoxPrompt, Prompts, Question, clip_box, questions, read_phrases
 
@@ -153,11 +153,10 @@ class Predictor:
             UserError: the GPU's memory does not suffice, or the model returns NaN.
         """
         batch = self._collate([_sample(one) for one in asked])
-        boxes, labels = _pack_boxes(asked)
         try:
             return predict_batch(
                 self.model, batch, prompt_chunk=self.prompt_chunk, top_k=max_per_image, min_score=threshold,
-                text_cache=self._cache, input_boxes=boxes, input_boxes_labels=labels,
+                text_cache=self._cache,
             )  # fmt: skip
         except torch.OutOfMemoryError as error:
             raise UserError(
@@ -175,24 +174,15 @@ def _sample(asked: Asked) -> Sample:
         masks=None,
         prompt_index=torch.zeros(0, dtype=torch.int64),
         info=asked.info,
+        box_prompts=[[_box_row(box, asked.info) for box in question.boxes] for question in asked.questions],
     )
 
 
-def _pack_boxes(asked: Sequence[Asked]) -> tuple[Tensor | None, Tensor | None]:
-    """Boxes [P, N, 4] (cx, cy, w, h) in 0..1 and labels [P, N] of all questions, padded; None without any."""
-    rows = [(one.info, question.boxes) for one in asked for question in one.questions]
-    most = max((len(boxes) for _, boxes in rows), default=0)
-    if not most:
-        return None, None
-    packed = torch.zeros(len(rows), most, 4)
-    labels = torch.full((len(rows), most), PADDED_BOX_LABEL, dtype=torch.int64)
-    for row, (info, boxes) in enumerate(rows):
-        for place, prompt in enumerate(boxes):
-            x, y, w, h = prompt.box
-            centre = (x + w / 2) / info.width, (y + h / 2) / info.height
-            packed[row, place] = torch.tensor([*centre, w / info.width, h / info.height])
-            labels[row, place] = prompt.label
-    return packed, labels
+def _box_row(prompt: BoxPrompt, info: ImageInfo) -> BoxRow:
+    """A box in pixels as the model takes it: (cx, cy, w, h) in 0..1."""
+    x, y, w, h = prompt.box
+    centre = (x + w / 2) / info.width, (y + h / 2) / info.height
+    return (*centre, w / info.width, h / info.height), prompt.label
 
 
 def _read(picture: Picture) -> NDArray[np.uint8]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from sam3slim.data.spec import DataSpec
 from sam3slim.errors import UserError
@@ -25,15 +26,22 @@ class Reference:
         protocol: ``data.protocol``, which prompts an image was asked.
         prompts: asked of all images together; None where it is not known.
         source: its folder.
+        boxes: ``DataSpec.given_boxes`` of it: {} where phrases alone were asked.
     """
 
     found: Found
     protocol: str
     prompts: int | None
     source: Path
+    boxes: Mapping[str, Any] = field(default_factory=dict)
 
-    def check(self, protocol: str, prompts: int | None = None) -> None:
+    def check(self, protocol: str, prompts: int | None = None, boxes: Mapping[str, Any] | None = None) -> None:
         """Raise UserError where a run asks otherwise: concepts that are absent can only add false detections."""
+        if dict(boxes or {}) != dict(self.boxes):
+            raise UserError(
+                f"reference={self.source} was measured with {_asked_with(self.boxes)}, this run with "
+                f"{_asked_with(boxes or {})}; a drop needs the same prompts: measure both with one data.prompts"
+            )
         if protocol != self.protocol:
             raise UserError(
                 f"reference={self.source} was measured with data.protocol={self.protocol}, this run with {protocol}; a "
@@ -44,6 +52,16 @@ class Reference:
                 f"reference={self.source} was asked {self.prompts:,} prompts, this run {prompts:,}; a drop needs the "
                 "same prompts: measure both with the same data, categories and limit"
             )
+
+
+def _asked_with(boxes: Mapping[str, Any]) -> str:
+    noise = f", box noise {boxes.get('box_noise')}" if boxes else ""
+    return f"data.prompts={boxes.get('prompt_kind', 'text')}{noise}"
+
+
+def boxes_of(data: Mapping[str, Any]) -> dict[str, Any]:
+    """``DataSpec.given_boxes`` of a record's data entry; {} also of those older than box prompts."""
+    return {key: data[key] for key in ("prompt_kind", "box_noise") if key in data}
 
 
 def matches_of(result: EvalResult) -> dict[str, Matches]:
@@ -73,8 +91,8 @@ def load_reference(run: str | Path, data: DataSpec) -> Reference:
             "run on the same data and split"
         )
     told = read_record(run).data or {}
-    reference = Reference(found, str(told.get("protocol")), told.get("prompts"), Path(run))
-    reference.check(data.protocol)
+    reference = Reference(found, str(told.get("protocol")), told.get("prompts"), Path(run), boxes_of(told))
+    reference.check(data.protocol, boxes=data.given_boxes())
     return reference
 
 
@@ -86,7 +104,7 @@ def fill_drop(record: RunRecord, reference: Reference, found: Found) -> None:
         if kind in reference.found
     }
     asked = record.data or {}
-    reference.check(str(asked.get("protocol")), asked.get("prompts"))
+    reference.check(str(asked.get("protocol")), asked.get("prompts"), boxes_of(asked))
     record.drop = drop
 
 

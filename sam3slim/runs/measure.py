@@ -90,7 +90,7 @@ def measure(
         one = first_images(next(iter(loader)), 1)
         record.latency_ms = measure_latency(model, one.pixel_values, one.input_ids, one.attention_mask)
     record.peak_memory_bytes = peak_memory_bytes(device)
-    return Reference(found, spec.data.protocol, result.prompts, folder)
+    return Reference(found, spec.data.protocol, result.prompts, folder, spec.data.given_boxes())
 
 
 def add_result(record: RunRecord, result: EvalResult, data: DataSpec) -> None:
@@ -101,6 +101,7 @@ def add_result(record: RunRecord, result: EvalResult, data: DataSpec) -> None:
         "root": data.root,
         "split": data.split,
         "protocol": data.protocol,
+        **data.given_boxes(),
         "images": result.images,
         "prompts": result.prompts,
         **data.given_files(),

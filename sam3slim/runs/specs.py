@@ -106,6 +106,7 @@ class TrainSpec:
                 f"{', '.join(missing)} above 0 (distill=full does), or distill.labels=true, or start from weights "
                 "(init=pruned or init=checkpoint)"
             )
+        self._check_boxes()
         if not self.distill.labels and self.init.kind == "pruned" and self.init.importance == "taylor":
             raise SpecError(
                 "init.importance=taylor needs the loss against labels, and distill.labels=false; "
@@ -115,6 +116,19 @@ class TrainSpec:
             raise SpecError(
                 "model.text.bank: a prompt bank has no text tower to train; train without it, and make the bank of the "
                 "result (sam3slim text CHECKPOINT OUT --phrases FILE --bank)"
+            )
+
+    def _check_boxes(self) -> None:
+        share = self.data.boxes.share
+        if share and not self.distill.labels:
+            raise SpecError(
+                f"data.boxes.share={share:g}: boxes are drawn from annotations, at which distill.labels=false does not "
+                "look; set distill.labels=true, or data.boxes.share=0"
+            )
+        if share and self.distill.cache is not None:
+            raise SpecError(
+                f"data.boxes.share={share:g}: distill.cache keeps a teacher's answers to phrases, not to boxes; set "
+                "distill.cache=null, or data.boxes.share=0"
             )
 
 
