@@ -106,7 +106,6 @@ def sample_boxes(
     overlap = box_iou(boxes, boxes)
     for prompt in range(prompts):
         own = (prompt_index == prompt).nonzero().squeeze(1)
-        # Drawn for every prompt, so that what one gets does not depend on what another does.
         with_boxes, alone, negative = (rng.random(3) < (spec.share, spec.alone, spec.negative)).tolist()
         if not with_boxes or not len(own):
             continue
