@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from sam3slim.data.annotations import category_phrases
 from sam3slim.data.locate import find_annotations
 from sam3slim.data.module import of_split
-from sam3slim.data.phrases import BOXES_ONLY, read_phrase_list
+from sam3slim.data.phrases import read_phrase_list
 from sam3slim.data.vocabulary import trim
 from sam3slim.runs.specs import TrainSpec
 
@@ -26,9 +26,6 @@ def with_vocabulary(spec: TrainSpec) -> TrainSpec:
     if spec.vocabulary is None:
         return spec
     phrases = data_phrases(spec) if spec.vocabulary == DATA else read_phrase_list(spec.vocabulary)
-    boxes = spec.data.training_prompts()
-    if boxes.boxes_alone or spec.data.prompts == "box":
-        phrases = list(dict.fromkeys([*phrases, BOXES_ONLY]))
     text = trim(phrases, spec.model.text)
     rank_zero_only(print)(
         f"vocabulary: {len(phrases)} phrases need {text.vocab_size:,} of {spec.model.text.vocab_size:,} tokens"

@@ -31,6 +31,25 @@ def test_frozen_teacher__itself_as_student_costs_nothing() -> None:
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
 
 
+def test_frozen_teacher__is_shown_the_boxes_of_the_batch() -> None:
+    """One box and a padded slot; the last prompt has none."""
+    boxes = torch.tensor([[[0.4, 0.4, 0.3, 0.3], [0.0, 0.0, 0.0, 0.0]], [[0.6, 0.5, 0.2, 0.2], [0.3, 0.3, 0.2, 0.2]]])
+    boxes = torch.cat([boxes, torch.zeros(1, 2, 4)])
+    labels = torch.tensor([[1, -10], [0, 1], [-10, -10]])
+    plain = phrase_batch()
+    batch = replace(plain, input_boxes=boxes, input_boxes_labels=labels)
+    teacher = FrozenTeacher(tiny_model(), EVERYTHING, SPEC)
+    out = tiny_model()(**batch.inputs())
+    assert teacher.losses(batch, out)["distill_memory"].item() < 1e-9
+    torch.testing.assert_close(teacher.targets(batch).presence, out.presence_logits[:, 0].sigmoid())
+    told, untold = teacher.targets(batch).presence, teacher.targets(plain).presence
+    assert ((told - untold).abs() > 1e-6).tolist() == [True, True, False]
+    # In parts as in one go.
+    images, phrases = batch.pixel_values, batch.phrases
+    parts = teacher.answers(images, phrases, batch.image_index, chunk=1, input_boxes=boxes, input_boxes_labels=labels)
+    torch.testing.assert_close(parts.presence, told)
+
+
 def test_losses__all_of_them_weighted() -> None:
     student, batch = tiny_model(seed=1), phrase_batch()
     out = student(**batch.inputs())
