@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sam3slim.models.build import build_model
     from sam3slim.models.configuration import to_sam3_config
     from sam3slim.models.count import bytes_by_part, count_params, params_by_part, part_of
-    from sam3slim.models.init import init_for_training
+    from sam3slim.models.init import fresh_box_labels, init_for_training
     from sam3slim.models.outputs import Sam3Output, Sam3Prediction
     from sam3slim.models.sam3 import Sam3
     from sam3slim.models.shapes import state_shapes
@@ -25,6 +25,7 @@ __all__ = [
     "build_model",
     "bytes_by_part",
     "count_params",
+    "fresh_box_labels",
     "init_for_training",
     "params_by_part",
     "part_of",
@@ -38,6 +39,7 @@ _HOMES = {
     "build_model": "build",
     "bytes_by_part": "count",
     "count_params": "count",
+    "fresh_box_labels": "init",
     "init_for_training": "init",
     "params_by_part": "count",
     "part_of": "count",

@@ -17,7 +17,7 @@ from sam3slim.data.phrases import encode_phrases
 from sam3slim.environment import local_rank
 from sam3slim.errors import UserError
 from sam3slim.losses import Criterion
-from sam3slim.models import Sam3, Sam3Output, build_model, init_for_training
+from sam3slim.models import Sam3, Sam3Output, build_model, fresh_box_labels, init_for_training
 from sam3slim.runs.measure import back_to_cpu
 from sam3slim.runs.specs import TrainSpec
 from sam3slim.slimming import (
@@ -41,6 +41,13 @@ def initial_model(spec: TrainSpec, data: ConceptData) -> tuple[Sam3, Plan | None
     Raises:
         UserError: the checkpoint does not fit; no training data where importance needs some.
     """
+    model, plan = _initial(spec, data)
+    if spec.init.fresh_box_labels:
+        fresh_box_labels(model, spec.seed)
+    return model, plan
+
+
+def _initial(spec: TrainSpec, data: ConceptData) -> tuple[Sam3, Plan | None]:
     init = spec.init
     if init.kind == "scratch":
         return init_for_training(build_model(spec.model), spec.seed), None

@@ -22,6 +22,8 @@ class InitSpec:
     Attributes:
         importance, depth: what ``pruned`` keeps, see ``slimming.inherit``.
         importance_batches: training batches that ``activation`` and ``taylor`` look at.
+        fresh_box_labels: draw the vectors of positive and negative boxes anew, see ``models.init.fresh_box_labels``;
+            for checkpoints that were not trained with boxes.
         fit_batches: training batches to fit a cut vision tower on, see ``slimming.fit_vision``; 0: not at all.
     """
 
@@ -33,6 +35,7 @@ class InitSpec:
     depth: Depth = "even"
     importance_batches: int = 4
     fit_batches: int = 0
+    fresh_box_labels: bool = False
 
     def __post_init__(self) -> None:
         check_rule(self.importance, self.depth)

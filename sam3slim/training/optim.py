@@ -26,8 +26,9 @@ class OptimSpec:
     """AdamW (Loshchilov & Hutter, 2019) with the reference recipe's groups.
 
     Attributes:
-        lr: learning rate of everything but the towers.
+        lr: learning rate of everything else.
         lr_vision, lr_text: of the towers; None means ``lr``.
+        lr_geometry: of the encoder of boxes; None means ``lr``.
         layer_decay: factor per ViT block from the last to the first (1 switches it off).
         layer_decay_start: how many factors the last block has; 0: none, 1: one, as only the neck has none in the
             reference. The embeddings have one more than the first block.
@@ -41,6 +42,7 @@ class OptimSpec:
     lr: float = 3e-4
     lr_vision: float | None = None
     lr_text: float | None = None
+    lr_geometry: float | None = None
     layer_decay: float = 1.0
     layer_decay_start: int = 0
     layer_decay_exempt: tuple[str, ...] = ()
@@ -51,7 +53,7 @@ class OptimSpec:
     freeze: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for key in ("lr", "lr_vision", "lr_text"):
+        for key in ("lr", "lr_vision", "lr_text", "lr_geometry"):
             value = getattr(self, key)
             if value is not None and value <= 0:
                 raise UserError(f"optim.{key}={value} must be above 0")
@@ -136,8 +138,11 @@ def param_groups(model: nn.Module, spec: OptimSpec) -> list[dict[str, object]]:
         if not parameter.requires_grad:
             continue
         part = part_of(name)
-        tower = part if part in ("vision", "text") else "rest"
-        lr = {"vision": spec.lr_vision, "text": spec.lr_text, "rest": None}[tower] or spec.lr
+        rates = {"vision": spec.lr_vision, "text": spec.lr_text}
+        if spec.lr_geometry is not None:
+            rates["geometry"] = spec.lr_geometry
+        tower = part if part in rates else "rest"
+        lr = rates.get(tower) or spec.lr
         if tower == "vision" and not _matches(name, spec.layer_decay_exempt):
             lr *= spec.layer_decay ** _layers_above(name, depth, spec.layer_decay_start)
         decays = parameter.ndim > 1 or _matches(name, spec.decay_too)
