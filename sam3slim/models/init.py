@@ -49,8 +49,8 @@ def init_for_training(model: Sam3, seed: int = 0) -> Sam3:
 def fresh_box_labels(model: Sam3, seed: int = 0) -> None:
     """Draw the vectors that tell a positive box from a negative one anew, N(0, 1) as the reference does.
 
-    In a model that was never trained with boxes they are as small as they began (``EMBEDDING_STD``), a twentieth of what
-    they are added to, and both kinds of boxes look the same to it.
+    In a model that was never trained with boxes they are as small as they began (``EMBEDDING_STD``): next to what they
+    are added to they hardly show, and both kinds of boxes look the same to it.
     """
     model.geometry_encoder.label_embed.weight.normal_(generator=torch.Generator().manual_seed(seed))
 
