@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from sam3slim.models import Sam3, build_model, init_for_training
-from sam3slim.models.init import grid_boxes
-from tests.tiny import SPEC
+from sam3slim.models.init import fresh_box_labels, grid_boxes
+from tests.tiny import SPEC, tiny_model
 
 
 def bias_of(model: Sam3, box: list[float], side: int = 8) -> torch.Tensor:
@@ -43,3 +43,14 @@ def test_grid_boxes__distinct_and_inside() -> None:
         assert boxes.shape == (count, 4)
         assert len(torch.unique(boxes[:, :2], dim=0)) == count
         assert ((boxes > 0) & (boxes < 1)).all()
+
+
+def test_fresh_box_labels__as_large_as_the_reference_and_nothing_else_changes() -> None:
+    model, before = tiny_model(), tiny_model().state_dict()
+    fresh_box_labels(model, seed=3)
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"geometry_encoder.label_embed.weight"}
+    assert 0.7 < float(model.geometry_encoder.label_embed.weight.std()) < 1.3
+    again = tiny_model()
+    fresh_box_labels(again, seed=3)
+    assert torch.equal(again.geometry_encoder.label_embed.weight, model.geometry_encoder.label_embed.weight)

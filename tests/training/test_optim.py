@@ -186,3 +186,15 @@ def test_build_optimizer__first_step_is_warm_up() -> None:
 def test_specs__bad_values(make: object, message: str) -> None:
     with pytest.raises(UserError, match=message):
         make()  # type: ignore[operator]
+
+
+def test_param_groups__a_rate_of_its_own_for_the_box_encoder() -> None:
+    model = tiny_model()
+    own = {id(p) for p in model.geometry_encoder.parameters()}
+    groups = param_groups(model, OptimSpec(lr=1e-4, lr_geometry=3e-3))
+    for group in groups:
+        parameters = group["params"]
+        assert isinstance(parameters, list)
+        assert {id(p) in own for p in parameters} == {group["lr"] == 3e-3}
+    plain = param_groups(model, OptimSpec(lr=1e-4))
+    assert [str(group["name"]).split("/")[0] for group in plain].count("geometry") == 0
