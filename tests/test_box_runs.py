@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from sam3slim import runs
+from sam3slim.checkpoints import load
 from sam3slim.config import compose_plain
 from sam3slim.data.spec import DataSpec, recorded_data
 from sam3slim.errors import UserError
+from sam3slim.models import build_model, init_for_training
 from sam3slim.records import RunRecord, read_record
 from sam3slim.runs.drop import load_reference
 from tests.test_runs import QUICK, data, evaluate, train
@@ -47,6 +50,10 @@ def test_train__boxes_change_what_is_learnt(trained: tuple[RunRecord, Path], roo
     assert record.data is not None
     assert "prompt_kind" not in record.data
     assert scores(record) != scores(plain)
+    learnt, left = (load(root / run / "artifact")[0].geometry_encoder.label_embed.weight for run in ("boxes", "plain"))
+    start = init_for_training(build_model(load(root / "plain/artifact")[0].spec), 0).geometry_encoder.label_embed.weight
+    assert torch.equal(left, start)
+    assert (learnt != start).all()
 
 
 def test_evaluate__box_alone_is_recorded_and_differs_from_text(

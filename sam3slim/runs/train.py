@@ -121,6 +121,7 @@ def training_module(
         one_to_many=spec.loss.one_to_many,
         teacher=teacher,
         masks=masks,
+        boxes=bool(spec.data.boxes.share),
         config=plain(config or {}),
     )
 

@@ -39,6 +39,7 @@ class ConceptSegmentation(lightning.LightningModule):
         teacher: for distillation.
         max_prompts: see ``Lesson``.
         masks: whether the training data have masks.
+        boxes: whether prompts come with boxes.
         config: plain nested dict kept in checkpoints.
 
     Attributes:
@@ -60,6 +61,7 @@ class ConceptSegmentation(lightning.LightningModule):
         teacher: FrozenTeacher | CachedTeacher | None = None,
         max_prompts: int | None = None,
         masks: bool = True,
+        boxes: bool = False,
         config: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -73,7 +75,11 @@ class ConceptSegmentation(lightning.LightningModule):
         self.val_metric: ConceptMeanAP | None = None
         self._whole = ExitStack()
         self.untaught = untaught_parameters(
-            model.spec, self._probe_loss, masks=masks, teacher=None if teacher is None else teacher.spec
+            model.spec,
+            self._probe_loss,
+            masks=masks,
+            boxes=boxes,
+            teacher=None if teacher is None else teacher.spec,
         )
         for name, parameter in model.named_parameters():
             if name in self.untaught or part_of(name) in optim.freeze:
