@@ -375,3 +375,15 @@ def test_train__a_split_to_measure_is_looked_for_before_training(root: Path) -> 
     plain = compose_plain("train", [*OVERRIDES, *QUICK, "data=coco", f"data.root={folder}"], root / "unmeasured")
     with pytest.raises(UserError, match=r"no file fits the test split .* or another split with data\.split"):
         runs.train(plain, root / "unmeasured", {}, "python train.py")
+
+
+def test_evaluate__storage_and_arithmetic_are_told(
+    trained: tuple[RunRecord, Path], root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the CPU half arithmetic is an emulation of a GPU's, by the same code."""
+    plain = evaluate(trained[1], root, "arithmetic_auto", "limit=1")
+    half = evaluate(trained[1], root, "arithmetic_bf16", "limit=1", "arithmetic=bf16")
+    told = [((record.artifact or {})["precision"], (record.artifact or {})["arithmetic"]) for record in (plain, half)]
+    assert told == [("fp32", "fp32"), ("fp32", "bf16")]
+    assert "stored in fp32, computes in bf16 on cpu" in capsys.readouterr().out
+    assert half.metrics != plain.metrics

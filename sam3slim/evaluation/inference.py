@@ -21,6 +21,7 @@ from sam3slim.evaluation.postprocess import (
     prompt_scores,
     select_candidates,
 )
+from sam3slim.models.arithmetic import computing
 from sam3slim.models.outputs import Sam3Prediction
 
 
@@ -109,7 +110,7 @@ def predict_batch(
     images = len(batch.images)
     found: list[list[Candidates]] = [[] for _ in range(images)]
     asked: list[list[PromptScores]] = [[] for _ in range(images)]
-    with torch.inference_mode(), eval_mode(model):
+    with torch.inference_mode(), eval_mode(model), computing(model):
         vision = None
         for start in range(0, len(batch.input_ids), prompt_chunk):
             part = slice(start, start + prompt_chunk)

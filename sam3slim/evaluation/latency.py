@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sam3slim.environment import release_memory
 from sam3slim.evaluation.inference import Segmenter, eval_mode
+from sam3slim.models.arithmetic import computing
 
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -67,7 +68,7 @@ def measure_latency(
         p50, p90 = np.percentile(times, [50, 90])
         return {"p50": float(p50), "p90": float(p90), "memory_bytes": _growth(run, device)}
 
-    with torch.inference_mode(), eval_mode(model):
+    with torch.inference_mode(), eval_mode(model), computing(model):
         whole = measured(lambda: model(**inputs))
         vision = model.get_vision_features(inputs["pixel_values"])
         text, _ = model.encode_text(inputs["input_ids"], inputs["attention_mask"])

@@ -39,6 +39,7 @@ class Verified:
         sample: {"images", "prompts", "before", "after"} with {metric: mAP in 0..1}, of the picked run and the export.
         not_evaluated: why there is no sample.
         whole: the sample is all that the record's run was evaluated on, so its mAP must be the record's.
+        int8: plain transformers needs the two lines that the card shows.
     """
 
     differences: dict[str, float]
@@ -47,6 +48,7 @@ class Verified:
     sample: dict[str, Any] | None = None
     not_evaluated: str | None = None
     whole: bool = False
+    int8: bool = False
 
     def lines(self) -> list[str]:
         """What to print."""
@@ -56,7 +58,8 @@ class Verified:
             f"allowed {self.tolerance:g})"
         ]
         if self.transformers is not None:
-            lines.append(f"plain transformers opens it: outputs differ by at most {self.transformers:.1e}")
+            how = "opens it with the two lines that its card shows" if self.int8 else "opens it"
+            lines.append(f"plain transformers {how}: outputs differ by at most {self.transformers:.1e}")
         if self.sample is None:
             return [*lines, f"not evaluated again: {self.not_evaluated}"]
         shown = [

@@ -97,6 +97,7 @@ def export(
             Opening(source.path, source.overrides), Opening(made.path, made.overrides, opens), record, wish.format,
             Path(work), images=check_images, root=data,
         )  # fmt: skip
+        verified = replace(verified, int8=source.int8)
         facts = Facts(choice, wish, source, spec, made, verified, command)
         (temporary / "README.md").write_text(export_card(facts), encoding="utf-8")
         write_json(temporary / EXPORT_FILE, _export_json(facts))

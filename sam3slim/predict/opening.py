@@ -11,13 +11,14 @@ from sam3slim.checkpoints import ARTIFACT_FILE, load, locate, weight_files
 from sam3slim.checkpoints.locate import graph_format
 from sam3slim.errors import UserError
 from sam3slim.models import Sam3
+from sam3slim.models.arithmetic import compute_in
 from sam3slim.onnx import GraphSam3, load_runnable
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+DTYPES = ("fp32", "fp16")
 
 
 def open_model(source: str | Path, device: torch.device, dtype: str) -> Sam3 | GraphSam3:
-    """The model behind ``source``, in eval mode on ``device``, computing in ``dtype`` (a key of ``DTYPES``).
+    """The model behind ``source``, in eval mode on ``device``, computing in ``dtype`` (one of ``DTYPES``).
 
     INT8 weights stay INT8 on the CPU and are widened on a GPU, where half precision is the faster type. Graphs run as
     they are, on the CPU.
@@ -28,8 +29,8 @@ def open_model(source: str | Path, device: torch.device, dtype: str) -> Sam3 | G
     if graph_format(locate(source)) is not None:
         return load_runnable(source)[0]
     model, _ = load(source, dequantize=device.type == "cuda")
-    # Without a type on the CPU: FP32 it is already, and INT8 weights take none.
-    moved: Sam3 = model.to(device=device, dtype=DTYPES[dtype] if device.type == "cuda" else None)  # type: ignore[call-arg]
+    moved: Sam3 = model.to(device)  # type: ignore[arg-type]
+    compute_in(moved, dtype)
     return moved.eval()
 
 

@@ -12,8 +12,8 @@ from sam3slim.report.pareto import pareto_front
 from sam3slim.report.table import to_markdown, write_table
 
 COLUMNS = (
-    "group", "name", "precision", "kind", "status", "params", "bytes", "bbox_map", "segm_map", "segm_drop",
-    "segm_drop_low", "segm_drop_high", "bbox_drop", "bbox_drop_low", "bbox_drop_high", "latency_p50_ms",
+    "group", "name", "precision", "arithmetic", "kind", "status", "params", "bytes", "bbox_map", "segm_map",
+    "segm_drop", "segm_drop_low", "segm_drop_high", "bbox_drop", "bbox_drop_low", "bbox_drop_high", "latency_p50_ms",
     "latency_p90_ms", "machine", "peak_memory_bytes", "seconds", "pareto", "copies", "conflict", "config_hash",
     "started", "run", "error",
 )  # fmt: skip
@@ -84,6 +84,7 @@ def _row(run: Run, group: str) -> dict[str, Any]:
     row |= {
         "group": group,
         "name": (record.model or {}).get("name") or record.choices.get("model"),
+        "arithmetic": artifact.get("arithmetic"),
         "precision": artifact.get("precision") or ("fp32" if record.kind == "train" else None),
         "params": (record.model or {}).get("params"),
         "bytes": artifact.get("bytes"),

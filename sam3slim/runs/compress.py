@@ -104,7 +104,7 @@ class _Run:
         """The checkpoint as it is: what the drops are counted against when no other reference is given."""
         with self._recording(folder, "evaluate", self.config) as record:
             record.model, record.artifact = model_facts(self.model), source_facts(self.report, self.spec.overrides)
-            model = to_device(self.model, self.device, self.report.precision)
+            model = to_device(self.model, self.device, self.report.precision, self.spec.arithmetic)
             self.reference = measure(model, self.data, self.spec, record, folder, None)
             print_metrics(record)
         if self.device.type != "cpu":
@@ -132,7 +132,7 @@ class _Run:
                 info = compressed.write(self.model, folder / "artifact", parent=self.spec.checkpoint)
                 record.artifact = artifact_facts(info, method.name)
                 reloaded, stored = load_runnable(info.path, expect=self.model.spec)
-                model = to_device(reloaded, self.device, stored.precision)
+                model = to_device(reloaded, self.device, stored.precision, self.spec.arithmetic)
                 measure(model, self.data, self.spec, record, folder, self.reference)
                 print_metrics(record)
                 print_drop(record)

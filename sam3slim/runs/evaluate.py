@@ -33,7 +33,7 @@ def evaluate(config: dict[str, Any], output_dir: Path, choices: dict[str, str], 
         record.model, record.artifact = model_facts(model), source_facts(report, spec.overrides)
         data = spec.data.build(model.spec, spec.seed)
         data.prepare_data()
-        measure(to_device(model, device, report.precision), data, spec, record, output_dir, reference)
+        measure(to_device(model, device, report.precision, spec.arithmetic), data, spec, record, output_dir, reference)
         print_metrics(record)
         print_drop(record)
     return record

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 
 from sam3slim.checkpoints import ArtifactInfo
+from sam3slim.checkpoints.int8 import is_quantised
 from sam3slim.compression import emulated
 from sam3slim.data.module import ConceptData
 from sam3slim.data.spec import DataSpec
@@ -24,31 +25,37 @@ from sam3slim.evaluation import (
 )
 from sam3slim.evaluation import evaluate as evaluate_model
 from sam3slim.models import Sam3, count_params, params_by_part
+from sam3slim.models.arithmetic import HALVES, compute_in
 from sam3slim.onnx import GraphSam3
 from sam3slim.records import RunRecord, begin
 from sam3slim.runs.drop import Reference, fill_drop, matches_of, save_matches
 from sam3slim.runs.specs import EvaluateSpec
 
 EMULATION = "torchao's INT8 products emulated in FP32 (latency: the kernel itself)"
-HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
-
 
 ModelT = TypeVar("ModelT", Sam3, Sam3 | GraphSam3)
 
 
-def to_device(model: ModelT, device: torch.device, precision: str) -> ModelT:
-    """``model`` on ``device``, computing there in what it was stored in; says which.
+def to_device(model: ModelT, device: torch.device, precision: str, arithmetic: str = "auto") -> ModelT:
+    """``model`` on ``device``, its values as stored in ``precision``, computing there in ``arithmetic``; says which.
 
-    Half precision computes in FP32 on the CPU, where half arithmetic is seven times slower. Graphs stay on the
-    CPU, the only place they are run on.
+    ``auto`` is the half type it is stored in on a GPU, and FP32 on the CPU, where half arithmetic is seven times
+    slower. Graphs stay on the CPU, the only place they are run on.
+
+    Raises:
+        UserError: half arithmetic of INT8 weights or of graphs.
     """
+    if arithmetic in HALVES and (isinstance(model, GraphSam3) or any(map(is_quantised, model.parameters()))):
+        raise UserError(f"arithmetic={arithmetic}: INT8 weights and graphs have their own; use arithmetic=auto")
     if isinstance(model, GraphSam3):
         print(f"{precision} {model.what} on the CPU")
         return model
-    dtype = HALVES.get(precision) if device.type == "cuda" else None
-    moved: Any = model.to(device=device, dtype=dtype)  # type: ignore[call-arg]
-    if precision in HALVES:
-        print(f"stored in {precision}, computes in {precision if dtype else 'fp32'} on {device.type}")
+    if arithmetic == "auto":
+        arithmetic = precision if precision in HALVES and device.type == "cuda" else "fp32"
+    moved: Any = model.to(device)  # type: ignore[arg-type]
+    compute_in(moved, arithmetic)
+    if precision in HALVES or arithmetic in HALVES:
+        print(f"stored in {precision}, computes in {arithmetic} on {device.type}")
     return moved
 
 
@@ -72,6 +79,8 @@ def measure(
     The matching of detections and objects is left in ``folder`` and returned: a reference for others.
     """
     device = model.device
+    if isinstance(model, Sam3):
+        record.artifact = {**(record.artifact or {}), "arithmetic": getattr(model, "arithmetic", "fp32")}
     begin(record, folder)
     reset_peak_memory(device)
     loader = data.loader(spec.data.split)

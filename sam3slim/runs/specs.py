@@ -142,6 +142,7 @@ class EvaluateSpec:
     Attributes:
         overrides: those of ``checkpoints.load``.
         reference: output folder of the run that drops are counted against.
+        arithmetic: see ``measure.to_device``.
     """
 
     name: str
@@ -155,6 +156,7 @@ class EvaluateSpec:
     overrides: dict[str, Any] | None = None
     reference: str | None = None
     seed: int = 0
+    arithmetic: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
 
 
 @dataclass(frozen=True)

@@ -114,6 +114,7 @@ def test_export__int8_weights_become_numbers_for_the_reference(
 
 def test_export__int8_products_stay_in_their_folder(measured: Path, tmp_path: Path, same_process: list[str]) -> None:
     done = export([measured / "runs/int8_dynamic"], tmp_path / "out", best="map")
+    assert any("opens it with the two lines that its card shows" in line for line in done.verified.lines())
     assert done.verified.transformers is not None
     assert done.verified.transformers < 1e-5
 
