@@ -48,6 +48,12 @@ def _positive(prefix: str, spec: Any, *names: str) -> None:
             raise SpecError(f"{prefix}.{name}={getattr(spec, name)} must be at least 1")
 
 
+def _shares(prefix: str, spec: Any, *names: str) -> None:
+    for name in names:
+        if not 0 <= getattr(spec, name) < 1:
+            raise SpecError(f"{prefix}.{name}={getattr(spec, name)} must lie in 0..1 (1 excluded; 0 is off)")
+
+
 def _some_neurons(prefix: str, width: int, ratio: float) -> None:
     if int(width * ratio) < 1:
         raise SpecError(f"{prefix}.mlp_ratio={ratio} leaves an MLP without neurons; use {1 / width:.2g} or more")
@@ -85,11 +91,13 @@ class VitSpec:
     window_size: int = 24  # in patches
     num_global_blocks: int = 4
     global_attention_blocks: tuple[int, ...] | None = None  # None: spread evenly, last block global
+    drop_path: float = 0.0  # of the last block while training; linear in depth from 0 in the first
 
     def __post_init__(self) -> None:
         p = "model.vit"
         _positive(p, self, "embed_dim", "depth", "num_heads", "patch_size", "image_size", "window_size")
         _positive(p, self, "pretrain_image_size", "num_global_blocks")
+        _shares(p, self, "drop_path")
         _some_neurons(p, self.embed_dim, self.mlp_ratio)
         _divisible_heads(p, "embed_dim", self.embed_dim, self.num_heads, multiple=4)
         for key in ("image_size", "pretrain_image_size"):
@@ -278,7 +286,13 @@ class DecoderSpec:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A whole SAM 3 image model. The defaults are SAM 3 as released."""
+    """A whole SAM 3 image model. The defaults are SAM 3 as released.
+
+    Attributes:
+        dropout: on what is added to the residual stream of geometry encoder, encoder and decoder, while training.
+        attention_dropout: on their attention weights; ``ffn_dropout``: on the hidden units of their MLPs. Like
+            ``vit.drop_path`` 0 by default, as records of models that never knew them mean it; ``model=full`` has 0.1.
+    """
 
     name: str = "full"
     vit: VitSpec = field(default_factory=VitSpec)
@@ -290,6 +304,8 @@ class ModelSpec:
     num_heads: int = 8
     ffn_dim: int = 2048
     dropout: float = 0.1
+    attention_dropout: float = 0.0
+    ffn_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         p = "model"
@@ -301,8 +317,7 @@ class ModelSpec:
                 f"use {low} or {low + 8}"
             )
         _divisible_heads(p, "d_model", self.d_model, self.num_heads)
-        if not 0 <= self.dropout < 1:
-            raise SpecError(f"{p}.dropout={self.dropout} must lie in 0..1 (1 excluded)")
+        _shares(p, self, "dropout", "attention_dropout", "ffn_dropout")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict of primitives and lists, as saved in checkpoints and ``sam3slim.json``."""

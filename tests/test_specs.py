@@ -54,6 +54,9 @@ def test_round_trip__through_plain_dict() -> None:
         (VocabularySpec, {"merges": (), "unknown": "skip"}, "model.text.vocabulary.unknown=skip must be one of error"),
         (ModelSpec, {"d_model": 100}, "model.d_model=100 must be a multiple of 8"),
         (ModelSpec, {"dropout": 1.0}, "model.dropout=1.0 must lie in 0..1"),
+        (ModelSpec, {"attention_dropout": -0.1}, "model.attention_dropout=-0.1 must lie in 0..1"),
+        (ModelSpec, {"ffn_dropout": 1.5}, "model.ffn_dropout=1.5 must lie in 0..1"),
+        (VitSpec, {"drop_path": 1.0}, "model.vit.drop_path=1.0 must lie in 0..1"),
         (DecoderSpec, {"num_queries": 0}, "model.decoder.num_queries=0 must be at least 1"),
     ],
 )  # fmt: skip

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sam3slim.checkpoints.layout import Layout
 from sam3slim.checkpoints.report import CheckpointError
+from sam3slim.checkpoints.spec_of import NOT_ARCHITECTURE
 from sam3slim.specs import ModelSpec, mlp_ratio
 from sam3slim.strict import SpecError, spec_from_dict, unknown_key
 
@@ -42,7 +43,7 @@ _SHAPES = {  # spec key → our tensor and the axis that tells it
 # What only the rotary tables of a reference file tell; SAM 3 as released is recognised without them.
 # What no tensor tells and a bare file does without: its own default is taken.
 _LISTS = ("text.vocabulary", "text.bank")
-_NOT_TOLD = ("name", "dropout", "vit.num_global_blocks", *_LISTS)
+_NOT_TOLD = (*NOT_ARCHITECTURE, "vit.num_global_blocks", *_LISTS)
 _UNKNOWN = "text.vocabulary.unknown"  # the one field of a trimmed vocabulary that a user may change
 _NOT_TRIMMED = f"overrides: {_UNKNOWN} is for a vocabulary that was trimmed, and this checkpoint states none; remove it"
 _FROM_TABLES = ("vit.num_heads", "vit.window_size", "vit.image_size", "vit.global_attention_blocks")

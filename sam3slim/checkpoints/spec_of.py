@@ -31,7 +31,7 @@ FIXED = {
     "mask_decoder_config": ("hidden_size", "num_attention_heads", "num_upsampling_stages"),
 }
 # Fields that change no tensor and no output of a trained model.
-NOT_ARCHITECTURE = ("name", "dropout")
+NOT_ARCHITECTURE = ("name", "dropout", "attention_dropout", "ffn_dropout", "vit.drop_path")
 
 
 def spec_from_config(config: Sam3Config, name: str = "transformers") -> ModelSpec:
@@ -78,6 +78,7 @@ def spec_from_config(config: Sam3Config, name: str = "transformers") -> ModelSpe
         num_heads=encoder.num_attention_heads,
         ffn_dim=encoder.intermediate_size,
         dropout=encoder.dropout,
+        ffn_dropout=encoder.hidden_dropout,
     )
     _check_fixed(config, to_sam3_config(spec))
     return spec
@@ -116,12 +117,13 @@ def _flat(spec: ModelSpec) -> dict[str, Any]:
     for key, value in spec.to_dict().items():
         if isinstance(value, dict):
             flat.update({f"{key}.{inner}": v for inner, v in value.items()})
-        elif key not in NOT_ARCHITECTURE:
+        else:
             flat[key] = value
     flat["vit.global_attention_blocks"] = list(spec.vit.global_blocks)
     # In words short enough for a message; what an unknown phrase meets changes no tensor.
     flat |= {"text.vocabulary": str(spec.text.vocabulary), "text.bank": str(spec.text.bank)}
-    del flat["vit.num_global_blocks"]
+    for key in (*NOT_ARCHITECTURE, "vit.num_global_blocks"):
+        del flat[key]
     for tower, width in (("vit", spec.vit.embed_dim), ("text", spec.text.width)):
         # Two ratios that give the same integer width are the same architecture.
         flat[f"{tower}.mlp_ratio"] = round(int(width * flat[f"{tower}.mlp_ratio"]) / width, 6)

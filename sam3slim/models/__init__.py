@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sam3slim.models.count import bytes_by_part, count_params, params_by_part, part_of
     from sam3slim.models.init import fresh_box_labels, init_for_training
     from sam3slim.models.outputs import Sam3Output, Sam3Prediction
+    from sam3slim.models.regularise import set_regularisation
     from sam3slim.models.sam3 import Sam3
     from sam3slim.models.shapes import state_shapes
 
@@ -29,6 +30,7 @@ __all__ = [
     "init_for_training",
     "params_by_part",
     "part_of",
+    "set_regularisation",
     "state_shapes",
     "to_sam3_config",
 ]
@@ -43,6 +45,7 @@ _HOMES = {
     "init_for_training": "init",
     "params_by_part": "count",
     "part_of": "count",
+    "set_regularisation": "regularise",
     "state_shapes": "shapes",
     "to_sam3_config": "configuration",
 }

@@ -6,6 +6,7 @@ import torch
 
 from sam3slim.models.bank import TextBank
 from sam3slim.models.configuration import to_sam3_config
+from sam3slim.models.regularise import set_regularisation
 from sam3slim.models.sam3 import Sam3
 from sam3slim.specs import ModelSpec
 
@@ -19,4 +20,5 @@ def build_model(spec: ModelSpec, *, device: str | torch.device | None = None) ->
         bank = None if spec.text.bank is None else TextBank(spec.text.bank, spec.text.context_length, spec.d_model)
         model = Sam3(to_sam3_config(spec), bank)
     model.spec = spec
+    set_regularisation(model, spec)
     return model

@@ -27,6 +27,7 @@ def to_sam3_config(spec: ModelSpec) -> Sam3Config:
         "num_attention_heads": spec.num_heads,
         "intermediate_size": spec.ffn_dim,
         "dropout": spec.dropout,
+        "hidden_dropout": spec.ffn_dropout,
     }
     backbone = Sam3ViTConfig(
         hidden_size=vit.embed_dim,

@@ -17,7 +17,14 @@ from sam3slim.data.phrases import encode_phrases
 from sam3slim.environment import local_rank
 from sam3slim.errors import UserError
 from sam3slim.losses import Criterion
-from sam3slim.models import Sam3, Sam3Output, build_model, fresh_box_labels, init_for_training
+from sam3slim.models import (
+    Sam3,
+    Sam3Output,
+    build_model,
+    fresh_box_labels,
+    init_for_training,
+    set_regularisation,
+)
 from sam3slim.runs.measure import back_to_cpu
 from sam3slim.runs.specs import TrainSpec
 from sam3slim.slimming import (
@@ -58,6 +65,7 @@ def _initial(spec: TrainSpec, data: ConceptData) -> tuple[Sam3, Plan | None]:
             init.checkpoint, overrides=init.overrides, expect=spec.model, allow_fresh=init.allow_fresh, dequantize=True
         )
         rank_zero_only(print)(report.render())
+        set_regularisation(model, spec.model)  # the run's, not that of the training the weights come from
         return model, None
     check_slimmer(read(locate(init.checkpoint), init.overrides).spec, spec.model)
     source, report = load(init.checkpoint, overrides=init.overrides, dequantize=True)
