@@ -7,13 +7,12 @@ attentions that need them change their class, which leaves parameters, their nam
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import stochastic_depth
-from transformers import Sam3Model
 from transformers.models.sam3.modeling_sam3 import (
     Sam3Attention,
     Sam3MLP,
@@ -23,6 +22,9 @@ from transformers.models.sam3.modeling_sam3 import (
 )
 
 from sam3slim.specs import ModelSpec
+
+if TYPE_CHECKING:
+    from sam3slim.models.sam3 import Sam3
 
 PARTS = ("geometry_encoder", "detr_encoder", "detr_decoder", "dot_product_scoring")
 
@@ -52,34 +54,35 @@ class DropAttention(Sam3Attention):
 
     attention_dropout: float
 
-    def forward(
+    def forward(  # type: ignore[override]
         self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
         """[B, Q, d] queries, [B, K, d] keys and values, mask [B, heads or 1, Q, K] bool or added, to [B, Q, d]."""
         if not (self.training and self.attention_dropout):
             found: tuple[Tensor, Tensor | None] = super().forward(query, key, value, attention_mask, **kwargs)
             return found
-        heads = (
+        q, k, v = (
             projection(x).unflatten(-1, (self.num_attention_heads, -1)).transpose(1, 2)
             for projection, x in ((self.q_proj, query), (self.k_proj, key), (self.v_proj, value))
         )
         out = F.scaled_dot_product_attention(
-            *heads, attn_mask=attention_mask, dropout_p=self.attention_dropout, scale=self.scaling
+            q, k, v, attn_mask=attention_mask, dropout_p=self.attention_dropout, scale=self.scaling
         )
         return self.o_proj(out.transpose(1, 2).flatten(2)), None
 
 
-def set_regularisation(model: Sam3Model, spec: ModelSpec) -> None:
+def set_regularisation(model: Sam3, spec: ModelSpec) -> None:
     """Give every layer the rates of ``spec``, whatever the model was built with; in place, ``model.spec`` included.
 
     Drop path grows linearly from 0 in the first ViT block to ``spec.vit.drop_path`` in the last. A rate of 0 draws no
     random number.
     """
-    layers = model.vision_encoder.backbone.layers
+    layers: Any = model.vision_encoder.backbone.layers
     for layer, rate in zip(layers, torch.linspace(0, spec.vit.drop_path, len(layers)).tolist(), strict=True):
         if rate or isinstance(layer, DropPathLayer):
             layer.__class__, layer.drop_path = DropPathLayer, rate
-    for module in (module for part in PARTS for module in model.get_submodule(part).modules()):
+    parts: list[Any] = [module for part in PARTS for module in model.get_submodule(part).modules()]
+    for module in parts:
         if isinstance(module, Sam3Attention):
             if spec.attention_dropout or isinstance(module, DropAttention):
                 module.__class__, module.attention_dropout = DropAttention, spec.attention_dropout
