@@ -85,7 +85,7 @@ def set_regularisation(model: Sam3, spec: ModelSpec) -> None:
     for module in parts:
         if isinstance(module, Sam3Attention):
             if spec.attention_dropout or isinstance(module, DropAttention):
-                module.__class__, module.attention_dropout = DropAttention, spec.attention_dropout
+                module.__class__, module.attention_dropout = DropAttention, spec.attention_dropout  # type: ignore[assignment]
         elif isinstance(module, Sam3MLP):
             module.dropout.p = spec.ffn_dropout
         else:
