@@ -84,6 +84,12 @@ def _check_trained_parts(path: Path, optim: OptimSpec) -> None:
         ("layer_decay", saved.get("layer_decay", 1.0), optim.layer_decay, not layered),
         ("layer_decay_start", saved.get("layer_decay_start", 0), optim.layer_decay_start, layered),
         ("layer_decay_exempt", sorted(saved.get("layer_decay_exempt", ())), sorted(optim.layer_decay_exempt), layered),
+        (
+            "lr_geometry",
+            saved.get("lr_geometry"),
+            optim.lr_geometry,
+            None in (saved.get("lr_geometry"), optim.lr_geometry),
+        ),
         ("decay_too", sorted(saved.get("decay_too", ())), sorted(optim.decay_too), True),
     ):
         if was != now and matters:

@@ -125,7 +125,7 @@ def test_param_groups__adamw_reference_is_the_reference_s(shared_dir: Path) -> N
     wanted = {name: (g["lr"], g["weight_decay"]) for g in golden["groups"] for name in g["parameters"]}
     spec = spec_from_dict(OptimSpec, compose_plain("train", ["optim=adamw_reference"])["optim"], "optim")
     model = build_model(ModelSpec(), device="meta")
-    module = ConceptSegmentation(model, Criterion(), spec, ScheduleSpec())
+    module = ConceptSegmentation(model, Criterion(), spec, ScheduleSpec(), boxes=True)
     names = {id(parameter): name for name, parameter in module.model.named_parameters()}
     found = {
         names[id(parameter)]: (group["lr"], group["weight_decay"])
