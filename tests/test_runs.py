@@ -236,6 +236,7 @@ def test_train__averaged_weights_are_measured_and_exported(root: Path) -> None:
         (["resume={full}/checkpoints/last.ckpt", "vocabulary=data"], "another architecture: text.vocab_size is 600"),
         (["resume={full}/artifact/model.safetensors"], "holds weights .*, no training to go on with"),
         (["resume={full}/checkpoints/last.ckpt", "optim.freeze=[text]"], r"optim.freeze is \[\] in .* \['text'\] here"),
+        (["resume={full}/checkpoints/last.ckpt", "optim=adamw8bit"], "optim.kind is adamw in .* and adamw8bit here"),
         (["resume={full}/checkpoints/last.ckpt", "optim.layer_decay=0.8"], "layer_decay is 1.0 in .* and 0.8 here"),
         (["resume={full}/checkpoints/last.ckpt", "optim.lr_geometry=0.1"], "lr_geometry is None in .* and 0.1 here"),
         (["resume={full}/checkpoints/last.ckpt", "optim.decay_too=[x]"], r"optim.decay_too is \[\] in .* \['x'\] here"),

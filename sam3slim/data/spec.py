@@ -23,6 +23,8 @@ class DataSpec:
     """Keys of conf/data; see ``ConceptData`` and ``PromptSpec`` for what each does.
 
     Attributes:
+        max_prompts_per_batch: most prompts that a training step takes through the model together; more are taken one
+            part after another, with the same gradients. None: no bound.
         phrases: needs distill.labels=false, because the pictures have no annotations.
         prompts: what evaluation shows the model of a category: its phrase (``text``), a box on one of its instances
             (``box``), or both (``text+box``); see ``PromptSpec.kind``.
@@ -41,6 +43,7 @@ class DataSpec:
     negatives: int = 3
     hard_negatives: float = 0.5
     max_prompts: int = 8
+    max_prompts_per_batch: int | None = None
     min_area: float = 0.0
     protocol: str = "all"
     prompts: str = "text"
@@ -64,6 +67,10 @@ class DataSpec:
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise UserError(f"data.{key}={value} must be at least 1, or null for all images")
+        if self.max_prompts_per_batch is not None and self.max_prompts_per_batch < 1:
+            raise UserError(
+                f"data.max_prompts_per_batch={self.max_prompts_per_batch} must be at least 1, or null for no bound"
+            )
         replace(self.training_prompts(), protocol=self.protocol)  # is checked together with prompts
 
     def training_prompts(self, *, labels: bool = True, pool: int | None = None) -> PromptSpec:

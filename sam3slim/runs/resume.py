@@ -80,6 +80,7 @@ def _check_trained_parts(path: Path, optim: OptimSpec) -> None:
     saved = _saved_config(path).get("optim", {})
     layered = 1.0 not in (saved.get("layer_decay", 1.0), optim.layer_decay)
     for key, was, now, matters in (
+        ("kind", saved.get("kind", "adamw"), optim.kind, True),
         ("freeze", sorted(saved.get("freeze", ())), sorted(optim.freeze), True),
         ("layer_decay", saved.get("layer_decay", 1.0), optim.layer_decay, not layered),
         ("layer_decay_start", saved.get("layer_decay_start", 0), optim.layer_decay_start, layered),

@@ -94,6 +94,7 @@ class TrainSpec:
     experiment: Any = None
 
     def __post_init__(self) -> None:
+        self._check_sharded()
         check_options("compress_after", self.compress_after, "compress")
         if isinstance(steps := self.trainer.get("max_steps"), int) and steps > 0:
             self.schedule.check_fits(steps)
@@ -133,6 +134,19 @@ class TrainSpec:
                 f"data.boxes.share={share:g}: distill.cache keeps a teacher's answers to phrases, not to boxes; set "
                 "distill.cache=null, or data.boxes.share=0"
             )
+
+    def _check_sharded(self) -> None:
+        """What FSDP2 cannot do: processes gather weights together, and each may have another number of parts."""
+        strategy = self.trainer.get("strategy")
+        if not (isinstance(strategy, dict) and str(strategy.get("_target_")).endswith("FullySharded")):
+            return
+        if self.data.max_prompts_per_batch is not None:
+            raise SpecError(
+                f"data.max_prompts_per_batch={self.data.max_prompts_per_batch} does not work with trainer=fsdp, whose "
+                "processes gather weights together; use trainer=ddp, or a smaller data.batch_size"
+            )
+        if self.optim.kind == "adamw8bit":
+            raise SpecError("optim=adamw8bit does not work with trainer=fsdp; use optim=adamw, or trainer=ddp")
 
 
 @dataclass(frozen=True)

@@ -122,6 +122,7 @@ def training_module(
         teacher=teacher,
         masks=masks,
         boxes=bool(spec.data.boxes.share),
+        max_prompts=spec.data.max_prompts_per_batch,
         config=plain(config or {}),
     )
 

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from sam3slim.errors import UserError
@@ -26,6 +26,7 @@ class OptimSpec:
     """AdamW (Loshchilov & Hutter, 2019) with the reference recipe's groups.
 
     Attributes:
+        kind: ``adamw8bit`` keeps the moments in 8 bits (torchao).
         lr: learning rate of everything else.
         lr_vision, lr_text: of the towers; None means ``lr``.
         lr_geometry: of the encoder of boxes; None means ``lr``.
@@ -39,6 +40,7 @@ class OptimSpec:
         freeze: parts of the model (``models.count.PARTS``) that stay as they are: no gradients, no optimiser state.
     """
 
+    kind: Literal["adamw", "adamw8bit"] = "adamw"
     lr: float = 3e-4
     lr_vision: float | None = None
     lr_text: float | None = None
@@ -183,17 +185,24 @@ def _check_patterns(model: nn.Module, spec: OptimSpec) -> None:
 
 def build_optimizer(
     model: nn.Module, spec: OptimSpec, schedule: ScheduleSpec, total_steps: int
-) -> tuple[torch.optim.AdamW, LambdaLR]:
+) -> tuple[torch.optim.Optimizer, LambdaLR]:
     """AdamW over ``param_groups`` and its per-step schedule.
 
     Raises:
         UserError: the schedule or the groups do not fit this training.
     """
     schedule.check_fits(total_steps)
-    optimizer = torch.optim.AdamW(param_groups(model, spec), lr=spec.lr, betas=spec.betas, fused=True)
-    # Gradients are clipped between unscaling and the step, so the fused kernel must not do the unscaling: with this
-    # flag GradScaler leaves it to the kernel, and Lightning's mixed precision refuses to clip at all.
-    optimizer._step_supports_amp_scaling = False
+    groups = param_groups(model, spec)
+    optimizer: torch.optim.Optimizer
+    if spec.kind == "adamw8bit":
+        from sam3slim.training.adamw8bit import PlainAdamW8bit  # torchao takes a second to import
+
+        optimizer = PlainAdamW8bit(groups, lr=spec.lr, betas=spec.betas)
+    else:
+        optimizer = torch.optim.AdamW(groups, lr=spec.lr, betas=spec.betas, fused=True)
+        # Gradients are clipped between unscaling and the step, so the fused kernel must not do the unscaling: with this
+        # flag GradScaler leaves it to the kernel, and Lightning's mixed precision refuses to clip at all.
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
     return optimizer, LambdaLR(optimizer, lambda step: schedule.factor(step, total_steps))
 
 
@@ -205,4 +214,5 @@ def follow_settings(optimizer: torch.optim.Optimizer, scheduler: LambdaLR, model
     scheduler.base_lrs = list(rates)
     for group, own, rate, factor in zip(optimizer.param_groups, wanted, rates, scheduler.lr_lambdas, strict=True):
         group |= {"initial_lr": rate, "weight_decay": own["weight_decay"], "betas": spec.betas}
-        group["lr"] = rate * factor(scheduler.last_epoch)
+        now = rate * factor(scheduler.last_epoch)
+        group["lr"] = group["lr"].fill_(now) if isinstance(group["lr"], Tensor) else now

@@ -78,6 +78,12 @@ def test_cpu_ddp__loss_curve_of_one_process(root: Path, one: Path) -> None:
     assert_same_training(train(root, "fork"), one)
 
 
+def test_cpu_ddp__prompts_in_parts_and_recomputed(root: Path, one: Path) -> None:
+    """Each process takes its prompts two at a time, and keeps next to nothing for the backward pass."""
+    frugal = ["data.max_prompts_per_batch=2", "activation_checkpointing=true"]
+    assert_same_training(train(root, "fork", *frugal, folder="parts"), one)
+
+
 @pytest.mark.slow
 def test_ddp__loss_curve_of_one_process(root: Path, one: Path) -> None:
     assert_same_training(train(root, "ddp"), one)
@@ -85,12 +91,12 @@ def test_ddp__loss_curve_of_one_process(root: Path, one: Path) -> None:
 
 @pytest.mark.slow
 def test_fsdp__loss_curve_of_one_process_and_resumes(root: Path, one: Path) -> None:
-    run = train(root, "fsdp")
+    run = train(root, "fsdp", "activation_checkpointing=true")
     assert_same_training(run, one)
     halfway = run / "checkpoints/best.ckpt"  # the first of two equal scores
     content = torch.load(halfway, weights_only=True)
     assert content["global_step"] == STEPS // 2
     assert set(content["optimizer_states"][0]["state"]) <= set(range(len(content["state_dict"])))
-    again = train(root, "fsdp", f"resume={halfway}", folder="fsdp_again")
+    again = train(root, "fsdp", "activation_checkpointing=true", f"resume={halfway}", folder="fsdp_again")
     expected = {step: loss for step, loss in losses(one).items() if step >= STEPS // 2}
     assert losses(again) == pytest.approx(expected, rel=1e-5)
