@@ -68,7 +68,7 @@ def step(recompute: bool, dtype: torch.dtype | None) -> tuple[Tensor, dict[str, 
     return loss.detach(), gradients_of(model), sum(kept.values()), list(model.state_dict())
 
 
-@pytest.mark.parametrize("dtype", [None], ids=["fp32"])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=["fp32", "bf16"])
 def test_recompute__same_loss_and_gradients_with_less_kept(dtype: torch.dtype | None) -> None:
     plain, frugal = step(False, dtype), step(True, dtype)
     assert torch.equal(frugal[0], plain[0])
