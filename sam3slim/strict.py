@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from difflib import get_close_matches
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -19,6 +19,7 @@ NAMES: dict[Any, str] = {
     float: "a finite number",
     str: "a text",
     dict: "a group of keys",
+    Mapping: "a group of keys",
     types.NoneType: "null",
 }
 
@@ -70,6 +71,8 @@ def _required(item: Field[Any]) -> bool:
 def _checked(value: Any, hint: Any, name: str) -> Any:
     """``value`` as ``hint`` wants it, or a SpecError that says what was expected."""
     if is_dataclass(hint) and isinstance(hint, type):
+        if isinstance(value, hint):
+            return value  # from Python, checked already
         return spec_from_dict(hint, value, name)
     origin = get_origin(hint)
     if origin in (Union, types.UnionType):

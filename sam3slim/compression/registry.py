@@ -18,6 +18,7 @@ from sam3slim.checkpoints.lazy import LazyTensors, describe
 from sam3slim.environment import release_memory
 from sam3slim.errors import UserError
 from sam3slim.models import Sam3
+from sam3slim.strict import spec_from_dict
 
 
 class Method(Protocol):
@@ -187,13 +188,10 @@ def method_names() -> list[str]:
 
 
 def method_from_name(name: str, **options: Any) -> Any:
-    """The config object called ``name``. Raises UserError for an unknown name or option."""
+    """The config object called ``name``. Raises UserError for an unknown name, an unknown option or a wrong value."""
     for config_type in _HANDLERS:
         if config_type.name == name:  # type: ignore[attr-defined]
-            try:
-                return config_type(**options)
-            except TypeError as error:
-                raise UserError(f"compress={name}: unknown option ({error})") from error
+            return spec_from_dict(config_type, options, f"compress.{name}")
     near = get_close_matches(name, method_names(), 1)
     hint = f"did you mean {near[0]}?" if near else f"methods: {', '.join(method_names())}"
     raise UserError(f"compress={name} is not a method; {hint}")

@@ -12,7 +12,7 @@ from sam3slim.losses import LossSpec
 from sam3slim.slimming import Depth, Importance, check_rule
 from sam3slim.specs import ModelSpec
 from sam3slim.strict import SpecError, spec_from_dict
-from sam3slim.training import OptimSpec, ScheduleSpec, precision_of
+from sam3slim.training import OptimSpec, ScheduleSpec, check_trainer, precision_of
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,7 @@ class TrainSpec:
     def __post_init__(self) -> None:
         self._check_sharded()
         check_options("compress_after", self.compress_after, "compress")
+        check_trainer(self.trainer)
         if isinstance(steps := self.trainer.get("max_steps"), int) and steps > 0:
             self.schedule.check_fits(steps)
         precision_of(self.trainer)

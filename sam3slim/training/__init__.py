@@ -7,6 +7,7 @@ from sam3slim.training.optim import OptimSpec, ScheduleSpec, build_optimizer, pa
 from sam3slim.training.precision import check_precision, precision_of, precision_plugins
 from sam3slim.training.recompute import recompute_activations
 from sam3slim.training.saving import StreamedCheckpoints
+from sam3slim.training.settings import check_trainer
 from sam3slim.training.sharded import FullySharded
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "WeightAverage",
     "build_optimizer",
     "check_precision",
+    "check_trainer",
     "param_groups",
     "precision_of",
     "precision_plugins",

@@ -43,7 +43,7 @@ def test_method_names__what_the_user_types() -> None:
 def test_method_from_name__typo_and_unknown_option() -> None:
     with pytest.raises(UserError, match=r"did you mean int8_weight\?"):
         method_from_name("int8_weights")
-    with pytest.raises(UserError, match="unknown option"):
+    with pytest.raises(UserError, match="unknown key compress"):
         method_from_name("fp16", bits=3)
 
 
