@@ -40,7 +40,8 @@ class RunRecord:
         config_hash: sha256 of the composed configuration without output paths (see ``config_hash``).
         choices: {hydra group: option}.
         model: {"name", "params", "params_by_part"}.
-        training: {"trained_params", "not_trained": {part: why}}; of trainings only.
+        training: {"retrained", "trained_params", "not_trained": {part: why}}; of trainings only. ``retrained`` is false
+            where ``trainer.max_steps=0`` has kept the initial weights.
         parent: record or artifact this run started from, as a path.
         artifact: {"path", "bytes", "format", "precision", "bytes_by_part"}, and "overrides" where loading takes them.
         data: {"name", "root", "split", "protocol", "images", "prompts"}, and "files" where they were not searched for.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -106,7 +107,7 @@ class DataSpec:
             text=model.text,
             batch_size=self.batch_size,
             eval_batch_size=self.eval_batch_size,
-            num_workers=self.num_workers,
+            num_workers=min(self.num_workers, usable_cores()),  # PyTorch warns of more
             cache=self.cache,
             prompts=self.training_prompts(labels=labels, pool=pool),
             eval_prompts=self.protocol,
@@ -121,6 +122,11 @@ class DataSpec:
             overwrite=self.overwrite,
             seed=seed,
         )
+
+
+def usable_cores() -> int:
+    """Processors that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def recorded_data(data: Mapping[str, Any], *, root: str | Path | None = None) -> DataSpec:

@@ -119,6 +119,12 @@ def _note(run: Run) -> str:
     notes = []
     if run.record.status != "finished":
         notes.append(f"{run.record.status}: {run.record.error or 'no reason recorded'}")
+    training = run.record.training or {}
+    if training.get("retrained") is False:
+        notes.append("not retrained")
+    untrained = [part for part, why in training.get("not_trained", {}).items() if why != "optim.freeze"]
+    if untrained:
+        notes.append(f"not trained: {', '.join(untrained)}")
     if run.conflict:
         notes.append("same configuration as another run, other numbers")
     if run.copies > 1:

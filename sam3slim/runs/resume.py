@@ -38,6 +38,11 @@ def resume_path(spec: TrainSpec, output_dir: Path) -> str | None:
             return None
         raise UserError(f"resume={path} is not a file; give a checkpoint (…/checkpoints/last.ckpt), or auto")
     raw = read(locate(path))
+    if spec.trainer["max_steps"] == 0:
+        raise UserError(
+            f"trainer.max_steps=0 trains nothing, and {path} is a training to go on with; give more steps, or write "
+            "its weights as they are: init=checkpoint init.checkpoint=… in another hydra.run.dir"
+        )
     if raw.kind != "lightning":
         raise UserError(
             f"resume={path} holds weights ({raw.kind}), no training to go on with; give a checkpoint of a run "

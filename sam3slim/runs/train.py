@@ -21,7 +21,7 @@ from sam3slim.evaluation import evaluate as evaluate_model
 from sam3slim.files import ensure_writable_dir, write_json
 from sam3slim.losses import Criterion
 from sam3slim.models import Sam3
-from sam3slim.records import RunRecord, begin, plain, recording
+from sam3slim.records import RunRecord, begin, is_first_process, plain, recording
 from sam3slim.runs.initial import initial_model, training_device
 from sam3slim.runs.machine import check_machine
 from sam3slim.runs.measure import add_result, artifact_facts, back_to_cpu, model_facts, to_device
@@ -74,9 +74,12 @@ def train(config: dict[str, Any], output_dir: Path, choices: dict[str, str], com
         model, plan = initial_model(spec, data)
         if plan is not None:
             rank_zero_only(write_json)(output_dir / PLAN_FILE, plan.to_dict())
+        record.model = model_facts(model)
+        if spec.trainer["max_steps"] == 0:
+            _keep_initial(spec, output_dir, data, record, model, plan)
+            return record
         module = training_module(spec, model, teacher_of(spec, data), config, masks=masks)
         trainer = build_trainer(spec, output_dir)
-        record.model = model_facts(model)
         record.training = training_facts(module, spec, masks=masks)
         rank_zero_only(tell_untrained)(record.training)
         begin(record, output_dir)
@@ -93,7 +96,8 @@ def train(config: dict[str, Any], output_dir: Path, choices: dict[str, str], com
         first = trainer.is_global_zero
         _part(data)
         if first:
-            _finish_training(spec, output_dir, data, record, plan)
+            best, _ = load(result_of(spec, output_dir), expect=spec.model)
+            _write_result(spec, output_dir, data, record, best, plan)
     return record
 
 
@@ -160,11 +164,22 @@ def _part(data: ConceptData) -> None:
         torch.distributed.destroy_process_group()
 
 
-def _finish_training(
-    spec: TrainSpec, output_dir: Path, data: ConceptData, record: RunRecord, plan: Plan | None
+def _keep_initial(
+    spec: TrainSpec, output_dir: Path, data: ConceptData, record: RunRecord, model: Sam3, plan: Plan | None
 ) -> None:
-    """Measure the best checkpoint, where it was trained, and write it as an artifact that names its metrics."""
-    model, _ = load(result_of(spec, output_dir), expect=spec.model)
+    """``trainer.max_steps=0``: the weights a training would start from are the result; nothing is left to resume."""
+    record.training = {"retrained": False, "trained_params": 0}
+    rank_zero_only(print)("trainer.max_steps=0: not retrained, the initial weights are the result")
+    begin(record, output_dir)
+    if is_first_process():
+        data.prepare_data()  # in a training Lightning asks for it
+        _write_result(spec, output_dir, data, record, model, plan)
+
+
+def _write_result(
+    spec: TrainSpec, output_dir: Path, data: ConceptData, record: RunRecord, model: Sam3, plan: Plan | None
+) -> None:
+    """Measure ``model``, where it was trained, and write it as an artifact that names its metrics."""
     metrics: dict[str, Any] = {}
     if spec.eval_at_end:
         result = evaluate_model(to_device(model, training_device(spec), "fp32"), data.loader(spec.data.split))
@@ -175,6 +190,7 @@ def _finish_training(
     extra = {
         **facts,
         "data": record.data,
+        "retrained": record.training is not None and record.training["retrained"],
         "training_seconds": training_seconds(output_dir),
         "versions": record.versions,
         **({"slimming": plan.facts()} if plan else {}),
@@ -192,7 +208,10 @@ def result_of(spec: TrainSpec, output_dir: Path) -> Path:
 
 def training_seconds(run: Path) -> int:
     """Seconds in ``fit`` up to the last checkpoint, over all resumed parts (the clock is in the checkpoint)."""
-    content = torch.load(run / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True, mmap=True)
+    last = run / "checkpoints" / "last.ckpt"
+    if not last.is_file():
+        return 0  # nothing was trained
+    content = torch.load(last, map_location="cpu", weights_only=True, mmap=True)
     return round(content["callbacks"][TrainingClock.__name__]["seconds"])
 
 

@@ -18,6 +18,7 @@ def training_facts(module: ConceptSegmentation, spec: TrainSpec, *, masks: bool)
     else:
         why = "its losses have weight 0" if masks else "the data have no masks"
     return {
+        "retrained": True,
         "trained_params": sum(p.numel() for p in module.model.parameters() if p.requires_grad),
         "not_trained": {part: why for part in untaught_parts(names, module.untaught)}
         | {part: "optim.freeze" for part in spec.optim.freeze},

@@ -63,10 +63,12 @@ def _check_length(settings: Mapping[str, Any]) -> None:
     if not isinstance(steps, int) or steps < -1:
         raise UserError(f"trainer.max_steps={steps} must be a number of steps, 0 to keep the initial weights")
     if epochs is not None and (not isinstance(epochs, int) or epochs < -1 or epochs == 0):
-        raise UserError(f"trainer.max_epochs={epochs} must be at least 1; trainer.max_steps=0 keeps the initial weights")
+        raise UserError(
+            f"trainer.max_epochs={epochs} must be at least 1; trainer.max_steps=0 keeps the initial weights"
+        )
     if steps == -1 and epochs in (None, -1):
         raise UserError(
-            "trainer.max_steps=-1 has no end that the learning rate's schedule could follow; give trainer.max_steps, or "
+            "trainer.max_steps=-1 has no end for the schedule to follow; give trainer.max_steps, or "
             "+trainer.max_epochs (+trainer.max_time then stops earlier)"
         )
 

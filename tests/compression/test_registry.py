@@ -29,7 +29,7 @@ def test_method_from_name__rules_are_plain_values_or_an_object(name: str) -> Non
     assert plain == method_from_name(name, rules=Int8Rules(parts=("vision",), also=()))
     with pytest.raises(UserError, match=rf"unknown key compress\.{name}\.rules\.part; did you mean .*parts"):
         method_from_name(name, rules={"part": ["vision"]})
-    with pytest.raises(UserError, match="unknown part 'vison'.*did you mean vision"):
+    with pytest.raises(UserError, match=r"unknown part 'vison'.*did you mean vision"):
         method_from_name(name, rules={"parts": ["vison"]})
     with pytest.raises(UserError, match=rf"compress\.{name}\.rules\.min_columns='many' must be an integer"):
         method_from_name(name, rules={"min_columns": "many"})
