@@ -42,9 +42,12 @@ def conf_dir() -> Path:
 
 
 def compose_plain(
-    config_name: str, overrides: Sequence[str] = (), output_dir: str | Path = "outputs"
+    config_name: str, overrides: Sequence[str] = (), output_dir: str | Path = "outputs", missing: str | None = None
 ) -> dict[str, Any]:
     """What ``python <config_name>.py <overrides>`` runs with, as a plain nested dict.
+
+    Args:
+        missing: stands for every value that must be given and is not; None refuses them.
 
     Raises:
         UserError: an unknown option or key, a missing value, a broken file.
@@ -52,6 +55,8 @@ def compose_plain(
     with told(config_name, overrides):
         cfg = compose(config_name, overrides)
         cfg.output_dir = str(output_dir)
+        if missing is not None:
+            _fill(cfg, missing)
         return to_plain(cfg)
 
 
@@ -145,6 +150,15 @@ def to_plain(cfg: DictConfig, only: str | None = None) -> dict[str, Any]:
         raise UserError(messages.missing_values(f"{only}.{key}" if only else key for key in missing))
     plain = OmegaConf.to_container(node, resolve=True)
     return {only: plain} if only else plain  # type: ignore[return-value]
+
+
+def _fill(node: Any, value: str) -> None:
+    """Give ``value`` to whatever is missing in ``node``, in place."""
+    for key in node:
+        if OmegaConf.is_missing(node, key):
+            node[key] = value
+        elif not OmegaConf.is_interpolation(node, key) and isinstance(node[key], DictConfig):
+            _fill(node[key], value)
 
 
 @contextmanager

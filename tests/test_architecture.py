@@ -18,7 +18,7 @@ FLOORS = [
     {"evaluation", "slimming", "checkpoints", "report"},
     {"distill", "compression", "onnx", "predict"},
     {"training", "export"},
-    {"runs", "cli"},
+    {"runs", "planning", "cli"},
     {"demo", "reference", "study", "__main__"},
 ]
 PURE = ("models", "losses", "slimming", "distill/losses.py")

@@ -22,10 +22,26 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         help="a checkpoint (file, folder or hub id), or settings as for train.py (model=slim model/encoder=l6); "
         "after a checkpoint, sizes it does not tell (text.num_heads=2)",
     )
+    parser.add_argument(
+        "--memory",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="what a training step with these settings will hold in memory, and on which cards it fits",
+    )
+    parser.add_argument("--cards", default="16,24,40,80", metavar="GB", help="with --memory: cards to compare with")
+    parser.add_argument("--instances", type=int, default=2, help="with --memory: objects of every prompt (2)")
+    parser.add_argument(
+        "--device", choices=("cuda", "cpu"), default="cuda", help="with --memory: which keeps the tensors (cuda)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON for machines")
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    if arguments.memory is not None:
+        from sam3slim.cli.memory import show_memory_plan
+
+        show_memory_plan(arguments)
+        return
     sources = [text for text in arguments.targets if "=" not in text]
     settings = [text for text in arguments.targets if "=" in text]
     if not sources:

@@ -1,0 +1,172 @@
+"""The memory plan: fake tensors count what real ones take; arithmetic of cards and processes; bad input."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sam3slim.cli import main
+from sam3slim.errors import UserError
+from sam3slim.models import build_model
+from sam3slim.planning import Trace, make_plan, parse_cards
+from sam3slim.planning.cuda import as_on_cuda
+from sam3slim.planning.fake import without_data
+from sam3slim.planning.ledger import Ledger
+from sam3slim.planning.plan import BUCKETS, GATHERED, GIB, strategy
+from sam3slim.planning.request import MISSING, planned_spec
+from sam3slim.planning.trace import GRADIENTS, OPTIMISER, SAVED, STANDING, TEACHER, WEIGHTS, trace
+from sam3slim.runs.specs import TrainSpec
+from tests.tiny import OVERRIDES
+
+SMALL = [*OVERRIDES, "data.batch_size=2", "data.max_prompts=2", "loss.one_to_many=false"]
+STEP = Trace(
+    standing={WEIGHTS: 100, GRADIENTS: 90, OPTIMISER: 180},
+    before_backward={WEIGHTS: 100, OPTIMISER: 180, "vision": 50},
+    at_peak={WEIGHTS: 100, GRADIENTS: 90, OPTIMISER: 180, "vision": 70}, peak=440, during="vision",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("extra", [[], ["activation_checkpointing=true", "callbacks=ema"]], ids=["plain", "recomputed"])
+def test_trace__without_data_counts_what_real_tensors_take(extra: list[str]) -> None:
+    spec = planned_spec([*SMALL, *extra])
+    fake, real = (trace(spec, 2, spec.model, cuda=False, data=data) for data in (False, True))
+    assert {name: fake.standing[name] for name in (WEIGHTS, GRADIENTS, OPTIMISER)} == {
+        name: real.standing[name] for name in (WEIGHTS, GRADIENTS, OPTIMISER)
+    }
+    for part in SAVED:
+        assert fake.before_backward.get(part, 0) == pytest.approx(real.before_backward.get(part, 0), rel=0.02), part
+    assert fake.peak == pytest.approx(real.peak, rel=0.02)
+
+
+def test_trace__weights_gradients_and_state_are_the_models() -> None:
+    spec = planned_spec([*SMALL, "init=pruned", "distill=features", "optim.freeze=[text]"])
+    found = trace(spec, 1, spec.model, cuda=True)
+    model = build_model(spec.model, device="meta")
+    weights = 4 * sum(parameter.numel() for parameter in model.parameters())
+    text = 4 * sum(p.numel() for name, p in model.named_parameters() if name.startswith("text_"))
+    assert weights <= found.standing[WEIGHTS] < 1.2 * weights  # and buffers
+    assert weights <= found.standing[TEACHER] < 1.2 * weights
+    assert 0 < found.standing[GRADIENTS] < weights - text
+    assert 2 * found.standing[GRADIENTS] <= found.standing[OPTIMISER] < 2 * (weights - text)
+    assert set(found.before_backward) <= {*STANDING, *SAVED}
+    assert found.peak >= sum(found.before_backward.values())
+
+
+def test_ledger__counts_what_is_alive() -> None:
+    with without_data(), Ledger("made") as ledger:
+        kept = torch.empty(1024, 1024)
+        view = kept[:2]
+        with ledger.labelled("other"):
+            gone = kept * 2
+        assert ledger.live == {"made": 4 << 20, "other": 4 << 20}
+        del gone, kept
+    assert ledger.live == {"made": 4 << 20, "other": 0}
+    assert (ledger.total, ledger.peak) == (4 << 20, 8 << 20)
+    del view
+    assert ledger.total == 0
+
+
+def saved_bytes(compute: Any, *inputs: torch.Tensor) -> int:
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = compute(*inputs)
+    assert out.requires_grad
+    return sum(kept.values())
+
+
+def test_as_on_cuda__attention_with_a_bias_keeps_no_map() -> None:
+    with without_data(), as_on_cuda():
+        query, key = torch.empty(2, 4, 10, 8, requires_grad=True), torch.empty(2, 4, 64, 8, requires_grad=True)
+        bias = torch.empty(2, 4, 10, 64, requires_grad=True)
+        found = saved_bytes(lambda q, k, b: F.scaled_dot_product_attention(q, k, k, attn_mask=b), query, key, bias)
+    elements = 2 * query.numel() + key.numel() + bias.numel() + 2 * 4 * 10
+    assert found == 4 * elements
+
+
+def test_as_on_cuda__autocast_normalises_in_float32() -> None:
+    with without_data(), as_on_cuda(), torch.autocast("cpu", torch.bfloat16):
+        weight = torch.empty(8, 8, requires_grad=True)
+        hidden = F.linear(torch.empty(2, 8), weight)
+        assert hidden.dtype == torch.bfloat16
+        assert F.layer_norm(hidden, (8,)).dtype == torch.float32
+        assert hidden.softmax(-1).dtype == torch.float32
+        assert (hidden + 1).dtype == torch.bfloat16
+
+
+def spec_with(*overrides: str) -> TrainSpec:
+    return planned_spec([*OVERRIDES, *overrides])
+
+
+def test_make_plan__one_process() -> None:
+    plan = make_plan(spec_with(), STEP)
+    assert (plan.peak, plan.temporary, plan.saved["vision"]) == (440, 20, 50)
+    assert plan.needed == math.ceil(440 * 1.03) + GIB
+    assert plan.fits((1.0, 2.0)) == {1.0: False, 2.0: True}
+
+
+def test_make_plan__ddp_copies_gradients() -> None:
+    plan = make_plan(spec_with("trainer=cpu_ddp"), STEP)
+    assert plan.standing[BUCKETS] == 90
+    assert plan.peak == 440 + 90
+
+
+def test_make_plan__fsdp_shares_what_stands() -> None:
+    plan = make_plan(spec_with("trainer=fsdp", "trainer.devices=4"), STEP)
+    assert (plan.standing[WEIGHTS], plan.standing[GRADIENTS], plan.standing[OPTIMISER]) == (25, 23, 45)
+    assert plan.peak == 440 - 75 - 67 - 135 + plan.standing[GATHERED]
+    assert plan.standing[GATHERED] > 0
+
+
+def test_strategy__devices() -> None:
+    assert strategy({"devices": 1, "strategy": "ddp"}) == ("one", 1)
+    assert strategy({"devices": -1, "strategy": "ddp"}) == ("ddp", 8)
+    assert strategy({"devices": [0, 2], "num_nodes": 2, "strategy": "auto"}) == ("ddp", 4)
+
+
+def test_planned_spec__an_experiment_without_its_files() -> None:
+    spec = planned_spec(["experiment=slim"])
+    assert (spec.init.checkpoint, spec.distill.teacher, spec.data.root) == (MISSING,) * 3
+
+
+def test_inspect_memory__prints_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", *OVERRIDES, "--memory", "data.batch_size=1", "data.max_prompts=1", "--cards", "2,80"]) == 0
+    shown = capsys.readouterr().out
+    for line in ("2 GB: fits", "80 GB: fits", "saved: decoder", "1 images with data.max_prompts=1"):
+        assert line in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--memory", "--cards", "h100"], "--cards h100: unknown card; give sizes in GB above 0"),
+        (["--memory", "--instances", "0"], "--instances 0 must be at least 1"),
+        (["model.pt", "--memory"], "--memory plans settings of train.py, got model.pt"),
+        (["--memory", "model=slimm"], "model=slimm"),
+        (["--memory", "trainer.precision=bf16-true"], "trainer.precision=bf16-true would round the weights"),
+    ],
+)
+def test_inspect_memory__bad_input(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_parse_cards__any_size() -> None:
+    assert parse_cards("48") == (48.0,)
+    with pytest.raises(UserError, match="unknown card"):
+        parse_cards("24,-1")
+
+
+def test_plan__is_json() -> None:
+    plan = make_plan(spec_with(), replace(STEP, during="losses"))
+    assert json.loads(json.dumps(plan.to_dict()))["fits"] == {"16": True, "24": True, "40": True, "80": True}
