@@ -54,7 +54,14 @@ def publish(run: Path, target: Path) -> Path:
     model, _ = load(run / "artifact")
     facts = json.loads((run / "artifact" / "sam3slim.json").read_text(encoding="utf-8"))
     facts["extra"]["training_seconds"] = runs.training_seconds(run)
-    info = write_artifact(model, target, metrics=facts["metrics"], extra=facts["extra"], card=_card(record, facts))
+    info = write_artifact(
+        model,
+        target,
+        metrics=facts["metrics"],
+        extra=facts["extra"],
+        trained_prompts=facts.get("trained_prompts"),
+        card=_card(record, facts),
+    )
     print(f"{info.path}: {info.total_bytes:,} bytes, sha256 {info.sha256}")
     return info.path
 

@@ -21,6 +21,7 @@ from sam3slim.checkpoints.readers import SCHEMA
 from sam3slim.checkpoints.report import bytes_by_part
 from sam3slim.checkpoints.rounding import HALVES, Rounding
 from sam3slim.checkpoints.stream import Fetch, Written, write_safetensors
+from sam3slim.checkpoints.trained import KEY, inherited_prompts
 from sam3slim.errors import UserError
 from sam3slim.files import atomic_path
 from sam3slim.specs import ModelSpec
@@ -57,6 +58,7 @@ def write_artifact(
     parent: Any = None,
     metrics: Mapping[str, Any] | None = None,
     extra: Mapping[str, Any] | None = None,
+    trained_prompts: str | None = None,
     license_note: str = DEFAULT_LICENSE_NOTE,
     card: str | None = None,
 ) -> ArtifactInfo:
@@ -68,6 +70,7 @@ def write_artifact(
         tensors: what to store under the model's keys instead of its own weights (half precision or
             torchao INT8 tensors); the keys must be exactly the model's.
         parent, metrics, extra: JSON values kept in ``sam3slim.json``.
+        trained_prompts: see ``checkpoints.trained``; None: what the parent was trained on.
         card: Markdown of README.md; None writes one from the facts.
 
     Raises:
@@ -76,7 +79,7 @@ def write_artifact(
     """
     return write_folder(
         folder, model.spec, _tensors_to_store(model, tensors, precision), precision=precision, parent=parent,
-        metrics=metrics, extra=extra, license_note=license_note, card=card,
+        metrics=metrics, extra=extra, trained_prompts=trained_prompts, license_note=license_note, card=card,
     )  # fmt: skip
 
 
@@ -90,6 +93,7 @@ def write_folder(
     parent: Any = None,
     metrics: Mapping[str, Any] | None = None,
     extra: Mapping[str, Any] | None = None,
+    trained_prompts: str | None = None,
     license_note: str = DEFAULT_LICENSE_NOTE,
     card: str | None = None,
     source: Callable[[], Mapping[str, Any]] | None = None,
@@ -125,6 +129,7 @@ def write_folder(
             "bytes_by_part": parts,
             "sha256": written.sha256,
             "parent": parent,
+            KEY: trained_prompts or inherited_prompts(parent),
             **({"source": dict(source())} if source else {}),
             "metrics": dict(metrics or {}),
             "extra": {**(extra or {}), **(written.rounding.facts() if dtype in HALVES else {})},

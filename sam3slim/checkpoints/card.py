@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from sam3slim.checkpoints.locate import weights_name
+from sam3slim.checkpoints.trained import SENTENCES, told_prompts
 from sam3slim.specs import ModelSpec, TextSpec
 
 DEFAULT_LICENSE_NOTE = (
@@ -50,7 +51,7 @@ def default_card(facts: dict[str, Any], spec: ModelSpec, license_note: str) -> s
         "",
         f"# {spec.name} ({facts['precision']})",
         "",
-        "A SAM 3 image model (text and box prompts) written by sam3slim.",
+        "A SAM 3 image model written by sam3slim. " + SENTENCES[told_prompts(facts)],
         "",
         "| | |",
         "|---|---|",

@@ -9,6 +9,7 @@ from typing import Any
 
 from sam3slim.checkpoints.card import LOAD_INT8, LOAD_PLAIN, LOAD_SAM3SLIM, not_plain, traps
 from sam3slim.checkpoints.locate import ONNX, PROGRAMS
+from sam3slim.checkpoints.trained import SENTENCES, inherited_prompts, told_prompts
 from sam3slim.export.builder import MODULE, builder_lines
 from sam3slim.export.candidate import Pick, candidate_heads, candidate_rows, drop_text
 from sam3slim.export.choice import METRICS, Wish
@@ -59,7 +60,8 @@ def export_card(facts: Facts) -> str:
         "",
         f"# {facts.spec.name} ({precision}) as {facts.wish.format}",
         "",
-        "A SAM 3 image model (text and box prompts), chosen from measured runs and exported by sam3slim.",
+        "A SAM 3 image model, chosen from measured runs and exported by sam3slim. "
+        + SENTENCES[told_prompts(facts.source.facts) if facts.source.facts else inherited_prompts(facts.source.path)],
         "",
         *_architecture(facts),
         *_measured(facts),

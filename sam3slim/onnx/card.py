@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from sam3slim.checkpoints.locate import ONNX
+from sam3slim.checkpoints.trained import SENTENCES, told_prompts
 from sam3slim.specs import ModelSpec
 
 LOAD_ONNX = """```python
@@ -72,7 +73,7 @@ def graphs_card(facts: dict[str, Any], spec: ModelSpec, license_note: str) -> st
         "",
         f"# {spec.name} ({'ONNX' if onnx else 'torch.export'}, {facts['precision']})",
         "",
-        f"A SAM 3 image model (text and box prompts) as three {what}, written by sam3slim.",
+        f"A SAM 3 image model as three {what}, written by sam3slim. {SENTENCES[told_prompts(facts)]}",
         "",
         "| | |",
         "|---|---|",

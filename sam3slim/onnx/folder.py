@@ -14,6 +14,7 @@ from sam3slim.checkpoints.card import DEFAULT_LICENSE_NOTE
 from sam3slim.checkpoints.locate import ONNX
 from sam3slim.checkpoints.processor import save_processor
 from sam3slim.checkpoints.readers import SCHEMA
+from sam3slim.checkpoints.trained import KEY, inherited_prompts
 from sam3slim.models.count import count_params
 from sam3slim.onnx.card import graphs_card
 from sam3slim.onnx.facts import graph_files
@@ -66,6 +67,7 @@ def complete(folder: Path, spec: ModelSpec, content: Content, origin: Provenance
         "bytes_by_part": dict(content.parts),
         content.format.replace("-", "_"): {"graphs": files, **content.details},
         "parent": origin.parent,
+        KEY: inherited_prompts(origin.parent),
         "metrics": dict(origin.metrics or {}),
         "extra": dict(origin.extra or {}),
         "versions": installed_versions((*VERSIONED, *RUNTIMES[content.format])),

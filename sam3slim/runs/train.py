@@ -14,6 +14,7 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 
 from sam3slim import config as cfg
 from sam3slim.checkpoints import load, write_artifact
+from sam3slim.checkpoints.trained import trained_prompts
 from sam3slim.data.module import ConceptData
 from sam3slim.distill import CachedTeacher, FrozenTeacher
 from sam3slim.errors import UserError
@@ -196,8 +197,9 @@ def _write_result(
         **({"slimming": plan.facts()} if plan else {}),
     }
     info = write_artifact(
-        model, output_dir / "artifact", parent=spec.init.checkpoint, metrics=plain(metrics), extra=plain(extra)
-    )
+        model, output_dir / "artifact", parent=spec.init.checkpoint, metrics=plain(metrics), extra=plain(extra),
+        trained_prompts=trained_prompts(spec.init.checkpoint, boxes=bool(spec.data.boxes.share)),
+    )  # fmt: skip
     record.artifact = artifact_facts(info, "fp32")
 
 
