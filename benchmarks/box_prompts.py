@@ -83,10 +83,13 @@ def measure(checkpoint: str, root: str, limit: int | None) -> dict[str, object]:
         for other in (place for place in range(len(own)) if place != target and scores[0, place] > 0):
             found["others_negative"].append(float(scores[2, other] - scores[0, other]))
     lowered = [after < before for before, after in zip(found["text"], found["negative"], strict=True)]
+    # A box of either label may lower every score: then this tells nothing about negative ones.
+    apart = [no < yes for yes, no in zip(found["positive"], found["negative"], strict=True)]
     return {
         "checkpoint": Path(checkpoint).name if Path(checkpoint).name != "artifact" else Path(checkpoint).parent.name,
         "images": len(lowered),
         "lowered_percent": round(100 * fmean(lowered), 1),
+        "below_positive_percent": round(100 * fmean(apart), 1),
         **{f"score_{name}": round(fmean(found[name]), 4) for name in QUESTIONS},
         **{f"{name}_change": round(fmean(found[name]), 4) for name in ("logit_positive", "logit_negative")},
         "others": len(found["others_negative"]),
