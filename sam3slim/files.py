@@ -6,6 +6,7 @@ import csv
 import errno
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from sam3slim.errors import UserError
+
+# Names that ``atomic_path`` and ``ensure_writable_dir`` give, and that stay where a process is killed.
+_LEFTOVER = re.compile(r"\.(.*\.[0-9a-f]{8}\.(tmp|old)(\.[^.]*)?|write-test-[0-9a-f]{8})", re.DOTALL)
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a file of this name was left by a process of ours that was killed while it wrote."""
+    return _LEFTOVER.fullmatch(name) is not None
 
 
 @contextmanager

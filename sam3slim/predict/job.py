@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from sam3slim.errors import UserError
-from sam3slim.predict.images import Picture, find_pictures
+from sam3slim.predict.images import Picture, find_pictures, shared_folder
 from sam3slim.predict.opening import choose_device, choose_dtype, identity
 from sam3slim.predict.overlay import write_overlay
 from sam3slim.predict.predictor import Predictor
@@ -71,7 +72,7 @@ class Done:
     Attributes:
         images, kept: pictures predicted now, and found finished from before.
         detections: in ``path``, the COCO file.
-        skipped: picture's name → why it could not be read.
+        skipped: picture's name → why it could not be read, or is left out.
         unasked: pictures that only boxes were to be asked of, and that have none.
         seconds: of prediction, without opening the model.
     """
@@ -94,7 +95,7 @@ def predict_files(spec: PredictSpec, *, progress: bool = True) -> Done:
     Raises:
         UserError: bad input, in one line, or no picture could be read.
     """
-    out = Path(spec.out).expanduser()
+    out = Path(os.path.expanduser(spec.out))
     pictures = find_pictures(spec.images, leave_out=out)
     phrases = read_phrases(spec.prompts, spec.prompts_file)
     boxes, digest = read_boxes(spec.boxes_file, pictures) if spec.boxes_file else ({}, "")
@@ -103,6 +104,7 @@ def predict_files(spec: PredictSpec, *, progress: bool = True) -> Done:
     settings: dict[str, Any] = {
         "model": identity(spec.source), "dtype": choose_dtype(spec.dtype, device), "prompts": list(phrases),
         "boxes": digest, "threshold": spec.threshold, "max_per_image": spec.max_per_image,
+        "images": str(shared_folder([picture.path for picture in pictures])),
     }  # fmt: skip
     with OutputFolder(out, settings, overwrite=spec.overwrite) as folder:
         todo = [p for p in pictures if not _finished(folder, p, spec.overlays)]
@@ -113,10 +115,12 @@ def predict_files(spec: PredictSpec, *, progress: bool = True) -> Done:
         except KeyboardInterrupt:
             print(f"{len(folder)} images are kept in {out}; the same command goes on", file=sys.stderr)
             raise
+        lost = [p.name for p in pictures if p.name not in done.skipped and not folder.is_done(p)]
+        done.skipped |= dict.fromkeys(lost, "was changed meanwhile; the same command does it again")
         if len(done.skipped) == len(pictures):
             name, why = next(iter(done.skipped.items()))
             raise UserError(f"none of the {len(pictures)} images can be read; the first, {name}, {why}")
-        done.unasked = 0 if phrases else sum(p.name not in boxes for p in pictures)
+        done.unasked = 0 if phrases else sum(p.name not in boxes and p.name not in done.skipped for p in pictures)
         done.detections = folder.finish(pictures, prompts.categories, done.skipped)
     return done
 

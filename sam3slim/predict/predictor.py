@@ -5,25 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from sam3slim.data.batch import ImageInfo, Sample
 from sam3slim.data.boxes import BoxRow
 from sam3slim.data.collate import Collate
-from sam3slim.data.images import UnreadableImage, read_upright, to_rgb
+from sam3slim.data.images import UnreadableImage, read_upright, to_rgb, upright
 from sam3slim.data.phrases import encode_phrases
 from sam3slim.data.transforms import normalise, squash
 from sam3slim.errors import UserError
 from sam3slim.evaluation.inference import TextCache, predict_batch
 from sam3slim.evaluation.postprocess import Detections
 from sam3slim.predict.opening import choose_device, choose_dtype, open_model
-from sam3slim.predict.prompts import BoxPrompt, Prompts, Question, clip_box, questions, read_phrases
+from sam3slim.predict.prompts import BoxPrompt, Prompts, Question, check_positive, clip_box, questions, read_phrases
 
 Picture = str | Path | Image.Image | NDArray[np.uint8]
 # Phrases whose features stay from call to call.
@@ -124,9 +123,11 @@ class Predictor:
         for start in range(0, len(pictures), self.batch_size):
             asked = []
             for i in range(start, min(start + self.batch_size, len(pictures))):
-                pixels, name = _read(pictures[i]), _name(pictures[i], i)
+                name = _name(pictures[i], i)
+                pixels = _read(pictures[i], name)
                 size = pixels.shape[0], pixels.shape[1]
                 row = [BoxPrompt(clip_box(b.box, size, f"boxes of {name}"), b.phrase, b.label) for b in own[i]]
+                check_positive(row, f"boxes of {name}")
                 info = ImageInfo(i + 1, name, *size)
                 asked.append(Asked(self.prepare(pixels), info, questions(phrases, row, categories)))
             found += self.answer(asked, threshold, max_per_image)
@@ -185,18 +186,18 @@ def _box_row(prompt: BoxPrompt, info: ImageInfo) -> BoxRow:
     return (*centre, w / info.width, h / info.height), prompt.label
 
 
-def _read(picture: Picture) -> NDArray[np.uint8]:
+def _read(picture: Picture, name: str) -> NDArray[np.uint8]:
     try:
         if isinstance(picture, (str, Path)):
             return read_upright(Path(picture))
         if isinstance(picture, Image.Image):
-            return to_rgb(ImageOps.exif_transpose(picture))
-    except UnreadableImage as error:
-        raise UserError(f"image {_name(picture, 0)} {error}") from error
-    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
-        raise UserError(f"an image array of {picture.dtype} {list(picture.shape)}; expected uint8 [height, width, 3]")
+            return to_rgb(upright(picture))
+    except (UnreadableImage, OSError) as error:  # OSError: a picture that is read from its file only now
+        raise UserError(f"image {name} {error}") from error
+    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8 or not picture.size:
+        raise UserError(f"image {name} is {picture.dtype} {list(picture.shape)}; expected uint8 [height, width, 3]")
     return np.ascontiguousarray(picture)
 
 
-def _name(picture: Any, place: int) -> str:
-    return str(picture) if isinstance(picture, (str, Path)) else f"image {place}"
+def _name(picture: Picture, place: int) -> str:
+    return str(picture) if isinstance(picture, (str, Path)) else f"number {place}"

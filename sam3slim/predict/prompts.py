@@ -8,18 +8,19 @@ import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 from sam3slim.data.images import UnreadableImage, upright_size
-from sam3slim.data.phrases import BOXES_ONLY
+from sam3slim.data.phrases import BOXES_ONLY, read_phrase_list
 from sam3slim.errors import UserError
-from sam3slim.files import read_lines
 from sam3slim.predict.images import Picture
 
 log = logging.getLogger(__name__)
 
 ENTRY = '{"bbox": [x, y, width, height], "prompt": "phrase", "label": 1}'
+FILE = f"an object {{picture: [{ENTRY}, …]}}"
 Box = tuple[float, float, float, float]
 
 
@@ -30,11 +31,22 @@ class BoxPrompt:
     Attributes:
         box: (x, y, width, height) in pixels of the upright picture, inside it.
         phrase: the phrase it goes with; ``visual`` for none.
+
+    Raises:
+        UserError: another label, a blank phrase, or a box that is not four finite numbers.
     """
 
     box: Box
     phrase: str = BOXES_ONLY
     label: int = 1
+
+    def __post_init__(self) -> None:
+        if not _is_box(self.box):
+            raise UserError(f"bbox is {_short(self.box)}, expected [x, y, width, height] in pixels")
+        if type(self.label) is not int or self.label not in (0, 1):
+            raise UserError(f"label is {_short(self.label)}, expected 1 (this) or 0 (not this)")
+        if not isinstance(self.phrase, str) or not self.phrase.strip():
+            raise UserError(f"prompt is {_short(self.phrase)}, expected a phrase; leave it out for none")
 
 
 @dataclass(frozen=True)
@@ -78,19 +90,17 @@ def questions(phrases: Iterable[str], boxes: Sequence[BoxPrompt], categories: Ma
 def read_phrases(given: Sequence[str], file: str | Path | None = None) -> tuple[str, ...]:
     """Phrases of the command line, then one of every line of ``file`` that is not blank, each once.
 
+    Inner blanks are made single.
+
     Raises:
         UserError: a blank phrase, a file that cannot be read or holds none.
     """
-    phrases = [phrase.strip() for phrase in given]
+    phrases = [_plain(phrase) for phrase in given]
     if "" in phrases:
         raise UserError("--prompt '' is empty; give a phrase")
     if file is not None:
-        lines = [line for line in read_lines(Path(file)) if line]
-        if not lines:
-            raise UserError(f"prompts file {file} holds no phrase; write one on every line")
-        phrases += lines
-    distinct = tuple(dict.fromkeys(phrases))
-    return distinct
+        phrases += read_phrase_list(file)
+    return tuple(dict.fromkeys(phrases))
 
 
 def read_boxes(file: str | Path, pictures: Sequence[Picture]) -> tuple[dict[str, tuple[BoxPrompt, ...]], str]:
@@ -109,13 +119,13 @@ def read_boxes(file: str | Path, pictures: Sequence[Picture]) -> tuple[dict[str,
     """
     path = Path(file)
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_no_key_twice)
     except OSError as error:
         raise UserError(f"cannot read boxes file {path}: {error.strerror}; give a JSON file") from error
-    except ValueError as error:
-        raise UserError(f"boxes file {path} is not JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"boxes file {path} cannot be read as JSON: {error}; expected {FILE}") from error
     if not isinstance(content, dict) or not content:
-        raise UserError(f"boxes file {path} must hold a JSON object {{picture: [{ENTRY}, …]}} with an entry")
+        raise UserError(f"boxes file {path} holds {_short(content)}, expected {FILE}")
     known = _by_name(pictures)
     found: dict[str, tuple[BoxPrompt, ...]] = {}
     for name, entries in content.items():
@@ -148,35 +158,64 @@ def _find(name: str, known: Mapping[str, list[Picture]], path: Path) -> Picture:
     raise UserError(f"boxes file {path}: {name} is not among the images; expected a name such as {next(iter(known))}")
 
 
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of the JSON file; of a key that is there twice the reader would keep the last without a word."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"{twice!r} is there twice, join the two entries")
+    return found
+
+
 def _boxes_of(picture: Picture, entries: Sequence[Any], path: Path) -> tuple[BoxPrompt, ...]:
     try:
         size = upright_size(picture.path) if entries else (1, 1)
     except UnreadableImage:
         return ()  # skipped and reported when its turn comes
     boxes = tuple(_box(entry, size, f"boxes file {path}, {picture.name}[{i}]") for i, entry in enumerate(entries))
-    by_phrase: dict[str, list[int]] = {}
-    for box in boxes:
-        by_phrase.setdefault(box.phrase, []).append(box.label)
-    if BOXES_ONLY in by_phrase and 1 not in by_phrase[BOXES_ONLY]:
-        raise UserError(
-            f"boxes file {path}, {picture.name}: boxes without a prompt are all negative (label 0); "
-            "add a positive box, or a prompt"
-        )
+    check_positive(boxes, f"boxes file {path}, {picture.name}")
     return boxes
 
 
 def _box(entry: Any, size: tuple[int, int], where: str) -> BoxPrompt:
     if not isinstance(entry, dict) or not {"bbox"} <= entry.keys() <= {"bbox", "prompt", "label"}:
-        raise UserError(f"{where} is {json.dumps(entry)[:80]}, expected {ENTRY}")
-    values, phrase, label = entry["bbox"], entry.get("prompt", BOXES_ONLY), entry.get("label", 1)
-    numbers = isinstance(values, list) and len(values) == 4 and all(type(v) in (int, float) for v in values)
-    if not numbers or not all(map(math.isfinite, values)):
-        raise UserError(f"{where}: bbox is {json.dumps(values)[:80]}, expected [x, y, width, height] in pixels")
-    if type(label) is not int or label not in (0, 1):
-        raise UserError(f"{where}: label is {json.dumps(label)[:80]}, expected 1 (this) or 0 (not this)")
-    if not isinstance(phrase, str) or not phrase.strip():
-        raise UserError(f"{where}: prompt is {json.dumps(phrase)[:80]}, expected a phrase; leave it out for none")
-    return BoxPrompt(clip_box(values, size, where), phrase.strip(), label)
+        raise UserError(f"{where} is {_short(entry)}, expected {ENTRY}")
+    try:
+        box = BoxPrompt(entry["bbox"], entry.get("prompt", BOXES_ONLY), entry.get("label", 1))
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    return BoxPrompt(clip_box(box.box, size, where), _plain(box.phrase), box.label)
+
+
+def check_positive(boxes: Iterable[BoxPrompt], where: str) -> None:
+    """Refuse boxes of a picture that name no phrase and are all negative: nothing would say what is looked for.
+
+    Raises:
+        UserError: such boxes; ``where`` they were given opens the message.
+    """
+    labels = [box.label for box in boxes if box.phrase == BOXES_ONLY]
+    if labels and 1 not in labels:
+        raise UserError(f"{where}: boxes without a prompt are all negative (label 0); add a positive box, or a prompt")
+
+
+def _is_box(values: Any) -> bool:
+    try:
+        return len(values) == 4 and all(isinstance(value, Real) and math.isfinite(value) for value in values)
+    except (TypeError, OverflowError):  # no sequence, or an integer beyond every float
+        return False
+
+
+def _plain(phrase: str) -> str:
+    return " ".join(phrase.split())
+
+
+def _short(value: Any) -> str:
+    try:
+        text = json.dumps(value)
+    except TypeError:  # from Python
+        text = repr(value)
+    return text if len(text) <= 80 else f"{text[:79]}…"
 
 
 def clip_box(box: Sequence[float], size: tuple[int, int], where: str) -> Box:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
-import shutil
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
@@ -16,11 +17,13 @@ from pycocotools import mask as mask_utils
 
 from sam3slim.errors import UserError
 from sam3slim.evaluation.postprocess import Detections
-from sam3slim.files import atomic_path, ensure_writable_dir, write_json
+from sam3slim.files import atomic_path, ensure_writable_dir, is_leftover, write_json
 from sam3slim.predict.images import Picture
 
 SETTINGS_FILE, PARTS_FILE, FINAL_FILE, OVERLAYS = "predict.json", "parts.jsonl", "detections.json", "overlays"
 SCHEMA = 1
+LINE = {"path": str, "stamp": list, "height": int, "width": int, "detections": list}
+LONGEST_NAME = 240  # bytes of an overlay's name: file systems end at 255, and a temporary name is 14 longer
 
 
 class OutputFolder:
@@ -31,15 +34,16 @@ class OutputFolder:
 
     Args:
         folder: new, empty, or of an earlier run with the same settings.
-        settings: everything the detections depend on besides the pictures (JSON values).
-        overwrite: forget an earlier run, whatever its settings.
+        settings: everything the detections depend on besides the pictures (JSON values); ``images`` is the folder
+            below which the pictures' names count.
+        overwrite: forget an earlier run, whatever its settings, and remove what it wrote.
 
     Raises:
         UserError: not writable, holds other files, other settings, or is in use.
     """
 
     def __init__(self, folder: str | Path, settings: Mapping[str, Any], *, overwrite: bool = False) -> None:
-        self.folder = Path(folder).expanduser()
+        self.folder = Path(folder)
         self.settings = {"schema": SCHEMA, **settings}
         self._overwrite = overwrite
         self._starts: dict[str, tuple[int, list[int]]] = {}
@@ -55,16 +59,12 @@ class OutputFolder:
         # Unbuffered: what does not fit on a full disk must not be written again on closing.
         self._parts = parts.open("ab", buffering=0)
         try:
-            fcntl.flock(self._parts, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._parts.close()
-            advice = "wait for it, or choose another folder"
-            raise UserError(f"output folder {self.folder} is in use by another run; {advice}") from error
-        try:
+            self._lock()
+            # Again: until now another run could have begun the folder.
+            old = check_folder(self.folder, self.settings, overwrite=self._overwrite)
+            self._remove_leftovers()
             if self._overwrite:
-                self._parts.truncate(0)
-                (self.folder / FINAL_FILE).unlink(missing_ok=True)
-                shutil.rmtree(self.folder / OVERLAYS, ignore_errors=True)
+                self._forget(old)
                 write_json(marker, self.settings)
             self._starts = read_index(parts)
             self._reader = parts.open("rb")
@@ -72,6 +72,41 @@ class OutputFolder:
             self._parts.close()
             raise
         return self
+
+    def _lock(self) -> None:
+        """Keep other runs out until the file is closed, or the process ends in any way."""
+        try:
+            fcntl.flock(self._parts, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"output folder {self.folder} is in use by another run; wait for it, or choose another folder"
+            ) from error
+        except OSError as error:
+            raise UserError(
+                f"cannot lock {self.folder / PARTS_FILE}: {error.strerror}; choose an output folder on a local disk"
+            ) from error
+
+    def _remove_leftovers(self) -> None:
+        """Half-written files of a run that was killed."""
+        for place, folders, files in os.walk(self.folder):
+            if Path(place) == self.folder:
+                folders[:] = [name for name in folders if name == OVERLAYS]
+            for name in filter(is_leftover, files):
+                Path(place, name).unlink(missing_ok=True)
+
+    def _forget(self, old: Mapping[str, Any]) -> None:
+        """Remove what the run with the settings ``old`` wrote; a user's own files stay."""
+        with (self.folder / PARTS_FILE).open("rb") as file:
+            for raw in file:
+                try:
+                    name = Path(json.loads(raw)["path"]).relative_to(old["images"]).as_posix()
+                except (ValueError, KeyError, TypeError):
+                    continue  # a damaged line, or an overlay of which nothing says where it is
+                overlay = self._overlay(name)
+                overlay.unlink(missing_ok=True)
+                _remove_empty(overlay.parent, self.folder)
+        self._parts.truncate(0)
+        (self.folder / FINAL_FILE).unlink(missing_ok=True)
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
@@ -88,8 +123,14 @@ class OutputFolder:
         return place is not None and place[1] == stamp(picture.path)
 
     def overlay(self, picture: Picture) -> Path:
-        """Where the picture with its detections drawn on it goes."""
-        return self.folder / OVERLAYS / f"{picture.name}.jpg"
+        """Where the picture with its detections drawn on it goes; a digest replaces a name that is too long."""
+        return self._overlay(picture.name)
+
+    def _overlay(self, name: str) -> Path:
+        place, last = os.path.split(f"{name}.jpg")
+        if len(os.fsencode(last)) > LONGEST_NAME:
+            last = f"{hashlib.sha256(os.fsencode(last)).hexdigest()}.jpg"
+        return self.folder / OVERLAYS / place / last
 
     def add(self, picture: Picture, before: list[int], found: Detections, height: int, width: int) -> None:
         """Keep a picture's detections, whose file had the stamp ``before`` when it was read.
@@ -164,48 +205,77 @@ def read_index(path: Path) -> dict[str, tuple[int, list[int]]]:
     starts: dict[str, tuple[int, list[int]]] = {}
     start = 0
     with path.open("r+b") as file:
-        for raw in file:
+        for number, raw in enumerate(file, start=1):
             try:
-                line = json.loads(raw)
-                starts[line["path"]] = (start, line["stamp"])
-            except (ValueError, KeyError, TypeError) as error:
+                line = _parse(raw)
+            except ValueError as error:
                 if file.read(1):
-                    raise UserError(f"{path} is damaged at byte {start}; begin again with --overwrite") from error
+                    raise UserError(
+                        f"{path} line {number} is damaged; begin again with --overwrite, or delete that line and the "
+                        "same command does its picture again"
+                    ) from error
                 break
             if not raw.endswith(b"\n"):
-                del starts[line["path"]]  # its line break is missing, so it is written again
-                break
+                break  # its line break is missing, so it is written again
+            starts[line["path"]] = (start, line["stamp"])
             start += len(raw)
         file.truncate(start)
     return starts
 
 
-def check_folder(folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
+def _parse(raw: bytes) -> dict[str, Any]:
+    """A line of ``parts.jsonl``. Raises ValueError for anything else."""
+    line = json.loads(raw)
+    if not isinstance(line, dict) or not all(isinstance(line.get(key), kind) for key, kind in LINE.items()):
+        raise ValueError(f"expected an object with {', '.join(LINE)}")
+    return line
+
+
+def _remove_empty(folder: Path, top: Path) -> None:
+    """Remove ``folder`` and what holds it, up to but without ``top``, as far as they are empty."""
+    while folder != top:
+        try:
+            folder.rmdir()
+        except OSError:
+            return
+        folder = folder.parent
+
+
+def check_folder(folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> dict[str, Any]:
     """Refuse a folder that is not ours to write to; nothing is written.
+
+    Returns:
+        Settings of the earlier run in it, {} for a new folder.
 
     Raises:
         UserError: a file, other files than a prediction's, or a prediction with other settings.
     """
-    if folder.exists() and not folder.is_dir():
+    if os.path.exists(folder) and not os.path.isdir(folder):
         raise UserError(f"output folder {folder} is a file; choose a folder")
+    foreign = f"output folder {folder} holds files that are not predictions; choose a new or empty one"
     marker = folder / SETTINGS_FILE
-    if not marker.is_file():
-        if folder.is_dir() and any(folder.iterdir()):
-            raise UserError(f"output folder {folder} holds files that are not predictions; choose a new or empty one")
-        return
+    if not os.path.isfile(marker):
+        if os.path.isdir(folder) and not all(map(is_leftover, os.listdir(folder))):
+            raise UserError(foreign)
+        return {}
+    for name in (PARTS_FILE, FINAL_FILE):
+        if (folder / name).is_dir():
+            raise UserError(f"{folder / name} is a folder; move it away, or choose another output folder")
     try:
         old = json.loads(marker.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {marker}: {error}; choose another output folder") from error
     if not isinstance(old, dict) or "schema" not in old:
-        raise UserError(f"output folder {folder} holds files that are not predictions; choose a new or empty one")
-    different = [key for key in {**old, **settings} if old.get(key) != settings.get(key)]
+        raise UserError(foreign)
+    before = {"images": settings.get("images"), **old}  # early folders do not say below which folder names count
+    different = [key for key in {**before, **settings} if before.get(key) != settings.get(key)]
     if different and not overwrite:
         key = different[0]
         raise UserError(
             f"output folder {folder} was begun with other settings ({key} {_short(old.get(key))}, now "
             f"{_short(settings.get(key))}); use the same, another --out, or --overwrite"
         )
+    return old
 
 
 def stamp(path: Path) -> list[int]:
@@ -235,4 +305,5 @@ def entries(found: Detections) -> Iterator[dict[str, Any]]:
 
 def _short(value: Any) -> str:
     text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"
+    most = 300 if isinstance(value, str) else 60  # two paths may differ in their ends alone
+    return text if len(text) <= most else f"{text[: most - 1]}…"
