@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import stochastic_depth
@@ -78,7 +77,9 @@ def set_regularisation(model: Sam3, spec: ModelSpec) -> None:
     random number.
     """
     layers: Any = model.vision_encoder.backbone.layers
-    for layer, rate in zip(layers, torch.linspace(0, spec.vit.drop_path, len(layers)).tolist(), strict=True):
+    for number, layer in enumerate(layers):
+        # Plain numbers: a tensor's could not be read where tensors have no data.
+        rate = spec.vit.drop_path * number / max(len(layers) - 1, 1)
         if rate or isinstance(layer, DropPathLayer):
             layer.__class__, layer.drop_path = DropPathLayer, rate
     parts: list[Any] = [module for part in PARTS for module in model.get_submodule(part).modules()]

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from sam3slim.planning.fake import backward_under
+
 # CUDA's autocast computes these in float32 (``AT_FORALL_FP32`` in ATen/autocast_mode.h); the CPU's does not.
 IN_FLOAT32 = {
     "layer_norm", "group_norm", "softmax", "log_softmax", "softplus", "exp", "log", "log2", "log10", "log1p",
@@ -51,6 +53,8 @@ class as_on_cuda(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func is Tensor.backward:
+            return backward_under(self, *args, **kwargs)
         if func is F.scaled_dot_product_attention:
             return attention(*args, **kwargs)
         if func is F.dropout or func is torch.dropout:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.autograd.graph import _engine_run_backward
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -92,9 +93,23 @@ class _Answers(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if func is Tensor.backward:
+            return backward_under(self, *args, **(kwargs or {}))
         if func is Tensor.numpy and isinstance(args[0], FakeTensor):
             return np.zeros(args[0].shape, dtype=np.float32)
         return func(*args, **(kwargs or {}))
+
+
+def backward_under(mode: TorchFunctionMode, loss: Tensor, **options: Any) -> None:
+    """``loss.backward()`` with ``mode``, which PyTorch takes away while the mode handles a function.
+
+    Layers that are computed a second time must be computed as they were the first time. The engine is called below
+    ``torch.autograd.backward``, which would ask the mode again.
+    """
+    assert not any(options.values())  # a training step needs none
+    start = torch.ones_like(loss)
+    with mode:
+        _engine_run_backward((loss,), (start,), False, False, (), allow_unreachable=True, accumulate_grad=True)
 
 
 def _is_mask(index: Any) -> bool:

@@ -73,7 +73,8 @@ def trace(spec: TrainSpec, instances: int, teacher: ModelSpec, *, cuda: bool, da
             batch = make_batch(spec, instances)
             if spec.distill.cache is not None:
                 batch = replace(batch, taught=cached_answers(spec, batch))
-        module = training_module(spec, model, teaching)
+        with _own_tables():  # a look at which weights are taught fills them, on the CPU
+            module = training_module(spec, model, teaching)
         _label_parts(model, ledger)
         watch = _Watch(ledger)
         with ledger.labelled(AVERAGE):

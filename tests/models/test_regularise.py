@@ -11,13 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from transformers.models.sam3.modeling_sam3 import Sam3Attention
 
 from sam3slim.checkpoints import load, spec_difference
 from sam3slim.config import compose_model, compose_plain
 from sam3slim.losses import Criterion
-from sam3slim.models import Sam3, set_regularisation
+from sam3slim.models import Sam3, build_model, set_regularisation
 from sam3slim.models.regularise import DropAttention, DropPathLayer
 from sam3slim.runs import TrainSpec
 from sam3slim.runs.initial import initial_model
@@ -65,6 +66,15 @@ def test_drop_path__features_vary_as_the_reference_s(shared_dir: Path) -> None:
 def test_drop_path__grows_linearly_with_depth(spec: ModelSpec) -> None:
     layers = small_model(regularised(spec, 0.3)).vision_encoder.backbone.layers
     assert [getattr(layer, "drop_path", 0.0) for layer in layers] == pytest.approx([0, 0.1, 0.2, 0.3])
+
+
+@pytest.mark.parametrize("depth", [1, 24, 32])
+def test_drop_path__has_the_rates_of_linspace_also_where_tensors_have_no_data(spec: ModelSpec, depth: int) -> None:
+    deep = replace(spec, vit=replace(spec.vit, depth=depth, drop_path=0.2, num_global_blocks=1))
+    with FakeTensorMode():
+        layers = build_model(deep).vision_encoder.backbone.layers
+    rates = [getattr(layer, "drop_path", 0.0) for layer in layers]
+    assert rates == pytest.approx(torch.linspace(0, 0.2, depth).tolist(), abs=2e-8)
 
 
 @pytest.mark.parametrize("block", [0, 3], ids=["windowed", "global"])
