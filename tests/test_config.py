@@ -73,7 +73,7 @@ BAD_INPUT = [
     ("train", ["model/vit=zzz"], "unknown option model/vit=zzz; available: d16, d24, full"),
     ("evaluate", ["model=nano"], "unknown key model: model is a group of another command; the groups"),
     ("compress", ["optim.lr=1"], "unknown key optim.lr: optim is a group of another command; the groups of this"),
-    ("evaluate", ["experimnt=x"], "unknown key experimnt; known keys: arithmetic, checkpoint, data"),
+    ("evaluate", ["experimnt=x"], "unknown key experimnt; known keys: arithmetic, checkpoint, compile, data"),
     ("train", ["experimnt=x"], "unknown key experimnt; did you mean experiment?"),
     ("train", ["experiment.lr=1"], "unknown key experiment.lr; did you mean optim.lr or callbacks.lr?"),
     ("train", ["hydra.run.dirr=x"], "unknown key hydra.run.dirr; --cfg job shows all keys"),

@@ -57,6 +57,11 @@ class FrozenTeacher:
         """The teacher's sizes."""
         return self._model.spec
 
+    @property
+    def model(self) -> Sam3:
+        """The teacher itself, in eval mode, on the device where it was last asked."""
+        return self._model
+
     def __deepcopy__(self, memo: dict[int, Any]) -> FrozenTeacher:
         """Itself: a copy of the student (a weight average) has the same teacher."""
         return self

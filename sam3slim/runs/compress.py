@@ -16,6 +16,7 @@ from sam3slim.data.module import ConceptData
 from sam3slim.errors import UserError
 from sam3slim.files import ensure_writable_dir
 from sam3slim.models import Sam3
+from sam3slim.models.compiled import require_compiler
 from sam3slim.onnx import load_runnable
 from sam3slim.records import RunRecord, begin, read_record, recording
 from sam3slim.report import to_markdown, write_table
@@ -50,6 +51,7 @@ def compress(config: dict[str, Any], output_dir: Path, choices: dict[str, str], 
         raise UserError("compress.max_drop and compress.max_bytes are budgets of mixed; add compress=[…,mixed]")
     ensure_writable_dir(output_dir)
     device = choose_device(spec)
+    require_compiler(spec.compile, device)
     reference: Reference | None = load_reference(spec.reference, spec.data) if spec.reference else None
     model, report = load(spec.checkpoint, overrides=spec.overrides, mapped=True)
     print(report.render())

@@ -7,6 +7,7 @@ from typing import Any
 
 from sam3slim.checkpoints import LoadReport, locate, weight_files
 from sam3slim.files import ensure_writable_dir
+from sam3slim.models.compiled import require_compiler
 from sam3slim.onnx import load_runnable
 from sam3slim.records import RunRecord, recording
 from sam3slim.runs.drop import load_reference, print_drop
@@ -27,6 +28,7 @@ def evaluate(config: dict[str, Any], output_dir: Path, choices: dict[str, str], 
         output_dir, kind="evaluate", command=command, config=config, choices=choices, parent=spec.checkpoint
     ) as record:
         device = choose_device(spec)
+        require_compiler(spec.compile, device)
         reference = load_reference(spec.reference, spec.data) if spec.reference else None
         model, report = load_runnable(spec.checkpoint, overrides=spec.overrides)
         print(report.render() if report.loaded else f"{report.source} ({report.kind}, {report.precision})")

@@ -26,6 +26,7 @@ from sam3slim.evaluation import (
 from sam3slim.evaluation import evaluate as evaluate_model
 from sam3slim.models import Sam3, count_params, params_by_part
 from sam3slim.models.arithmetic import HALVES, compute_in
+from sam3slim.models.compiled import compiled
 from sam3slim.onnx import GraphSam3
 from sam3slim.records import RunRecord, begin
 from sam3slim.runs.drop import Reference, fill_drop, matches_of, save_matches
@@ -78,6 +79,22 @@ def measure(
 
     The matching of detections and objects is left in ``folder`` and returned: a reference for others.
     """
+    if not isinstance(model, torch.nn.Module):
+        if spec.compile:
+            print(f"compile={str(spec.compile).lower()} does not concern graphs, which run as they are")
+        return _measure(model, data, spec, record, folder, reference)
+    with compiled(model, spec.compile, model.device):
+        return _measure(model, data, spec, record, folder, reference)
+
+
+def _measure(
+    model: Segmenter,
+    data: ConceptData,
+    spec: EvaluateSpec,
+    record: RunRecord,
+    folder: Path,
+    reference: Reference | None,
+) -> Reference:
     device = model.device
     if isinstance(model, Sam3):
         record.artifact = {**(record.artifact or {}), "arithmetic": getattr(model, "arithmetic", "fp32")}
@@ -97,7 +114,8 @@ def measure(
         fill_drop(record, reference, found)
     if spec.latency:
         one = first_images(next(iter(loader)), 1)
-        record.latency_ms = measure_latency(model, one.pixel_values, one.input_ids, one.attention_mask)
+        taken = measure_latency(model, one.pixel_values, one.input_ids, one.attention_mask)
+        record.latency_ms = {**taken, "compile": spec.compile} if spec.compile else taken
     record.peak_memory_bytes = peak_memory_bytes(device)
     return Reference(found, spec.data.protocol, result.prompts, folder, spec.data.given_boxes())
 

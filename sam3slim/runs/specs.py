@@ -9,6 +9,7 @@ from sam3slim.config import check_options
 from sam3slim.data.spec import DataSpec
 from sam3slim.distill import DistillSpec
 from sam3slim.losses import LossSpec
+from sam3slim.models.compiled import Compile
 from sam3slim.slimming import Depth, Importance, check_rule
 from sam3slim.specs import ModelSpec
 from sam3slim.strict import SpecError, spec_from_dict
@@ -66,6 +67,7 @@ class TrainSpec:
         vocabulary: what the text tower's vocabulary is trimmed to: ``data``, the category names of every split the
             run uses, or a file with a phrase on every line; None leaves it whole.
         activation_checkpointing: see ``training.recompute_activations``.
+        compile: see ``models.compiled.compile_layers``; a live teacher is compiled as well.
         progressive: architectures on the way, the largest first, see ``runs.progressive``.
         force: train again although the folder's record says that just this has been trained.
         compress_after: options of the compress group, applied to the trained model.
@@ -88,6 +90,7 @@ class TrainSpec:
     vocabulary: str | None = None
     eval_at_end: bool = True
     activation_checkpointing: bool = False
+    compile: Compile = False
     force: bool = False
     compress_after: tuple[str, ...] = ()
     progressive: tuple[Any, ...] | None = None
@@ -100,6 +103,11 @@ class TrainSpec:
         if isinstance(steps := self.trainer.get("max_steps"), int) and steps > 0:
             self.schedule.check_fits(steps)
         precision_of(self.trainer)
+        if self.compile and "fsdp" in self.sharding:
+            raise SpecError(
+                f"compile={str(self.compile).lower()} is not for trainer=fsdp, whose hooks gather weights between the "
+                "compiled layers; set trainer=ddp, or compile=false"
+            )
         if self.data.phrases is not None and self.distill.labels:
             raise SpecError(
                 f"data.phrases={self.data.phrases}: pictures without annotations teach nothing by themselves; "
@@ -149,6 +157,13 @@ class TrainSpec:
         if self.optim.kind == "adamw8bit":
             raise SpecError("optim=adamw8bit does not work with trainer=fsdp; use optim=adamw, or trainer=ddp")
 
+    @property
+    def sharding(self) -> str:
+        """The strategy's name in lower case: ``fsdp`` is in that of every one that shards."""
+        strategy = self.trainer.get("strategy")
+        name = str(strategy.get("_target_") if isinstance(strategy, dict) else strategy).lower()
+        return name.replace("fullysharded", "fsdp")
+
 
 @dataclass(frozen=True)
 class EvaluateSpec:
@@ -158,6 +173,7 @@ class EvaluateSpec:
         overrides: those of ``checkpoints.load``.
         reference: output folder of the run that drops are counted against.
         arithmetic: see ``measure.to_device``.
+        compile: see ``models.compiled.compile_layers``.
     """
 
     name: str
@@ -168,6 +184,7 @@ class EvaluateSpec:
     device: str = "auto"
     threads: int | None = None
     latency: bool = True
+    compile: Compile = False
     overrides: dict[str, Any] | None = None
     reference: str | None = None
     seed: int = 0

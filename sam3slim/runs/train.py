@@ -22,6 +22,7 @@ from sam3slim.evaluation import evaluate as evaluate_model
 from sam3slim.files import ensure_writable_dir, write_json
 from sam3slim.losses import Criterion
 from sam3slim.models import Sam3
+from sam3slim.models.compiled import compile_layers, require_compiler
 from sam3slim.records import RunRecord, begin, is_first_process, plain, recording
 from sam3slim.runs.initial import initial_model, training_device
 from sam3slim.runs.machine import check_machine
@@ -63,6 +64,7 @@ def train(config: dict[str, Any], output_dir: Path, choices: dict[str, str], com
         flushed_denormals(),
     ):
         spec = with_vocabulary(asked)
+        require_compiler(spec.compile, training_device(spec))
         resume = resume_path(spec, output_dir)
         if resume is not None:
             rank_zero_only(tell_differences)(Path(resume), config)
@@ -79,7 +81,10 @@ def train(config: dict[str, Any], output_dir: Path, choices: dict[str, str], com
         if spec.trainer["max_steps"] == 0:
             _keep_initial(spec, output_dir, data, record, model, plan)
             return record
-        module = training_module(spec, model, teacher_of(spec, data), config, masks=masks)
+        teacher = teacher_of(spec, data)
+        module = training_module(spec, model, teacher, config, masks=masks)
+        for net in (model, teacher.model) if isinstance(teacher, FrozenTeacher) else (model,):
+            compile_layers(net, spec.compile, training_device(spec))
         trainer = build_trainer(spec, output_dir)
         record.training = training_facts(module, spec, masks=masks)
         rank_zero_only(tell_untrained)(record.training)
