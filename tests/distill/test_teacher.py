@@ -183,16 +183,22 @@ def test_check_teacher__cannot_be_compared(spec: Any, key: str) -> None:
         ({"fpn": -1.0}, "distill.fpn=-1"),
         ({"scores": -1.0}, "distill.scores=-1"),
         ({"fpn": 1.0, "min_score": 1.0}, "distill.min_score=1.0 must lie between 0 and 1"),
-        (
-            {"fpn": 1.0, "labels": False},
-            "set distill.presence, distill.scores, distill.bbox or distill.giou, distill.mask or distill.dice, "
-            "distill.semantic above 0",
-        ),
     ],
 )
 def test_distill_spec__contradictions(values: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         DistillSpec(**{"teacher": "x", **values})
+
+
+def test_distill_spec__outputs_that_nothing_teaches() -> None:
+    """Features alone, without labels: training from scratch refuses it, a model that has weights keeps them."""
+    spec = DistillSpec("x", fpn=1.0, labels=False)
+    assert spec.missing_lessons == [
+        "distill.presence", "distill.scores", "distill.bbox or distill.giou", "distill.mask or distill.dice",
+        "distill.semantic",
+    ]  # fmt: skip
+    assert replace(spec, labels=True).missing_lessons == []
+    assert replace(EVERYTHING, labels=False).missing_lessons == []
 
 
 def test_targets__no_more_than_what_is_weighted() -> None:
