@@ -241,6 +241,10 @@ def test_train__averaged_weights_are_measured_and_exported(root: Path) -> None:
         (["resume={full}/checkpoints/last.ckpt", "optim.lr_geometry=0.1"], "lr_geometry is None in .* and 0.1 here"),
         (["resume={full}/checkpoints/last.ckpt", "optim.decay_too=[x]"], r"optim.decay_too is \[\] in .* \['x'\] here"),
         (["vocabulary=nowhere.txt"], "cannot read nowhere.txt"),
+        (
+            ["distill=features", "distill.teacher={full}", "distill.labels=false"],
+            "distill.labels=false with init=scratch, but nothing teaches some outputs",
+        ),
         (["vocabulary={list}"], "phrase 'triangle': 'triangle' is not in the model's vocabulary"),
         (["init=checkpoint", "init.checkpoint={full}", "vocabulary=data"], "text.vocab_size is 600 in"),
         (["data.split=tset"], "data.split=tset"),
