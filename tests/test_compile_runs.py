@@ -17,6 +17,9 @@ from sam3slim.strict import spec_from_dict
 from tests.test_runs import data, evaluate, segm, train
 from tests.tiny import OVERRIDES, tiny_model
 
+# Not beside the fast tests: what TorchDynamo does after other tests' fake tensors in one process is not settled.
+pytestmark = pytest.mark.slow
+
 SHORT = ["trainer.max_steps=1", "trainer.limit_val_batches=0", "eval_at_end=false"]
 
 

@@ -19,6 +19,9 @@ from sam3slim.training import recompute_activations
 from tests.banked import banked
 from tests.tiny import tiny_batch, tiny_model
 
+# Not beside the fast tests: what TorchDynamo does after other tests' fake tensors in one process is not settled.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def fresh() -> None:
