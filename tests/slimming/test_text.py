@@ -59,7 +59,8 @@ def test_inherit__shorter_context_is_exact_for_phrases_that_fit(model: Sam3, spe
     with torch.no_grad():
         expected = model.encode_text(ids, mask)[0]
         found = short.encode_text(*encode_phrases(short.spec.text, ["cat", "red"]))[0]
-    torch.testing.assert_close(found, expected[:, :5], rtol=0, atol=1e-6)
+    # Values up to 4: a few roundings of a product of another length, which processors order differently.
+    torch.testing.assert_close(found, expected[:, :5], rtol=0, atol=2e-6)
 
 
 def test_inherit__trimmed_model_from_a_trimmed_one(model: Sam3, spec: ModelSpec) -> None:

@@ -27,6 +27,6 @@ def test_training_device__of_each_process(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("LOCAL_RANK", local)
     spec = spec_from_dict(runs.TrainSpec, compose_plain("train", [*OVERRIDES, *data(tmp_path)], tmp_path), "")
-    asked = replace(spec, trainer={"accelerator": "gpu", "devices": devices})
+    asked = replace(spec, trainer={**spec.trainer, "accelerator": "gpu", "devices": devices})
     assert training_device(asked) == torch.device("cuda", expected)
-    assert training_device(replace(spec, trainer={"accelerator": "cpu"})) == torch.device("cpu")
+    assert training_device(replace(spec, trainer={**spec.trainer, "accelerator": "cpu"})) == torch.device("cpu")
