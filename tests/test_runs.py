@@ -327,6 +327,19 @@ def test_train__resume_goes_on_and_tells_what_differs(
     assert record.status == "finished"
 
 
+@pytest.mark.parametrize("listed", [True, False])
+def test_train__resume_with_other_trained_parameters_is_one_line(
+    trained: tuple[RunRecord, Path], root: Path, listed: bool
+) -> None:
+    content = torch.load(trained[1] / "checkpoints/last.ckpt", weights_only=True)
+    if not listed:  # as checkpoints were before their list was kept
+        del content["hyper_parameters"]["untaught"]
+    torch.save(content, root / "other.ckpt")
+    given = ["data.boxes.share=0.5", "trainer.max_steps=6", f"resume={root / 'other.ckpt'}"]
+    with pytest.raises(UserError, match=r"optimiser state of \d+ parameters.*data.boxes.share went to or from 0"):
+        train(root, f"boxes_later_{listed}", *given)
+
+
 def test_train__begins_in_no_folder_of_an_earlier_run(trained: tuple[RunRecord, Path], root: Path) -> None:
     before = (trained[1] / "checkpoints/best.ckpt").read_bytes()
     with pytest.raises(UserError, match=r"full/checkpoints is an earlier run's: go on with resume=auto, choose"):

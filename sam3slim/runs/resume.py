@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from sam3slim.checkpoints import locate
 from sam3slim.checkpoints.load import check_architecture
 from sam3slim.checkpoints.readers import read
 from sam3slim.errors import UserError
+from sam3slim.models import part_of
 from sam3slim.records import OUTPUT_KEYS, is_first_process, plain
 from sam3slim.runs.specs import TrainSpec
 from sam3slim.training import OptimSpec
@@ -61,6 +63,27 @@ def tell_differences(path: Path, config: Mapping[str, Any]) -> None:
     ]
     if differ:
         print(f"going on from {path} with other settings than it was saved with: {', '.join(differ)}")
+
+
+def check_trained_parameters(path: Path, model: nn.Module, untaught: Collection[str]) -> None:
+    """The optimiser's state is of the parameters that a loss reaches, and these must be the same again.
+
+    Raises:
+        UserError: they are others, because the data have masks or boxes that they had not, or the losses changed.
+    """
+    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    saved = content["hyper_parameters"].get("untaught")  # missing in older ones, which trained these all the same
+    number = sum(len(group["params"]) for state in content["optimizer_states"] for group in state["param_groups"])
+    here = sum(parameter.requires_grad for parameter in model.parameters())
+    others = set(untaught) ^ set(saved or ())
+    if number == here and (saved is None or not others):
+        return
+    parts = ", ".join(sorted({part_of(name) for name in others}))
+    raise UserError(
+        f"{path} has the optimiser state of {number} parameters, and {here} train here (they differ in {parts}): the "
+        "data have gained or lost masks, data.boxes.share went to or from 0, or a loss's weight did; resume with the "
+        "same, or start a new run from its weights (init=checkpoint init.checkpoint=…)"
+    )
 
 
 def _saved_config(path: Path) -> dict[str, Any]:

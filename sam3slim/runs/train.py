@@ -27,7 +27,7 @@ from sam3slim.records import RunRecord, begin, is_first_process, plain, recordin
 from sam3slim.runs.initial import initial_model, training_device
 from sam3slim.runs.machine import check_machine
 from sam3slim.runs.measure import add_result, artifact_facts, back_to_cpu, model_facts, to_device
-from sam3slim.runs.resume import resume_path, tell_differences
+from sam3slim.runs.resume import check_trained_parameters, resume_path, tell_differences
 from sam3slim.runs.specs import TrainSpec
 from sam3slim.runs.teacher import check_teaching, teacher_of, training_data
 from sam3slim.runs.trained import tell_untrained, training_facts
@@ -83,6 +83,8 @@ def train(config: dict[str, Any], output_dir: Path, choices: dict[str, str], com
             return record
         teacher = teacher_of(spec, data)
         module = training_module(spec, model, teacher, config, masks=masks)
+        if resume is not None:
+            check_trained_parameters(Path(resume), model, module.untaught)
         for net in (model, teacher.model) if isinstance(teacher, FrozenTeacher) else (model,):
             compile_layers(net, spec.compile, training_device(spec))
         trainer = build_trainer(spec, output_dir)

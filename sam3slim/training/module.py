@@ -29,7 +29,7 @@ class ConceptSegmentation(lightning.LightningModule):
     """Trains a ``Sam3``.
 
     Checkpoints hold the model's weights as ``model.*`` and, under ``hyper_parameters``, the plain dict
-    {"model": spec, "config": composed configuration}; the teacher is in none of them.
+    {"model": spec, "config": composed configuration, "untaught": names}; the teacher is in none of them.
 
     Args:
         model: on CPU; moved by Lightning.
@@ -89,7 +89,9 @@ class ConceptSegmentation(lightning.LightningModule):
                 f"nothing is left to train: no loss reaches a parameter outside optim.freeze={list(optim.freeze)}; "
                 "freeze fewer parts, or give a loss of another part a weight (loss, distill)"
             )
-        self.save_hyperparameters({"model": model.spec.to_dict(), "config": config or {}})
+        self.save_hyperparameters(
+            {"model": model.spec.to_dict(), "config": config or {}, "untaught": sorted(self.untaught)}
+        )
 
     def configure_model(self) -> None:
         if self.device_mesh is not None:  # trainer=fsdp

@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from typing import Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -100,12 +101,21 @@ class ScheduleSpec:
             raise UserError(f"schedule.min_lr_ratio={self.min_lr_ratio} must lie in 0..1")
 
     def check_fits(self, total_steps: int) -> None:
-        """Raises UserError when warm-up and cooldown are longer than a training of ``total_steps``."""
+        """Tells of a warm-up as long as a training of ``total_steps``.
+
+        Raises:
+            UserError: warm-up and cooldown are longer than the training.
+        """
         if self.cooldown_steps and self.warmup_steps + self.cooldown_steps > total_steps:
             raise UserError(
                 f"schedule.warmup_steps={self.warmup_steps} and schedule.cooldown_steps={self.cooldown_steps} do not "
                 f"fit into {total_steps} steps of training (trainer.max_steps); train longer, or set both lower: "
                 f"schedule.warmup_steps={total_steps // 10} schedule.cooldown_steps={total_steps // 10}"
+            )
+        if self.warmup_steps >= total_steps > 1:
+            rank_zero_only(print)(
+                f"schedule.warmup_steps={self.warmup_steps} reaches the end of training ({total_steps} steps): the "
+                f"learning rate only rises; schedule.warmup_steps={total_steps // 10} would be a tenth of it"
             )
 
     def factor(self, step: int, total_steps: int) -> float:

@@ -111,6 +111,13 @@ def test_build_optimizer__refuses_a_schedule_longer_than_the_training() -> None:
     build_optimizer(tiny_model(), OptimSpec(), schedule, 40)
 
 
+def test_schedule__tells_of_a_warm_up_that_never_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    ScheduleSpec(warmup_steps=200).check_fits(201)
+    assert not capsys.readouterr().out
+    ScheduleSpec(warmup_steps=200).check_fits(200)
+    assert "schedule.warmup_steps=20 would be a tenth" in capsys.readouterr().out
+
+
 def test_train__refuses_a_schedule_longer_than_the_training_before_it_starts() -> None:
     given = ["schedule=inverse_sqrt", "trainer.max_steps=30"]
     with pytest.raises(UserError, match=r"schedule.warmup_steps=20 and .* do not fit into 30 steps"):
