@@ -15,7 +15,11 @@ from sam3slim.runs import CompressSpec, EvaluateSpec, TrainSpec
 from sam3slim.strict import spec_from_dict
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+ENGLISH = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+CHINESE = [ROOT / "README.zh.md", *sorted((ROOT / "docs" / "zh").glob("*.md"))]
+PAGES = [*ENGLISH, *CHINESE]
+# Chinese pages that follow an English one command by command, number by number.
+TRANSLATED = {"README.zh.md": "README.md", "docs/zh/tutorial.md": "docs/tutorial.md"}
 SPECS = {"train": TrainSpec, "evaluate": EvaluateSpec, "compress": CompressSpec}
 # Not ours to check.
 FOREIGN = ("apt-get", "cd", "git", "hf", "kill", "sbatch", "scancel", "srun", "ray", "export")
@@ -32,7 +36,11 @@ def commands(page: Path) -> list[str]:
     return found
 
 
-ALL = [(page.name, command) for page in PAGES for command in commands(page)]
+def name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+ALL = [(name(page), command) for page in PAGES for command in commands(page)]
 
 
 @pytest.mark.parametrize(("page", "command"), ALL, ids=[f"{page}: {command}"[:110] for page, command in ALL])
@@ -61,7 +69,7 @@ def test_commands__are_known(page: str, command: str) -> None:
         assert head in FOREIGN, f"{page}: what is {head}?"
 
 
-def check_entry(name: str, arguments: list[str]) -> None:
+def check_entry(script: str, arguments: list[str]) -> None:
     """Composes and is checked as the command does it; of a sweep the first trial."""
     sweep = bool({"-m", "--multirun"} & set(arguments))
     overrides = [word for word in arguments if not word.startswith("-")]
@@ -71,7 +79,7 @@ def check_entry(name: str, arguments: list[str]) -> None:
         # Its sweeper may be an extra that is not installed.
         assert not word.startswith("sweep=") or (ROOT / f"conf/sweep/{word[6:]}.yaml").is_file(), word
     overrides = [word for word in overrides if not word.lstrip("+").startswith(("hydra", "sweep="))]
-    spec_from_dict(SPECS[name], compose_plain(name, overrides), "")
+    spec_from_dict(SPECS[script], compose_plain(script, overrides), "")
 
 
 def check_extras(arguments: list[str]) -> None:
@@ -85,11 +93,40 @@ def test_commands__are_found() -> None:
     assert len(ALL) > 25
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links__lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
         if not target.startswith("http"):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+            assert (page.parent / target).exists(), f"{name(page)}: {target}"
+
+
+def other_blocks(page: Path) -> list[str]:
+    """Blocks that are no shell, such as output; a picture of the flow has translated words."""
+    blocks = re.findall(r"```(\w*)\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.S)
+    return [text for language, text in blocks if language not in ("bash", "mermaid")]
+
+
+def numbers_in_tables(page: Path) -> list[str]:
+    rows = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    return re.findall(r"\d[\d.,]*", "\n".join(rows))
+
+
+@pytest.mark.parametrize(("chinese", "english"), TRANSLATED.items(), ids=TRANSLATED)
+def test_translations__keep_commands_and_numbers(chinese: str, english: str) -> None:
+    for read in (commands, other_blocks, numbers_in_tables):
+        assert read(ROOT / chinese) == read(ROOT / english)
+
+
+def rows_by_command(page: Path) -> dict[str, list[str]]:
+    """Numbers of a table's rows, by the command in the last cell."""
+    rows = [line.strip("| ").split(" | ") for line in page.read_text(encoding="utf-8").splitlines() if "=" in line]
+    return {row[-1]: re.findall(r"[\d.]+", " ".join(row[1:-1])) for row in rows if len(row) == 5}
+
+
+def test_chinese_compression__has_the_numbers_of_claims() -> None:
+    claims, chinese = rows_by_command(ROOT / "docs/claims.md"), rows_by_command(ROOT / "docs/zh/compression.md")
+    assert len(chinese) == 5
+    assert chinese.items() <= claims.items()
 
 
 def test_dry_runs__are_the_benchmarks() -> None:
