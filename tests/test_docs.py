@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ENGLISH = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CHINESE = [ROOT / "README.zh.md", *sorted((ROOT / "docs" / "zh").glob("*.md"))]
 PAGES = [*ENGLISH, *CHINESE]
+WIDTH = 120
 # Chinese pages that follow an English one command by command, number by number.
 TRANSLATED = {"README.zh.md": "README.md", "docs/zh/tutorial.md": "docs/tutorial.md"}
 SPECS = {"train": TrainSpec, "evaluate": EvaluateSpec, "compress": CompressSpec}
@@ -93,11 +94,26 @@ def test_commands__are_found() -> None:
     assert len(ALL) > 25
 
 
+def anchors(page: Path) -> set[str]:
+    """Names that GitHub gives the headings."""
+    headings = re.findall(r"^#+ (.*)", page.read_text(encoding="utf-8"), flags=re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links__lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)]*))?\)", page.read_text(encoding="utf-8")):
         if not target.startswith("http"):
-            assert (page.parent / target).exists(), f"{name(page)}: {target}"
+            path = page.parent / target if target else page
+            assert path.exists(), f"{name(page)}: {target}"
+            assert not anchor or anchor in anchors(path), f"{name(page)}: {target}#{anchor}"
+
+
+@pytest.mark.parametrize("page", [*ENGLISH, ROOT / "CHANGELOG.md"], ids=name)
+def test_prose__keeps_the_width(page: Path) -> None:
+    """Chinese pages have a line per paragraph: Markdown turns a line break into a space, which Chinese has not."""
+    prose = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S).splitlines()
+    assert [line for line in prose if len(line) > WIDTH and not line.startswith(("|", "!["))] == []
 
 
 def other_blocks(page: Path) -> list[str]:
