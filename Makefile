@@ -18,13 +18,13 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 demo: $(STAMP)  ## nano -> nano_slim -> FP16 -> INT8, with a table of what each step costs
-	$(BIN)/python -m sam3slim.demo
+	$(BIN)/python -m scripts.demo
 
 reference: $(STAMP)  ## train nano from scratch and replace assets/nano
-	$(BIN)/python -m sam3slim.reference
+	$(BIN)/python -m scripts.reference
 
 study: $(STAMP)  ## hours: which weights are kept and what is taught, at equal steps; writes docs/slimming.md
-	$(BIN)/python -m sam3slim.study
+	$(BIN)/python -m scripts.study
 
 # Two processes of one thread each; the tests of a file stay together, they share what took long to make.
 test: lint

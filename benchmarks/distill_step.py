@@ -21,13 +21,13 @@ from pathlib import Path
 import torch
 
 from sam3slim.checkpoints import load
-from sam3slim.config import compose_plain
 from sam3slim.data.batch import Batch
 from sam3slim.data.module import ConceptData
 from sam3slim.environment import describe_device, library_versions
 from sam3slim.files import write_csv
+from sam3slim.launch.compose import compose_plain
 from sam3slim.losses import Criterion
-from sam3slim.runs import TrainSpec
+from sam3slim.runs.specs import TrainSpec
 from sam3slim.runs.teacher import teacher_of, training_data
 from sam3slim.slimming import inherit
 from sam3slim.strict import spec_from_dict

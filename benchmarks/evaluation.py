@@ -20,13 +20,13 @@ from pathlib import Path
 import torch
 
 from sam3slim.checkpoints import load
-from sam3slim.config import compose_model, compose_plain
 from sam3slim.data.batch import Batch
 from sam3slim.data.spec import DataSpec
 from sam3slim.environment import describe_device, library_versions
 from sam3slim.evaluation import predict_batch
 from sam3slim.evaluation.inference import TextCache
 from sam3slim.files import write_csv
+from sam3slim.launch.compose import compose_model, compose_plain
 from sam3slim.models import Sam3, build_model
 from sam3slim.strict import spec_from_dict
 

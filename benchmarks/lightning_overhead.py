@@ -22,14 +22,14 @@ import numpy as np
 import torch
 from lightning.pytorch.loggers import CSVLogger
 
-from sam3slim.config import compose_plain
 from sam3slim.data.module import ConceptData
 from sam3slim.data.spec import DataSpec
 from sam3slim.environment import describe_device, library_versions
 from sam3slim.files import write_csv
+from sam3slim.launch.compose import compose_plain
 from sam3slim.losses import Criterion
 from sam3slim.models import build_model, init_for_training
-from sam3slim.runs import TrainSpec
+from sam3slim.runs.specs import TrainSpec
 from sam3slim.strict import spec_from_dict
 from sam3slim.training import ConceptSegmentation, build_optimizer
 

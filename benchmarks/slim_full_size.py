@@ -24,8 +24,8 @@ def one_cut(importance: str, threads: int) -> dict[str, Any]:
     """Cut once, in this process."""
     import torch
 
-    from sam3slim.config import compose_model
     from sam3slim.evaluation.latency import peak_memory_bytes
+    from sam3slim.launch.compose import compose_model
     from sam3slim.models.empty import empty_model
     from sam3slim.slimming import inherit
 

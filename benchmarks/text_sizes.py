@@ -13,10 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sam3slim.config import compose_model
 from sam3slim.data.phrases import read_phrase_list
 from sam3slim.data.vocabulary import trim
 from sam3slim.files import write_csv
+from sam3slim.launch.compose import compose_model
 from sam3slim.models import bytes_by_part, count_params
 from sam3slim.models.bank import bank_spec
 from sam3slim.models.count import BYTES

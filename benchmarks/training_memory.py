@@ -28,14 +28,14 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from sam3slim.config import compose_plain
 from sam3slim.data.batch import Batch, Targets
 from sam3slim.environment import describe_device, library_versions
 from sam3slim.files import write_csv
+from sam3slim.launch.compose import compose_plain
 from sam3slim.losses import Criterion, masks
 from sam3slim.models import Sam3, build_model, init_for_training, sam3
 from sam3slim.models.masks import MaskHead
-from sam3slim.runs import TrainSpec
+from sam3slim.runs.specs import TrainSpec
 from sam3slim.strict import spec_from_dict
 from sam3slim.training import recompute_activations
 from sam3slim.training.lesson import Lesson

@@ -104,6 +104,13 @@ def forget_other(folder: Path, config: Mapping[str, Any]) -> None:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
+def forget(folder: Path) -> None:
+    """Remove a finished run's record and what it would be gone on from, so that it can be done again."""
+    if is_finished(folder):
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        (folder / FILE_NAME).unlink()
+
+
 def forget_made_from(folder: Path) -> None:
     """Remove the records in ``folder``/*: what was made from a path, once another model is about to lie there."""
     for path in folder.glob(f"*/{FILE_NAME}"):

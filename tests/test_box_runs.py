@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from sam3slim import runs
 from sam3slim.checkpoints import load
-from sam3slim.config import compose_plain
 from sam3slim.data.spec import DataSpec, recorded_data
 from sam3slim.errors import UserError
+from sam3slim.launch.compose import compose_plain
 from sam3slim.models import build_model, init_for_training
 from sam3slim.records import RunRecord, read_record
 from sam3slim.runs.drop import load_reference
+from tests import running as runs
 from tests.test_runs import QUICK, data, evaluate, train
 from tests.tiny import OVERRIDES
 

@@ -11,7 +11,7 @@ import pytest
 from sam3slim.cli import main
 from sam3slim.cli.command import megabytes
 from sam3slim.cli.inspect import size_table
-from sam3slim.config import compose_model
+from sam3slim.launch.compose import compose_model
 
 
 def test_inspect__table(capsys: pytest.CaptureFixture[str]) -> None:
@@ -58,7 +58,7 @@ def test_main__interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     def interrupt(_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sam3slim.config.compose_model", interrupt)
+    monkeypatch.setattr("sam3slim.launch.compose.compose_model", interrupt)
     assert main(["inspect"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
 

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from sam3slim import runs
 from sam3slim.checkpoints import load, write_artifact
-from sam3slim.config import compose_plain
 from sam3slim.errors import UserError
+from sam3slim.launch.compose import compose_plain
 from sam3slim.models import compiled
+from sam3slim.runs.specs import TrainSpec
 from sam3slim.strict import spec_from_dict
+from tests import running as runs
 from tests.test_runs import data, evaluate, segm, train
 from tests.tiny import OVERRIDES, tiny_model
 
@@ -65,7 +66,7 @@ def test_train_and_evaluate__compiled(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_train__compile_that_cannot_be(tmp_path: Path, overrides: list[str], line: str) -> None:
     config = compose_plain("train", [*OVERRIDES, *data(tmp_path), *overrides], tmp_path)
     with pytest.raises(UserError, match=line):
-        spec_from_dict(runs.TrainSpec, config, "")
+        spec_from_dict(TrainSpec, config, "")
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate", "compress"])

@@ -16,9 +16,10 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 
-from sam3slim.config import build, compose_model, compose_plain, conf_dir
-from sam3slim.config import compose as compose_hydra
+from sam3slim.launch.compose import build, compose_model, compose_plain, conf_dir
+from sam3slim.launch.compose import compose as compose_hydra
 from sam3slim.losses import LossSpec
+from sam3slim.runs.specs import CompressSpec, EvaluateSpec, TrainSpec
 from sam3slim.specs import ModelSpec
 from sam3slim.strict import spec_from_dict
 from sam3slim.training import OptimSpec, ScheduleSpec
@@ -114,9 +115,8 @@ def test_option__composes_and_is_valid(group: str, option: str) -> None:
 
 def check(name: str, plain: dict[str, Any]) -> None:
     """Through the dataclass of the command that reads it."""
-    from sam3slim import runs
 
-    specs = {"train": runs.TrainSpec, "evaluate": runs.EvaluateSpec, "compress": runs.CompressSpec}
+    specs = {"train": TrainSpec, "evaluate": EvaluateSpec, "compress": CompressSpec}
     spec_from_dict(specs[name], plain, "")
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from sam3slim.cli import make_parser
-from sam3slim.config import compose_plain
-from sam3slim.runs import CompressSpec, EvaluateSpec, TrainSpec
+from sam3slim.launch.compose import compose_plain
+from sam3slim.runs.specs import CompressSpec, EvaluateSpec, TrainSpec
 from sam3slim.strict import spec_from_dict
 
 ROOT = Path(__file__).resolve().parent.parent

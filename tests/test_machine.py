@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from sam3slim import runs
-from sam3slim.config import compose_plain
 from sam3slim.errors import UserError
+from sam3slim.launch.compose import compose_plain
 from sam3slim.runs import machine
+from sam3slim.runs.machine import check_machine
+from sam3slim.runs.specs import TrainSpec
 from sam3slim.strict import spec_from_dict
 from tests.test_runs import data
 from tests.tiny import OVERRIDES
@@ -18,7 +19,7 @@ from tests.tiny import OVERRIDES
 
 def check(root: Path, *overrides: str) -> None:
     config = compose_plain("train", [*OVERRIDES, *data(root), *overrides], root)
-    runs.check_machine(spec_from_dict(runs.TrainSpec, config, ""))
+    check_machine(spec_from_dict(TrainSpec, config, ""))
 
 
 @pytest.fixture

@@ -10,16 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from sam3slim import runs
 from sam3slim.checkpoints import load, write_artifact
 from sam3slim.compression import GROUPS
-from sam3slim.config import compose_plain
 from sam3slim.data.shapes import ShapesSpec, make_shapes
 from sam3slim.errors import UserError
+from sam3slim.launch.compose import compose_plain
 from sam3slim.models import Sam3
 from sam3slim.records import read_record
-from sam3slim.runs import EvaluateSpec, plans
+from sam3slim.runs import plans
+from sam3slim.runs.specs import EvaluateSpec
 from sam3slim.strict import spec_from_dict
+from tests import running as runs
 
 NANO = Path(__file__).parent.parent / "assets" / "nano"
 IMAGES = 10

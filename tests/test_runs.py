@@ -13,19 +13,20 @@ import pytest
 import torch
 from transformers import CLIPTokenizer, Sam3Model
 
-from sam3slim import runs
 from sam3slim.checkpoints import load
-from sam3slim.config import compose_plain
 from sam3slim.data.phrases import encode_phrases, tokenizer_of
 from sam3slim.data.shapes import ShapesSpec
 from sam3slim.data.spec import DataSpec
 from sam3slim.data.vocabulary import kept_tokens, trim
 from sam3slim.errors import UserError
+from sam3slim.launch.compose import compose_plain
 from sam3slim.records import RunRecord, read_record
 from sam3slim.runs.drop import fill_drop, load_reference
+from sam3slim.runs.specs import TrainSpec
 from sam3slim.runs.vocabulary import data_phrases
 from sam3slim.specs import TextSpec
 from sam3slim.strict import spec_from_dict
+from tests import running as runs
 from tests.distill.lessons import EVERYTHING
 from tests.tiny import OVERRIDES
 
@@ -299,7 +300,7 @@ def test_data_phrases__every_split_that_is_read(root: Path) -> None:
         content = {"images": [{"id": 1}], "annotations": [], "categories": categories}
         (folder / f"instances_{split}.json").write_text(json.dumps(content))
     config = compose_plain("train", ["data=coco", f"data.root={folder}", "vocabulary=data"], root)
-    spec = spec_from_dict(runs.TrainSpec, config, "")
+    spec = spec_from_dict(TrainSpec, config, "")
     assert data_phrases(spec) == ["red circle", "tree", "cup", "dog"]
     assert data_phrases(replace(spec, eval_at_end=False)) == ["red circle", "tree", "cup"]
     # Pictures without annotations bring their own list.

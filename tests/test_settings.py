@@ -11,13 +11,13 @@ import lightning
 import pytest
 import torch
 
-from sam3slim import runs
 from sam3slim.checkpoints import load
-from sam3slim.config import compose_plain
 from sam3slim.errors import UserError
+from sam3slim.launch.compose import compose_plain
 from sam3slim.records import read_record
 from sam3slim.report.collect import collect
 from sam3slim.report.compare import comparison_rows
+from tests import running as runs
 from tests.test_runs import SLIMMER, data, train
 from tests.tiny import OVERRIDES
 

@@ -9,15 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from sam3slim import runs
 from sam3slim.checkpoints import load
-from sam3slim.config import compose_plain
 from sam3slim.errors import UserError
+from sam3slim.launch.compose import compose_plain
 from sam3slim.records import RunRecord, read_record
 from sam3slim.runs.initial import data_scores
+from sam3slim.runs.specs import TrainSpec
 from sam3slim.runs.teacher import training_data
 from sam3slim.runs.vocabulary import with_vocabulary
 from sam3slim.strict import spec_from_dict
+from tests import running as runs
 from tests.test_runs import QUICK, SLIMMER, data, train
 from tests.tiny import OVERRIDES
 
@@ -148,7 +149,7 @@ def test_data_scores__of_the_phrases_whatever_their_tokens(
     for more in ([], ["vocabulary=data"]):
         given = ["init=pruned", f"init.checkpoint={trained[1]}", f"init.importance={importance}", *SLIMMER, *more]
         config = compose_plain("train", [*OVERRIDES, *QUICK, *data(root), *given], root / "scores")
-        spec = with_vocabulary(spec_from_dict(runs.TrainSpec, config, ""))
+        spec = with_vocabulary(spec_from_dict(TrainSpec, config, ""))
         torch.manual_seed(0)
         found.append(data_scores(source, spec, training_data(spec)))
     assert found[0].units.keys() == found[1].units.keys()

@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sam3slim import runs
 from sam3slim.checkpoints import write_artifact
 from sam3slim.checkpoints.text import cut_text
-from sam3slim.config import compose_plain
 from sam3slim.data.shapes import ShapesSpec
 from sam3slim.errors import UserError
+from sam3slim.launch.compose import compose_plain
 from sam3slim.models import build_model, init_for_training
 from sam3slim.predict import BoxPrompt, Predictor, PredictSpec, predict_files
 from sam3slim.records import RunRecord, read_record
+from tests import running as runs
 from tests.test_runs import QUICK, data, evaluate, segm
 from tests.tiny import OVERRIDES, SPEC
 

@@ -66,7 +66,7 @@ def parse_overrides(settings: list[str]) -> dict[str, Any]:
 
 def _inspect_architecture(overrides: list[str], as_json: bool) -> None:
     with quick_imports():
-        from sam3slim.config import compose_model
+        from sam3slim.launch.compose import compose_model
 
     spec = compose_model(overrides)
     table = size_table(spec)

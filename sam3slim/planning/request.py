@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 from sam3slim.checkpoints import locate
 from sam3slim.checkpoints.readers import read
-from sam3slim.config import compose_model, compose_plain
 from sam3slim.distill import check_teacher
 from sam3slim.errors import UserError
+from sam3slim.launch.compose import compose_model, compose_plain
 from sam3slim.planning.fake import CHOSEN
 from sam3slim.planning.plan import ASSUMED_DEVICES, MemoryPlan, make_plan, strategy
 from sam3slim.planning.step import WORDS
@@ -103,6 +103,4 @@ def _assumptions(spec: TrainSpec, instances: int, device: str, teacher: str) -> 
         lines.append(f"{kind} over {processes} processes{counted}: their copies or shares are calculated, not traced")
     if spec.vocabulary is not None:
         lines.append("vocabulary: the whole one")
-    if spec.progressive:
-        lines.append("progressive: the last stage; plan the others with model=…")
     return lines

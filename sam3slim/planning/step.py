@@ -15,10 +15,10 @@ from lightning.pytorch.callbacks import Callback, WeightAveraging
 from torch import nn
 from torch.utils.data import DataLoader
 
-from sam3slim import config as cfg
 from sam3slim.data.batch import Batch, Targets
 from sam3slim.data.soft import SoftTargets
 from sam3slim.distill import CachedTeacher, FrozenTeacher
+from sam3slim.launch.compose import build, named
 from sam3slim.models.empty import empty_model
 from sam3slim.runs.specs import TrainSpec
 from sam3slim.specs import ModelSpec
@@ -97,7 +97,7 @@ def fit(spec: TrainSpec, module: ConceptSegmentation, batch: Batch, watch: Callb
     }  # fmt: skip
     # All is where it shall be, and the parameters of a module cannot be exchanged for others without data.
     with _silence(), patch.object(nn.Module, "_apply", lambda module, *_, **__: module):
-        trainer: lightning.Trainer = cfg.build(
+        trainer: lightning.Trainer = build(
             settings, callbacks=[*_averages(spec.callbacks or {}), watch], gradient_clip_val=spec.optim.clip or None
         )
         trainer.fit(module, DataLoader([batch] * accumulated, batch_size=None))  # type: ignore[arg-type]
@@ -106,8 +106,8 @@ def fit(spec: TrainSpec, module: ConceptSegmentation, batch: Batch, watch: Callb
 def _averages(callbacks: Mapping[str, Any]) -> Iterator[Callback]:
     """The configured callbacks that hold memory: moving averages of the weights."""
     for node in callbacks.values():
-        if node and issubclass(cfg.named(node), WeightAveraging):
-            yield cfg.build(node)
+        if node and issubclass(named(node), WeightAveraging):
+            yield build(node)
 
 
 @contextmanager

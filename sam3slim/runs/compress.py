@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from sam3slim.compression.search import Searched
 from sam3slim.data.module import ConceptData
 from sam3slim.errors import UserError
 from sam3slim.files import ensure_writable_dir
+from sam3slim.launch.run import Run
 from sam3slim.models import Sam3
 from sam3slim.models.compiled import require_compiler
 from sam3slim.onnx import load_runnable
-from sam3slim.records import RunRecord, begin, read_record, recording
+from sam3slim.records import RunRecord, begin, read_record
 from sam3slim.report import to_markdown, write_table
 from sam3slim.report.compression import ACCEPTED_DROP, COLUMNS, SHOWN, compression_rows, tells_drops
 from sam3slim.runs.drop import Reference, load_reference, print_drop
@@ -26,14 +28,13 @@ from sam3slim.runs.evaluate import source_facts
 from sam3slim.runs.measure import artifact_facts, choose_device, measure, model_facts, print_metrics, to_device
 from sam3slim.runs.plans import PlanMeter, check_search_split, search_plan, sensitivity, verify_budget
 from sam3slim.runs.specs import CompressSpec
-from sam3slim.strict import spec_from_dict
 
 log = logging.getLogger(__name__)
 SOURCE = "full"  # folder of the checkpoint's own measurement
 SENSITIVITY = "sensitivity"
 
 
-def compress(config: dict[str, Any], output_dir: Path, choices: dict[str, str], command: str) -> list[RunRecord]:
+def compress(spec: CompressSpec, run: Run) -> list[RunRecord]:
     """One artifact and one record per method, each measured on what was written, reloaded; then the table.
 
     A method that fails is a row that says why, and the others go on.
@@ -41,7 +42,6 @@ def compress(config: dict[str, Any], output_dir: Path, choices: dict[str, str], 
     Raises:
         UserError: bad input, or methods that failed (after the table has been written).
     """
-    spec = spec_from_dict(CompressSpec, config, "")
     budget = spec.budget
     entries = {name: options for name, options in spec.methods.items() if name != SENSITIVITY}
     methods = [method_from_name(**{"name": name, **_method(options)}) for name, options in entries.items()]
@@ -49,7 +49,7 @@ def compress(config: dict[str, Any], output_dir: Path, choices: dict[str, str], 
         raise UserError("compress is empty; choose methods, e.g. compress=[weights_only,fp16,int8_weight]")
     if budget.given and not any(isinstance(method, Mixed) for method in methods):
         raise UserError("compress.max_drop and compress.max_bytes are budgets of mixed; add compress=[…,mixed]")
-    ensure_writable_dir(output_dir)
+    ensure_writable_dir(run.folder)
     device = choose_device(spec)
     require_compiler(spec.compile, device)
     reference: Reference | None = load_reference(spec.reference, spec.data) if spec.reference else None
@@ -59,8 +59,8 @@ def compress(config: dict[str, Any], output_dir: Path, choices: dict[str, str], 
     data.prepare_data()
     if budget.given:
         check_search_split(data, budget.search_split, spec.data.split)
-    run = _Run(spec, config, choices, command, model, report, data, device, reference)
-    full = run.measure_source(output_dir / SOURCE) if reference is None else read_record(str(spec.reference))
+    work = _Compression(spec, run, model, report, data, device, reference)
+    full = work.measure_source() if reference is None else read_record(str(spec.reference))
     if not tells_drops(full):
         log.warning(
             "the full model's mAP on data.split=%s is at most %g point: a drop cannot be seen here and no method is "
@@ -68,15 +68,12 @@ def compress(config: dict[str, Any], output_dir: Path, choices: dict[str, str], 
             spec.data.split, ACCEPTED_DROP,
         )  # fmt: skip
     if SENSITIVITY in spec.methods:
-        run.sensitivity(output_dir / SENSITIVITY)
-    records = [
-        run.one(entry, options, method, output_dir / method.name)
-        for (entry, options), method in zip(entries.items(), methods, strict=True)
-    ]
+        work.sensitivity()
+    records = [work.one(only(run, entry, method.name), method) for entry, method in zip(entries, methods, strict=True)]
     if not records:
         return records
     rows = compression_rows(full, [(method.name, record) for method, record in zip(methods, records, strict=True)])
-    path, _ = write_table(rows, output_dir, columns=COLUMNS, shown=SHOWN, stem="compression")
+    path, _ = write_table(rows, run.folder, columns=COLUMNS, shown=SHOWN, stem="compression")
     print("\n" + to_markdown(rows, SHOWN) + f"written: {path}, {path.with_suffix('.md')}")
     failed = [f"{method.name}: {r.error}" for method, r in zip(methods, records, strict=True) if r.status != "finished"]
     if failed:
@@ -84,45 +81,58 @@ def compress(config: dict[str, Any], output_dir: Path, choices: dict[str, str], 
     return records
 
 
-class _Run:
+def compress_unfinished(spec: CompressSpec, run: Run, *, force: bool = False) -> tuple[list[RunRecord], bool]:
+    """The methods' records, and whether they had to be made: not if all of them are finished, but for ``force``."""
+    parts = [only(run, entry, entry) for entry in spec.methods]
+    done = [part.finished() for part in parts]
+    if not force and all(done):
+        return [record for record in done if record is not None], False
+    compress(spec, run)
+    return [read_record(part.folder) for part in parts], True
+
+
+def only(run: Run, entry: str, folder: str) -> Run:
+    """One method's part, as ``compress=[entry]`` alone would have it, so that both ways to ask hash to one record."""
+    asked = run.config["compress"]
+    settings = {name: value for name, value in asked.items() if not isinstance(value, dict)}
+    return run.part(folder, {**run.config, "compress": {**settings, entry: asked[entry]}})
+
+
+@dataclass
+class _Compression:
     """What all methods of one command share."""
 
-    def __init__(
-        self,
-        spec: CompressSpec,
-        config: dict[str, Any],
-        choices: dict[str, str],
-        command: str,
-        model: Sam3,
-        report: LoadReport,
-        data: ConceptData,
-        device: torch.device,
-        reference: Reference | None,
-    ) -> None:
-        self.spec, self.config, self.choices, self.command = spec, config, choices, command
-        self.model, self.report, self.data, self.device, self.reference = model, report, data, device, reference
+    spec: CompressSpec
+    run: Run
+    model: Sam3
+    report: LoadReport
+    data: ConceptData
+    device: torch.device
+    reference: Reference | None
 
-    def measure_source(self, folder: Path) -> RunRecord:
+    def measure_source(self) -> RunRecord:
         """The checkpoint as it is: what the drops are counted against when no other reference is given."""
-        with self._recording(folder, "evaluate", self.config) as record:
+        part = self.run.part(SOURCE, self.run.config, "evaluate")
+        with part.recording(self.spec.checkpoint) as record:
             record.model, record.artifact = model_facts(self.model), source_facts(self.report, self.spec.overrides)
             model = to_device(self.model, self.device, self.report.precision, self.spec.arithmetic)
-            self.reference = measure(model, self.data, self.spec, record, folder, None)
+            self.reference = measure(model, self.data, self.spec, record, part.folder, None)
             print_metrics(record)
         if self.device.type != "cpu":
             # Converting starts from the CPU's FP32 weights; half-precision ones are the stored values again.
             self.model = to_device(self.model, torch.device("cpu"), "fp32").float()
         return record
 
-    def one(self, entry: str, options: Any, method: Any, folder: Path) -> RunRecord:
+    def one(self, part: Run, method: Any) -> RunRecord:
         """One method's record, also when it failed.
 
         Raises:
             UserError: no record can be written.
         """
         record: RunRecord | None = None
+        folder = part.folder
         try:
-            with self._recording(folder, "compress", self._only(entry, options)) as record:
+            with part.recording(self.spec.checkpoint) as record:
                 searched = None
                 if isinstance(method, Mixed) and self.spec.budget.given:
                     searched = self.search(folder)
@@ -150,31 +160,22 @@ class _Run:
             log.exception("%s failed", method.name)
         return record
 
-    def sensitivity(self, folder: Path) -> None:
+    def sensitivity(self) -> None:
         """What each group of weights costs in INT8, on the evaluated split."""
-        with self._recording(folder, "compress", self._only(SENSITIVITY, {})) as record:
+        part = only(self.run, SENSITIVITY, SENSITIVITY)
+        with part.recording(self.spec.checkpoint) as record:
             record.model = model_facts(self.model)
             meter = PlanMeter(
                 self.model, self.data, self.spec.data.split, self.device,
                 limit=self.spec.limit, reference=self.reference.found if self.reference else None,
             )  # fmt: skip
-            sensitivity(meter, folder)
+            sensitivity(meter, part.folder)
 
     def search(self, folder: Path) -> Searched:
         """The plan for the budget, searched on a split of its own."""
         budget = self.spec.budget
         meter = PlanMeter(self.model, self.data, budget.search_split, self.device, limit=self.spec.limit)
         return search_plan(meter, budget, folder)
-
-    def _only(self, entry: str, options: Any) -> dict[str, Any]:
-        """The config as ``compress=[entry]`` alone would have it, so that both ways to ask hash to one record."""
-        settings = {name: value for name, value in self.config["compress"].items() if name not in self.spec.methods}
-        return {**self.config, "compress": {**settings, entry: options}}
-
-    def _recording(self, folder: Path, kind: Any, config: dict[str, Any]) -> Any:
-        return recording(
-            folder, kind=kind, command=self.command, config=config, choices=self.choices, parent=self.spec.checkpoint
-        )
 
 
 def _method(options: dict[str, Any] | None) -> dict[str, Any]:

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from sam3slim.checkpoints import LoadReport, locate, weight_files
 from sam3slim.files import ensure_writable_dir
+from sam3slim.launch.run import Run
 from sam3slim.models.compiled import require_compiler
 from sam3slim.onnx import load_runnable
-from sam3slim.records import RunRecord, recording
+from sam3slim.records import RunRecord
 from sam3slim.runs.drop import load_reference, print_drop
 from sam3slim.runs.measure import choose_device, measure, model_facts, print_metrics, to_device, with_rest
 from sam3slim.runs.specs import EvaluateSpec
-from sam3slim.strict import spec_from_dict
 
 
-def evaluate(config: dict[str, Any], output_dir: Path, choices: dict[str, str], command: str) -> RunRecord:
+def evaluate(spec: EvaluateSpec, run: Run) -> RunRecord:
     """mAP of ``checkpoint`` on ``data.split``; writes ``record.json`` and the matches others are compared with.
 
     Raises:
         UserError: bad input.
     """
-    spec = spec_from_dict(EvaluateSpec, config, "")
-    ensure_writable_dir(output_dir)
-    with recording(
-        output_dir, kind="evaluate", command=command, config=config, choices=choices, parent=spec.checkpoint
-    ) as record:
+    ensure_writable_dir(run.folder)
+    with run.recording(spec.checkpoint) as record:
         device = choose_device(spec)
         require_compiler(spec.compile, device)
         reference = load_reference(spec.reference, spec.data) if spec.reference else None
@@ -35,7 +31,7 @@ def evaluate(config: dict[str, Any], output_dir: Path, choices: dict[str, str], 
         record.model, record.artifact = model_facts(model), source_facts(report, spec.overrides)
         data = spec.data.build(model.spec, spec.seed)
         data.prepare_data()
-        measure(to_device(model, device, report.precision, spec.arithmetic), data, spec, record, output_dir, reference)
+        measure(to_device(model, device, report.precision, spec.arithmetic), data, spec, record, run.folder, reference)
         print_metrics(record)
         print_drop(record)
     return record

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sam3slim.config import check_options
 from sam3slim.data.spec import DataSpec
 from sam3slim.distill import DistillSpec
+from sam3slim.launch.compose import check_options
 from sam3slim.losses import LossSpec
 from sam3slim.models.compiled import Compile
 from sam3slim.slimming import Depth, Importance, check_rule
@@ -68,7 +68,6 @@ class TrainSpec:
             run uses, or a file with a phrase on every line; None leaves it whole.
         activation_checkpointing: see ``training.recompute_activations``.
         compile: see ``models.compiled.compile_layers``; a live teacher is compiled as well.
-        progressive: architectures on the way, the largest first, see ``runs.progressive``.
         force: train again although the folder's record says that just this has been trained.
         compress_after: options of the compress group, applied to the trained model.
     """
@@ -93,7 +92,6 @@ class TrainSpec:
     compile: Compile = False
     force: bool = False
     compress_after: tuple[str, ...] = ()
-    progressive: tuple[Any, ...] | None = None
     experiment: Any = None
 
     def __post_init__(self) -> None:

@@ -1,9 +1,10 @@
-"""``train``: initial weights, Lightning, the best model as an artifact."""
+"""``train``: initial weights, Lightning, the best model as an artifact, and smaller artifacts of it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch.multiprocessing.spawn import ProcessRaisedException
 
-from sam3slim import config as cfg
 from sam3slim.checkpoints import load, write_artifact
 from sam3slim.checkpoints.trained import trained_prompts
 from sam3slim.data.module import ConceptData
@@ -20,15 +20,18 @@ from sam3slim.distill import CachedTeacher, FrozenTeacher
 from sam3slim.errors import UserError
 from sam3slim.evaluation import evaluate as evaluate_model
 from sam3slim.files import ensure_writable_dir, write_json
+from sam3slim.launch.compose import build, compose_run
+from sam3slim.launch.run import Run
+from sam3slim.launch.trial import Done
 from sam3slim.losses import Criterion
 from sam3slim.models import Sam3
 from sam3slim.models.compiled import compile_layers, require_compiler
-from sam3slim.records import RunRecord, begin, is_first_process, plain, recording
+from sam3slim.records import RunRecord, begin, forget, forget_made_from, is_first_process, plain
+from sam3slim.runs.compress import compress_unfinished
 from sam3slim.runs.initial import initial_model, training_device
-from sam3slim.runs.machine import check_machine
 from sam3slim.runs.measure import add_result, artifact_facts, back_to_cpu, model_facts, to_device
 from sam3slim.runs.resume import check_trained_parameters, resume_path, tell_differences
-from sam3slim.runs.specs import TrainSpec
+from sam3slim.runs.specs import CompressSpec, TrainSpec
 from sam3slim.runs.teacher import check_teaching, teacher_of, training_data
 from sam3slim.runs.trained import tell_untrained, training_facts
 from sam3slim.runs.vocabulary import with_vocabulary
@@ -46,28 +49,62 @@ from sam3slim.training import (
 )
 from sam3slim.training.signals import forwarded_sigterm
 
+COMPRESSED = "compressed"  # folder of the smaller artifacts, in the run's folder
 PLAN_FILE = "slimming_plan.json"  # what an inherited model kept, in the run's folder
 
 
-def train(config: dict[str, Any], output_dir: Path, choices: dict[str, str], command: str) -> RunRecord:
+def train_and_compress(spec: TrainSpec, run: Run) -> Done:
+    """Train and compress as composed, but for what the folder has finished records of; ``force`` does all again.
+
+    Returns:
+        The training's record, then one per method.
+
+    Raises:
+        UserError: as ``train`` and ``compress``.
+    """
+    if spec.force:
+        rank_zero_only(forget)(run.folder)
+    record = None if spec.force else run.finished()
+    fresh = record is None
+    if record is None:
+        rank_zero_only(forget_made_from)(run.folder / COMPRESSED)
+        record = train(spec, run)
+    else:
+        rank_zero_only(print)(f"{run.folder} is finished, with just this configuration; force=true trains it again")
+    records = [record]
+    if spec.compress_after and getattr(rank_zero_only, "rank", 0) == 0:
+        smaller, compressed = _compress(spec, run)
+        records += smaller
+        fresh = fresh or compressed
+    return Done(tuple(records), fresh)
+
+
+def _compress(spec: TrainSpec, run: Run) -> tuple[list[RunRecord], bool]:
+    """The records of ``compress_after``, and whether any had to be made."""
+    artifact = run.folder / "artifact"
+    if artifact.is_relative_to(Path.cwd()):
+        artifact = artifact.relative_to(Path.cwd())  # the same on another machine
+    # Trials may run side by side, where a latency means nothing.
+    given = [f"checkpoint='{artifact}'", f"compress=[{','.join(spec.compress_after)}]", "latency=false"]
+    composed = compose_run("compress", given, run.folder / COMPRESSED)
+    config = {**composed.config, "data": run.config["data"], "seed": spec.seed}
+    smaller = replace(composed, config=config, choices=run.choices, command=run.command)
+    return compress_unfinished(spec_from_dict(CompressSpec, config, ""), smaller, force=spec.force)
+
+
+def train(asked: TrainSpec, run: Run) -> RunRecord:
     """Train as composed; leaves checkpoints, logs, the best model as an artifact, and ``record.json``.
 
     Raises:
         UserError: bad input, before training starts; a loss that is not finite.
     """
-    asked = spec_from_dict(TrainSpec, config, "")
-    check_machine(asked)
-    ensure_writable_dir(output_dir)
-    parent = asked.init.checkpoint
-    with (
-        recording(output_dir, kind="train", command=command, config=config, choices=choices, parent=parent) as record,
-        flushed_denormals(),
-    ):
+    output_dir = ensure_writable_dir(run.folder)
+    with run.recording(asked.init.checkpoint) as record, flushed_denormals():
         spec = with_vocabulary(asked)
         require_compiler(spec.compile, training_device(spec))
         resume = resume_path(spec, output_dir)
         if resume is not None:
-            rank_zero_only(tell_differences)(Path(resume), config)
+            rank_zero_only(tell_differences)(Path(resume), run.config)
         lightning.seed_everything(spec.seed, verbose=False)
         data = training_data(spec)
         if spec.eval_at_end:
@@ -82,7 +119,7 @@ def train(config: dict[str, Any], output_dir: Path, choices: dict[str, str], com
             _keep_initial(spec, output_dir, data, record, model, plan)
             return record
         teacher = teacher_of(spec, data)
-        module = training_module(spec, model, teacher, config, masks=masks)
+        module = training_module(spec, model, teacher, run.config, masks=masks)
         if resume is not None:
             check_trained_parameters(Path(resume), model, module.untaught)
         for net in (model, teacher.model) if isinstance(teacher, FrozenTeacher) else (model,):
@@ -113,7 +150,7 @@ def training_module(
     spec: TrainSpec,
     model: Sam3,
     teacher: FrozenTeacher | CachedTeacher | None = None,
-    config: dict[str, Any] | None = None,
+    config: Mapping[str, Any] | None = None,
     *,
     masks: bool = True,
 ) -> ConceptSegmentation:
@@ -231,12 +268,12 @@ def build_trainer(spec: TrainSpec, output_dir: Path) -> lightning.Trainer:
         configured = {k: v for k, v in configured.items() if not str(v.get("_target_")).endswith("LearningRateMonitor")}
     if not spec.trainer.get("enable_progress_bar", True):
         configured.pop("progress", None)  # Lightning refuses a bar that is switched off
-    callbacks = list(cfg.build(configured).values())
+    callbacks = list(build(configured).values())
     callbacks += [RandomState(), TrainingClock(), FinalValidation(), GracefulStop(output_dir / "checkpoints")]
     rank_zero_only(_keep_earlier_metrics)(output_dir)
-    loggers = list((cfg.build(spec.logger) if spec.logger else {}).values())
+    loggers = list((build(spec.logger) if spec.logger else {}).values())
     precision = precision_plugins(spec.trainer, training_device(spec))
-    trainer: lightning.Trainer = cfg.build(
+    trainer: lightning.Trainer = build(
         {key: value for key, value in spec.trainer.items() if not (precision and key == "precision")},
         callbacks=callbacks,
         plugins=[StreamedCheckpoints(), *precision],

@@ -6,8 +6,8 @@ import pytest
 from transformers import Sam3ImageProcessor, Sam3Processor
 
 from sam3slim.checkpoints.processor import save_processor
-from sam3slim.config import compose_model
 from sam3slim.data.phrases import tokenizer_of
+from sam3slim.launch.compose import compose_model
 
 
 @pytest.mark.parametrize("name", ["full", "nano"])

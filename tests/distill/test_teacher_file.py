@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sam3slim import runs
 from sam3slim.checkpoints.reference_file import reference_tensors, write_reference
-from sam3slim.config import compose_plain
 from sam3slim.distill import FrozenTeacher
+from sam3slim.launch.compose import compose_plain
+from sam3slim.runs.specs import TrainSpec
 from sam3slim.runs.teacher import overrides_of, teacher_of, training_data
 from sam3slim.specs import ModelSpec
 from sam3slim.strict import spec_from_dict
@@ -30,7 +30,7 @@ def test_teacher__reads_what_its_file_does_not_tell_as_the_student_does(tmp_path
     assert heads > 1  # from the width alone one would be taken
 
     def teacher(*more: str) -> ModelSpec:
-        spec = spec_from_dict(runs.TrainSpec, compose_plain("train", [*given, *more], tmp_path), "")
+        spec = spec_from_dict(TrainSpec, compose_plain("train", [*given, *more], tmp_path), "")
         found = teacher_of(spec, training_data(spec))
         assert isinstance(found, FrozenTeacher)
         return found.model_spec
@@ -38,5 +38,5 @@ def test_teacher__reads_what_its_file_does_not_tell_as_the_student_does(tmp_path
     assert teacher(f"init.overrides={{text.num_heads:{heads}}}").text.num_heads == heads
     assert teacher(f"distill.overrides={{text.num_heads:{heads}}}").text.num_heads == heads
     other = [f"init.overrides={{text.num_heads:{heads}}}", "distill.teacher=" + str(tmp_path / "full")]
-    spec = spec_from_dict(runs.TrainSpec, compose_plain("train", [*given, *other], tmp_path), "")
+    spec = spec_from_dict(TrainSpec, compose_plain("train", [*given, *other], tmp_path), "")
     assert overrides_of(spec) is None

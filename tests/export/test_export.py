@@ -12,15 +12,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Sam3Model
 
-from sam3slim import runs as commands
 from sam3slim.checkpoints import load
 from sam3slim.cli import main
-from sam3slim.config import compose_plain
 from sam3slim.errors import UserError
 from sam3slim.export import Exported, export
 from sam3slim.export.fresh import Opening, verify_export
+from sam3slim.launch.compose import compose_plain
 from sam3slim.onnx import load_runnable
 from sam3slim.records import read_record
+from tests import running as commands
 from tests.test_runs import data
 from tests.tiny import SPEC
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sam3slim.sweep.child import FORKS
+from sam3slim.launch.child import FORKS
 
 pytestmark = pytest.mark.skipif(
     not FORKS or torch.accelerator.is_available(), reason="needs a system that forks, without a GPU"
@@ -34,7 +34,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from sam3slim.checkpoints.reference_file import Pending, write_reference
 from sam3slim.onnx import export_programs
 from sam3slim.onnx.trace import trace
-from sam3slim.sweep.child import in_child
+from sam3slim.launch.child import in_child
 from tests.small import small_model
 from tests.tiny import SPEC
 

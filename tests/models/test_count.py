@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sam3slim.config import compose_model
+from sam3slim.launch.compose import compose_model
 from sam3slim.models import bytes_by_part, count_params
 
 

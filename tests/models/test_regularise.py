@@ -16,12 +16,12 @@ from torch.nn import functional as F
 from transformers.models.sam3.modeling_sam3 import Sam3Attention
 
 from sam3slim.checkpoints import load, spec_difference
-from sam3slim.config import compose_model, compose_plain
+from sam3slim.launch.compose import compose_model, compose_plain
 from sam3slim.losses import Criterion
 from sam3slim.models import Sam3, build_model, set_regularisation
 from sam3slim.models.regularise import DropAttention, DropPathLayer
-from sam3slim.runs import TrainSpec
 from sam3slim.runs.initial import initial_model
+from sam3slim.runs.specs import TrainSpec
 from sam3slim.specs import ModelSpec
 from sam3slim.strict import spec_from_dict
 from sam3slim.training import ConceptSegmentation, OptimSpec, ScheduleSpec, recompute_activations

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from sam3slim.config import compose_model, conf_dir
+from sam3slim.launch.compose import compose_model, conf_dir
 from sam3slim.models import build_model, state_shapes
 from sam3slim.specs import BankSpec, ModelSpec
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from sam3slim import runs
 from sam3slim.checkpoints import write_artifact
-from sam3slim.config import compose_plain
 from sam3slim.errors import UserError
+from sam3slim.launch.compose import compose_plain
 from sam3slim.records import RunRecord, read_record
+from tests import running as runs
 from tests.small import small_model
 from tests.test_runs import data
 from tests.tiny import SPEC

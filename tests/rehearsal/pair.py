@@ -13,8 +13,8 @@ import time
 import traceback
 from pathlib import Path
 
-from sam3slim import runs
-from sam3slim.config import compose_plain
+from sam3slim.launch.compose import compose_plain
+from tests import running as runs
 
 
 def main(file: Path) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from sam3slim import runs
-from sam3slim.config import compose_plain
 from sam3slim.errors import UserError
+from sam3slim.launch.compose import compose_plain
+from tests import running as runs
 from tests.rehearsal.pairs import all_pairs, pairs_of
 from tests.rehearsal.running import SHAPES_SIZES, SHORT, check_result, make_data, rehearse, watched
 from tests.tiny import OVERRIDES

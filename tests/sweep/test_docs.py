@@ -10,8 +10,8 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from sam3slim.cli import make_parser
-from sam3slim.config import compose, compose_plain
-from sam3slim.runs import TrainSpec
+from sam3slim.launch.compose import compose, compose_plain
+from sam3slim.runs.specs import TrainSpec
 from sam3slim.strict import spec_from_dict
 from tests.test_conf_files import need_plugin
 

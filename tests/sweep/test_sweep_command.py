@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sam3slim.cli import main
-from sam3slim.sweep import child
+from sam3slim.launch import child
 from tests.sweep.command import facts, finish, processes_of, start, wait_until
 
 TRIALS = "model.vit.embed_dim=32,500,64"  # the one in the middle is impossible

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from sam3slim.config import compose_plain
 from sam3slim.errors import UserError
+from sam3slim.launch.compose import compose_plain
 from sam3slim.losses import Criterion
-from sam3slim.runs import TrainSpec
+from sam3slim.runs.specs import TrainSpec
 from sam3slim.strict import spec_from_dict
 from sam3slim.training import ConceptSegmentation, OptimSpec, ScheduleSpec, StreamedCheckpoints
 from sam3slim.training.adamw8bit import PlainAdamW8bit

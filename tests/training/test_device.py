@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from sam3slim import runs
-from sam3slim.config import compose_plain
+from sam3slim.launch.compose import compose_plain
 from sam3slim.runs.initial import training_device
+from sam3slim.runs.specs import TrainSpec
 from sam3slim.strict import spec_from_dict
 from tests.test_runs import data
 from tests.tiny import OVERRIDES
@@ -26,7 +26,7 @@ def test_training_device__of_each_process(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("LOCAL_RANK", local)
-    spec = spec_from_dict(runs.TrainSpec, compose_plain("train", [*OVERRIDES, *data(tmp_path)], tmp_path), "")
+    spec = spec_from_dict(TrainSpec, compose_plain("train", [*OVERRIDES, *data(tmp_path)], tmp_path), "")
     asked = replace(spec, trainer={**spec.trainer, "accelerator": "gpu", "devices": devices})
     assert training_device(asked) == torch.device("cuda", expected)
     assert training_device(replace(spec, trainer={**spec.trainer, "accelerator": "cpu"})) == torch.device("cpu")

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from sam3slim.config import compose_plain
 from sam3slim.errors import UserError
+from sam3slim.launch.compose import compose_plain
 from sam3slim.losses import Criterion
 from sam3slim.models import build_model, part_of
-from sam3slim.runs import TrainSpec
+from sam3slim.runs.specs import TrainSpec
 from sam3slim.slimming import inherit
 from sam3slim.specs import ModelSpec
 from sam3slim.strict import spec_from_dict

@@ -2,38 +2,32 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
-from sam3slim import config_messages as messages
-from sam3slim.config import compose, to_plain, told
 from sam3slim.errors import EXIT_BAD_INPUT, UserError
+from sam3slim.launch import messages
+from sam3slim.launch.compose import CONFIG_DIR, as_user_error, compose, own_hydra, run_of, to_plain, without_hydra
+from sam3slim.launch.journal import Journal, Outcome, summary
+from sam3slim.launch.run import Command, Run
+from sam3slim.launch.search import Search
+from sam3slim.launch.trial import run_trial, trial_name
 
 # Environment variables of a sweep's jobs, on whatever machine: which start of the sweep they belong to, and which
 # overrides of the command vary (those of hydra.sweeper.params do anyway).
 SWEEP_START, SWEEP_KEYS = "SAM3SLIM_SWEEP", "SAM3SLIM_SWEEP_KEYS"
-
-
-def overrides_given() -> list[str]:
-    """Of this command."""
-    return [argument for argument in sys.argv[1:] if not argument.startswith("-")]
-
-
-def flags_given() -> list[str]:
-    """Of this command."""
-    return [argument for argument in sys.argv[1:] if argument.startswith("-")]
 
 
 @dataclass(frozen=True)
@@ -52,72 +46,70 @@ class Sweep:
     varying: tuple[str, ...] = ()
     search: Mapping[str, Any] | None = None
 
-    def run(self, hand_to_hydra: Callable[[], None]) -> None:
+    def run(self, command: Command, overrides: Sequence[str], program: str) -> None:
         """All trials, then one line; exits with status 2 if one failed.
-
-        Args:
-            hand_to_hydra: reads ``sys.argv`` and runs what it asks for.
 
         Raises:
             HydraException, UserError, …: bad input, before any trial started.
         """
-        from sam3slim.sweep import Journal, summary
-
-        self._make_folder()
-        journal, argv, problem = Journal(self.directory, self.start), sys.argv, None
-        sys.argv = self._argv()
+        make_folder(self.directory, "hydra.sweep.dir")
+        journal, problem = Journal(self.directory, self.start), None
         try:
-            hand_to_hydra()
-        except Exception as error:
-            problem = error
+            with as_user_error(command.name, overrides), own_hydra(command.name) as ours:
+                ours.multirun(command.name, lambda cfg: _trial(command, program, cfg), [*overrides, *self._overrides()])
+        except UserError as error:
+            problem = error.__cause__ or error
+            if not journal.read():
+                raise
         finally:
-            sys.argv = argv
             outcomes = journal.read()
             journal.remove()
-        if problem is not None and not outcomes:
-            raise problem
         for outcome in outcomes:
             if outcome.status in ("failed", "interrupted", "running"):
                 print(f"failed: {_short(outcome.folder)}: {outcome.error or 'its process died'}", file=sys.stderr)
         if problem is not None:
-            told_by = f"{type(problem).__name__}: {messages.one_line(str(problem))}"
-            print(f"error: the sweep stopped before its end ({told_by})", file=sys.stderr)
+            why = f"{type(problem).__name__}: {messages.one_line(str(problem))}"
+            print(f"error: the sweep stopped before its end ({why})", file=sys.stderr)
         print(summary(outcomes, _short(self.directory)), flush=True)
         if problem is not None or any(outcome.status not in ("finished", "skipped") for outcome in outcomes):
             sys.exit(EXIT_BAD_INPUT)
 
-    def _argv(self) -> list[str]:
-        """Of this process, with what Hydra must tell every job."""
-        ours = [
-            f"hydra.sweep.dir={_quoted(self.directory)}",
-            f"+hydra.job.env_set.{SWEEP_START}={_quoted(self.start)}",
-            f"+hydra.job.env_set.{SWEEP_KEYS}={_quoted(' '.join(self.varying))}",
-        ]
+    def _overrides(self) -> list[str]:
+        """What Hydra must tell every job."""
+        variables = {SWEEP_START: self.start, SWEEP_KEYS: " ".join(self.varying)}
+        if own := os.environ.get(CONFIG_DIR):
+            variables[CONFIG_DIR] = own
+        found = ["hydra.mode=MULTIRUN", f"hydra.sweep.dir={_quoted(self.directory)}"]
+        found += [f"+hydra.job.env_set.{name}={_quoted(value)}" for name, value in variables.items()]
         if self.search is not None:
-            ours.append(f"hydra.sweeper.n_trials={self._trials_left(self.search)}")
-        # Overrides must stay together: Hydra reads no others after a flag.
-        given, last = overrides_given(), len(sys.argv) - 1
-        place = max((place for place, text in enumerate(sys.argv) if text in given), default=last) + 1
-        return [*sys.argv[:place], *ours, *sys.argv[place:]]
+            found.append(f"hydra.sweeper.n_trials={self._trials_left(self.search)}")
+        return found
 
     def _trials_left(self, sweeper: Mapping[str, Any]) -> int:
-        from sam3slim.sweep import Search
-
         search = Search(str(sweeper["storage"]), str(sweeper["study_name"]), int(sweeper["n_trials"]))
         left = search.go_on()
         print(f"search {search.study}: {left} of {search.trials} trials to go (hydra.sweeper.n_trials)", flush=True)
         return left
 
-    def _make_folder(self) -> None:
-        """Before any trial, and before a database is put there."""
-        probe = Path(self.directory) / f".write-test-{self.start}"
-        try:
-            probe.parent.mkdir(parents=True, exist_ok=True)
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            reason = OSError(error.errno, error.strerror, self.directory)
-            raise UserError(messages.unwritable(reason, "choose another with hydra.sweep.dir=DIR")) from error
+
+def make_folder(folder: str, key: str) -> None:
+    """Make an output folder and prove that it can be written to.
+
+    Args:
+        key: what chooses another.
+
+    Raises:
+        UserError: it cannot.
+    """
+    probe = Path(folder) / f".write-test-{uuid.uuid4().hex[:8]}"
+    try:
+        probe.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"cannot write to output folder {folder}: {error.strerror or error}; choose another with {key}=DIR"
+        ) from error
 
 
 def _short(folder: str) -> str:
@@ -125,29 +117,65 @@ def _short(folder: str) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else folder
 
 
-def sweep_of(config_name: str) -> Sweep | None:
-    """The sweep that ``sys.argv`` asks for, by flag or by a file of the sweep group; None for a plain run.
+def sweep_of(config_name: str, overrides: Sequence[str], multirun: bool) -> Sweep | DictConfig:
+    """The sweep that is asked for, by flag or by a file of the sweep group; for a plain run its configuration.
 
     Raises:
         UserError: bad input; a trainer of several processes.
     """
-    asked = {"-m", "--multirun"} & set(flags_given())
-    if flags_given() and not asked:
-        return None  # --help, --cfg and the like
-    varying = [text for text in overrides_given() if _varies(text)]
-    fixed = [text for text in overrides_given() if text not in varying]
-    with told(config_name, fixed):
-        cfg = compose(config_name, fixed, with_hydra=True)
-        if not asked and cfg.hydra.mode is not RunMode.MULTIRUN:
-            return None
+    varying = [text for text in overrides if _varies(text)]
+    fixed = [text for text in overrides if text not in varying]
+    with as_user_error(config_name, overrides):
+        cfg = compose(config_name, fixed)
+        if not multirun and cfg.hydra.mode is not RunMode.MULTIRUN:
+            return compose(config_name, overrides) if varying else cfg  # which Hydra refuses
         directory = os.path.abspath(str(cfg.hydra.sweep.dir))
         cfg.hydra.sweep.dir = directory
         sweeper: Any = OmegaConf.to_container(cfg.hydra.sweeper, resolve=True)
     refuse_devices(OmegaConf.to_container(cfg.get("trainer") or OmegaConf.create()))
     start = f"{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:8]}"
-    assert isinstance(sweeper, dict)
     stored = all(sweeper.get(key) for key in ("storage", "study_name", "n_trials"))
     return Sweep(directory, start, tuple(map(_key, varying)), sweeper if stored else None)
+
+
+def _trial(command: Command, program: str, cfg: DictConfig) -> tuple[float, ...] | float | None:
+    """One job of a sweep: it fails for itself alone. Returns what a search compares, None after a failure."""
+    context = HydraConfig.get()
+    number, folder = int(context.job.num), Path(context.runtime.output_dir)
+    journal = Journal(context.sweep.dir, os.environ.get(SWEEP_START, "0"))
+    journal.write(number, Outcome("running", str(folder)))
+    with open_dict(cfg):
+        cfg.hydra = context
+    run = Run(command.name, folder, {})
+    try:
+        with as_user_error(command.name, context.overrides.task):
+            run = run_of(command.name, cfg, folder, program)
+        run = replace(run, config=as_trial(run.config))
+        work = command.prepare(run)
+        refuse_devices(run.config.get("trainer") or {})
+    except UserError as error:
+        work = _raising(error)
+    # Ray gives every trial a process, and its processes must not fork.
+    isolated = "ray" not in str(context.launcher.get("_target_")).lower()
+    outcome = run_trial(run, work, isolated=isolated)
+    journal.write(number, outcome)
+    if outcome.error is not None:
+        print(f"error: trial {number}, {folder.name}: {outcome.error}", file=sys.stderr, flush=True)
+    return _objectives(outcome, context.sweeper.get("direction"))
+
+
+def _raising(error: UserError) -> Callable[[], NoReturn]:
+    def work() -> NoReturn:
+        raise error
+
+    return work
+
+
+def _objectives(outcome: Outcome, direction: Any) -> tuple[float, ...] | float | None:
+    """Mask mAP and bytes for a search with two directions, mask mAP for one with one."""
+    if outcome.values is None:
+        return None
+    return outcome.values if isinstance(direction, ListConfig | list) and len(direction) > 1 else outcome.values[0]
 
 
 def _quoted(text: str) -> str:
@@ -167,23 +195,17 @@ def _varies(override: str) -> bool:
         return False
 
 
-def as_trial(plain: dict[str, Any]) -> dict[str, Any]:
+def as_trial(plain: Mapping[str, Any]) -> Mapping[str, Any]:
     """A trial goes on from its own last checkpoint, unless it is told otherwise."""
     return {**plain, "resume": plain["resume"] or "auto"} if "resume" in plain else plain
 
 
 def _trial_folder(*, _root_: DictConfig) -> str:
     """``${trial:}`` in conf/base.yaml: the folder of a job below the sweep's, decided by its configuration."""
-    from sam3slim.sweep import trial_name
-
     context = _root_.hydra
     overrides = list(context.overrides.task)
-    cfg = copy.deepcopy(_root_)
-    with read_write(cfg), open_dict(cfg):
-        del cfg["hydra"]
-        cfg.output_dir = ""
     try:
-        plain = as_trial(to_plain(cfg))
+        plain = as_trial(to_plain(without_hydra(_root_, "")))
     except Exception:  # told when the job starts; until then it needs a place
         plain = {"overrides": overrides}
     varied = {*(context.job.env_set.get(SWEEP_KEYS) or "").split(), *(context.sweeper.get("params") or {})}
@@ -210,7 +232,7 @@ def refuse_devices(trainer: Any) -> None:
         )
 
 
-def refuse_ranks(sweep: bool) -> None:
+def refuse_ranks(asked: Sweep | DictConfig, overrides: Sequence[str]) -> None:
     """torchrun and srun start this script once per device.
 
     Raises:
@@ -220,14 +242,10 @@ def refuse_ranks(sweep: bool) -> None:
     count = os.environ.get(counted, "1")
     if not count.isdigit() or int(count) < 2:
         return
-    if sweep:
+    if isinstance(asked, Sweep):
         raise UserError(
             f"a sweep started as {count} processes ({counted}): each would run all of it; start one process, "
             "or each run alone, without -m"
         )
-    if not _name_their_folder(overrides_given()):
+    if not any(text.lstrip("+").startswith("hydra.run.dir=") for text in overrides):
         raise UserError(f"this run is {count} processes ({counted}), which need one folder; add hydra.run.dir=DIR")
-
-
-def _name_their_folder(overrides: Sequence[str]) -> bool:
-    return any(text.lstrip("+").startswith("hydra.run.dir=") for text in overrides)

@@ -12,14 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from sam3slim.sweep import ChildDied, child, in_child
+from sam3slim.launch import child
+from sam3slim.launch.child import ChildDied, in_child
 
 pytestmark = pytest.mark.skipif(not child.FORKS, reason="trials share a process where it cannot be forked")
 ROOT = Path(__file__).resolve().parents[2]
 # A parent whose child waits until it is interrupted, and says so; both write what happens into files.
 PARENT = """
 import os, pathlib, signal, sys, time
-from sam3slim.sweep.child import in_child
+from sam3slim.launch.child import in_child
 
 # A process that a script started in the background ignores Ctrl-C, and so do its children.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -12,11 +12,11 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from sam3slim.config import compose_plain
 from sam3slim.errors import UserError
+from sam3slim.launch.compose import compose_plain
 from sam3slim.records import config_hash, finished_record, forget_other, read_record
-from sam3slim.study.cells import Cell
-from sam3slim.study.results import Result, read_results, result_of
+from scripts.study.cells import Cell
+from scripts.study.results import Result, read_results, result_of
 
 LOG_FILE = "study.log"  # what a cell printed
 

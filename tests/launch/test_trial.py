@@ -12,16 +12,19 @@ from typing import Any
 import pytest
 
 from sam3slim.errors import UserError
+from sam3slim.launch import child
+from sam3slim.launch.journal import Journal, Outcome, summary
+from sam3slim.launch.run import Run
+from sam3slim.launch.trial import Done, run_trial, trial_name
 from sam3slim.records import RunRecord, config_hash, read_record, recording
-from sam3slim.sweep import Done, Journal, Outcome, Trial, child, run_trial, summary, trial_name
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = {"seed": 1, "output_dir": "anywhere"}
 
 
 @pytest.fixture
-def trial(tmp_path: Path) -> Trial:
-    return Trial("train", CONFIG, tmp_path / "trial", {"model": "nano"}, "python train.py seed=1")
+def trial(tmp_path: Path) -> Run:
+    return Run("train", tmp_path / "trial", CONFIG, {"model": "nano"}, "python train.py seed=1")
 
 
 def measured(config: dict[str, Any] = CONFIG) -> RunRecord:
@@ -54,7 +57,7 @@ def test_trial_name__an_earlier_folder_of_the_same_configuration(tmp_path: Path)
 
 
 @pytest.mark.parametrize("isolated", [True, False])
-def test_run_trial__what_a_search_compares(trial: Trial, isolated: bool) -> None:
+def test_run_trial__what_a_search_compares(trial: Run, isolated: bool) -> None:
     done = run_trial(trial, lambda: Done((measured(), measured()), fresh=True), isolated=isolated)
     assert done == Outcome("finished", str(trial.folder), values=(0.5, 1000.0))
     assert run_trial(trial, lambda: Done((measured(),), fresh=False), isolated=isolated).status == "skipped"
@@ -62,7 +65,7 @@ def test_run_trial__what_a_search_compares(trial: Trial, isolated: bool) -> None
     assert run_trial(trial, lambda: RunRecord("train", "c"), isolated=isolated).values is None
 
 
-def test_run_trial__a_failure_before_the_run_began_is_recorded(trial: Trial) -> None:
+def test_run_trial__a_failure_before_the_run_began_is_recorded(trial: Run) -> None:
     def work() -> None:
         raise UserError("model.vit.embed_dim=500:\n impossible")
 
@@ -74,7 +77,7 @@ def test_run_trial__a_failure_before_the_run_began_is_recorded(trial: Trial) -> 
     assert record.choices == {"model": "nano"}
 
 
-def test_run_trial__a_recorded_failure_is_left_as_it_is(trial: Trial) -> None:
+def test_run_trial__a_recorded_failure_is_left_as_it_is(trial: Run) -> None:
     def work() -> None:
         with recording(trial.folder, kind="train", command="c", config=CONFIG) as record:
             record.model = {"params": 7}
@@ -85,7 +88,7 @@ def test_run_trial__a_recorded_failure_is_left_as_it_is(trial: Trial) -> None:
     assert read_record(trial.folder).model == {"params": 7}
 
 
-def test_run_trial__a_finished_training_stays_finished_when_what_follows_fails(trial: Trial) -> None:
+def test_run_trial__a_finished_training_stays_finished_when_what_follows_fails(trial: Run) -> None:
     measured().write(trial.folder)
 
     def work() -> None:
@@ -96,7 +99,7 @@ def test_run_trial__a_finished_training_stays_finished_when_what_follows_fails(t
 
 
 @pytest.mark.skipif(not child.FORKS, reason="trials share a process where it cannot be forked")
-def test_run_trial__a_killed_trial_is_a_row(trial: Trial) -> None:
+def test_run_trial__a_killed_trial_is_a_row(trial: Run) -> None:
     def work() -> None:
         with recording(trial.folder, kind="train", command="c", config=CONFIG):
             os.kill(os.getpid(), signal.SIGKILL)
@@ -108,17 +111,17 @@ def test_run_trial__a_killed_trial_is_a_row(trial: Trial) -> None:
 
 
 @pytest.mark.skipif(not child.FORKS, reason="trials share a process where it cannot be forked")
-def test_run_trial__a_killed_trial_replaces_a_record_that_cannot_be_read(trial: Trial) -> None:
+def test_run_trial__a_killed_trial_replaces_a_record_that_cannot_be_read(trial: Run) -> None:
     trial.folder.mkdir()
     (trial.folder / "record.json").write_text("{")
     outcome = run_trial(trial, lambda: os.kill(os.getpid(), signal.SIGKILL), isolated=True)
     assert (read_record(trial.folder).status, read_record(trial.folder).error) == ("failed", outcome.error)
 
 
-def test_run_trial__waits_for_another_process_in_its_folder(trial: Trial) -> None:
+def test_run_trial__waits_for_another_process_in_its_folder(trial: Run) -> None:
     holder = (
         "import pathlib, sys, time\n"
-        "from sam3slim.sweep.trial import _alone\n"
+        "from sam3slim.launch.trial import _alone\n"
         "folder = pathlib.Path(sys.argv[1])\n"
         "folder.mkdir()\n"
         "with _alone(folder):\n"
@@ -133,9 +136,10 @@ def test_run_trial__waits_for_another_process_in_its_folder(trial: Trial) -> Non
     assert other.stdout.readline() == b"locked\n"
     waiting = (
         "import pathlib, sys\n"
-        "from sam3slim.sweep import Trial, run_trial\n"
+        "from sam3slim.launch.run import Run\n"
+        "from sam3slim.launch.trial import run_trial\n"
         "folder = pathlib.Path(sys.argv[1])\n"
-        "trial = Trial('train', {}, folder, {}, 'c')\n"
+        "trial = Run('train', folder, {})\n"
         "run_trial(trial, lambda: print((folder / 'first').exists(), flush=True), isolated=False)\n"
     )
     second = subprocess.Popen(

@@ -7,7 +7,7 @@ import pytest
 
 from sam3slim.errors import UserError
 from sam3slim.records import RunRecord
-from sam3slim.study.headline import headline_markdown, training_seconds
+from scripts.study.headline import headline_markdown, training_seconds
 
 DATA = {"name": "shapes", "split": "test", "images": 300}
 

@@ -8,9 +8,9 @@ from statistics import mean
 
 from sam3slim.files import atomic_path
 from sam3slim.records import RunRecord
-from sam3slim.study.cells import AXES, INITS, SEEDS, SIZES, TEACHINGS, Cell, axis_cells, table_cells
-from sam3slim.study.page import put_between
-from sam3slim.study.results import Result, mask_map, write_results
+from scripts.study.cells import AXES, INITS, SEEDS, SIZES, TEACHINGS, Cell, axis_cells, table_cells
+from scripts.study.page import put_between
+from scripts.study.results import Result, mask_map, write_results
 
 NOT_RUN = "not run"
 Find = Callable[[Cell], Result | None]

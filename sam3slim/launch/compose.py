@@ -1,31 +1,50 @@
-"""The border to Hydra: YAML groups and command-line overrides in, plain dicts and one-line errors out.
+"""YAML groups and command-line overrides in, plain dicts and one-line errors out.
 
-Nothing else in the package but ``entry`` imports hydra or omegaconf. Groups hold data only; strict dataclasses
-(``spec_from_dict``) check them after composition, so that a typing mistake inside a YAML file stops a run
-like one on the command line. Only trainer, callbacks and loggers name classes, built by ``build``.
+Only this room imports hydra or omegaconf. Groups hold data only; strict dataclasses (``spec_from_dict``) check them
+after composition, so that a typing mistake inside a YAML file stops a run like one on the command line. Only trainer,
+callbacks and loggers name classes, built by ``build``.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
+import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
 from hydra.errors import MissingConfigException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from yaml import YAMLError
 
-from sam3slim import config_messages as messages
 from sam3slim.errors import UserError
+from sam3slim.launch import messages
+from sam3slim.launch.run import Run
+from sam3slim.records import Kind
 from sam3slim.specs import ModelSpec
 from sam3slim.strict import spec_from_dict, unknown_key
 
 VERSION_BASE = "1.3"
+# A folder of a user's own groups and options (--config-dir): a variable, so that it reaches a sweep's jobs on whatever
+# machine.
+CONFIG_DIR = "SAM3SLIM_CONFIG_DIR"
+
+
+class _UserGroups(SearchPathPlugin):
+    """Hydra looks into the user's folder first."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        if folder := os.environ.get(CONFIG_DIR):
+            search_path.prepend("--config-dir", f"file://{folder}")
 
 
 def conf_dir() -> Path:
@@ -34,11 +53,21 @@ def conf_dir() -> Path:
     Raises:
         UserError: neither is there.
     """
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parent.parent
     for folder in (package / "conf", package.parent / "conf"):
         if (folder / "train.yaml").is_file():
             return folder
     raise UserError(f"no configuration files at {package.parent / 'conf'}; install sam3slim again")
+
+
+def compose_run(kind: Kind, overrides: Sequence[str], folder: str | Path) -> Run:
+    """What ``python <kind>.py <overrides>`` would do in ``folder``.
+
+    Raises:
+        UserError: an unknown option or key, a missing value, a broken file.
+    """
+    with as_user_error(kind, overrides):
+        return run_of(kind, compose(kind, overrides), Path(folder))
 
 
 def compose_plain(
@@ -50,11 +79,10 @@ def compose_plain(
         missing: stands for every value that must be given and is not; None refuses them.
 
     Raises:
-        UserError: an unknown option or key, a missing value, a broken file.
+        UserError: as ``compose_run``.
     """
-    with told(config_name, overrides):
-        cfg = compose(config_name, overrides)
-        cfg.output_dir = str(output_dir)
+    with as_user_error(config_name, overrides):
+        cfg = without_hydra(compose(config_name, overrides), output_dir)
         if missing is not None:
             _fill(cfg, missing)
         return to_plain(cfg)
@@ -66,7 +94,7 @@ def compose_model(overrides: Sequence[str] = ()) -> ModelSpec:
     Raises:
         UserError: as ``compose_plain``; SpecError for an impossible architecture.
     """
-    with told("train", overrides):
+    with as_user_error("train", overrides):
         return validate_model(to_plain(compose("train", overrides), only="model"))
 
 
@@ -123,24 +151,54 @@ def _refuse_unknown_arguments(target: str, factory: Any, node: Mapping[str, Any]
 
 def check_options(key: str, chosen: Sequence[str], group: str) -> None:
     """Refuse a value of ``key`` that is not an option of ``group``. Raises UserError naming the nearest one."""
-    options = messages.option_names(conf_dir() / group)
+    options = _options(group)
     for option in chosen:
         if option not in options:
             raise UserError(messages.unknown_option(key, option, options))
 
 
-def compose(config_name: str, overrides: Sequence[str], *, with_hydra: bool = False) -> DictConfig:
-    """As Hydra composes it, optionally with Hydra's own node; whatever Hydra raises comes out (see ``told``).
+def compose(config_name: str, overrides: Sequence[str]) -> DictConfig:
+    """As Hydra composes it, with Hydra's own node; whatever Hydra raises comes out (see ``as_user_error``)."""
+    with own_hydra(config_name):
+        return hydra.compose(config_name, list(overrides), return_hydra_config=True)
 
-    Also inside a job of Hydra's, which has the one instance that Hydra allows for itself.
-    """
+
+@contextmanager
+def own_hydra(config_name: str) -> Iterator[Any]:
+    """An instance of Hydra over the configuration files, also inside a job of Hydra's, which allows only one."""
+    Plugins.instance().register(_UserGroups)
     running = GlobalHydra.instance().hydra
     GlobalHydra.instance().hydra = None
     try:
-        with hydra.initialize_config_dir(str(conf_dir()), version_base=VERSION_BASE):
-            return hydra.compose(config_name, list(overrides), return_hydra_config=with_hydra)
+        with hydra.initialize_config_dir(str(conf_dir()), config_name, VERSION_BASE):
+            yield GlobalHydra.instance().hydra
     finally:
         GlobalHydra.instance().hydra = running  # Hydra has put another instance in place
+
+
+def run_of(kind: Kind, cfg: DictConfig, folder: Path, program: str = "python {kind}.py") -> Run:
+    """A composed command that writes into ``folder``.
+
+    Args:
+        cfg: with Hydra's own node.
+        program: what the command line starts with.
+    """
+    choices = {
+        str(group): str(option)
+        for group, option in cfg.hydra.runtime.choices.items()
+        if option is not None and not str(group).startswith("hydra/")
+    }
+    command = f"{program.format(kind=kind)} {shlex.join(cfg.hydra.overrides.task)}".strip()
+    return Run(kind, folder, to_plain(without_hydra(cfg, folder)), choices, command)
+
+
+def without_hydra(cfg: DictConfig, output_dir: str | Path) -> DictConfig:
+    """A copy without Hydra's own node, which names the output folder."""
+    found = copy.deepcopy(cfg)
+    with read_write(found), open_dict(found):
+        del found["hydra"]
+        found.output_dir = str(output_dir)
+    return found
 
 
 def to_plain(cfg: DictConfig, only: str | None = None) -> dict[str, Any]:
@@ -162,7 +220,7 @@ def _fill(node: Any, value: str) -> None:
 
 
 @contextmanager
-def told(config_name: str, overrides: Sequence[str]) -> Iterator[None]:
+def as_user_error(config_name: str, overrides: Sequence[str]) -> Iterator[None]:
     """Whatever composition raises comes out as a UserError."""
     try:
         yield
@@ -186,10 +244,10 @@ def explain(error: BaseException, config_name: str, overrides: Sequence[str], ou
         if plugin := messages.missing_plugin(group, option):
             return plugin
         if not group:
-            return messages.unknown_option("--config-name", option, messages.option_names(conf_dir()))
+            return messages.unknown_option("--config-name", option, _options("."))
         if any(text.startswith((f"{group}=", f"+{group}=")) for text in overrides):
             where = ""
-        options = error.options or messages.option_names(conf_dir() / group)
+        options = error.options or _options(group)
         return messages.unknown_option(group, option, list(options), where)
     if unknown := re.search(r"Could not (?:override|delete(?: from config\.)?) '([^']+)'", text):
         keys = _known_keys(config_name, overrides, unknown[1])
@@ -205,12 +263,21 @@ def explain(error: BaseException, config_name: str, overrides: Sequence[str], ou
     return messages.one_line(text)
 
 
+def _options(group: str) -> list[str]:
+    """Of ``group``, shipped and the user's own."""
+    return sorted({*messages.option_names(conf_dir() / group), *messages.option_names(_user_dir() / group)})
+
+
+def _user_dir() -> Path:
+    return Path(os.environ.get(CONFIG_DIR) or conf_dir())
+
+
 def _known_keys(config_name: str, overrides: Sequence[str], bad: str) -> list[str]:
     """Dotted names of all keys, as composed without the override of ``bad`` or, failing that, without any."""
     good = [text for text in overrides if text.lstrip("+~").split("=")[0] != bad]
     for attempt in (good, []):
         try:
-            return list(_dotted(OmegaConf.to_container(compose(config_name, attempt))))
+            return list(_dotted(OmegaConf.to_container(without_hydra(compose(config_name, attempt), ""))))
         except Exception:  # another override is bad as well; this one is told first
             continue
     return []
@@ -226,7 +293,8 @@ def _dotted(node: Any, prefix: str = "") -> Iterator[str]:
 def _groups(config_name: str) -> tuple[list[str], list[str]]:
     """The config groups (folders of conf/): those below what the command's defaults list names, and the others."""
     root = conf_dir()
-    found = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_dir())
+    roots = {root, _user_dir()}
+    found = sorted({path.relative_to(top).as_posix() for top in roots for path in top.rglob("*") if path.is_dir()})
     command: Any = OmegaConf.load(root / f"{config_name}.yaml")
     own = {"hydra"}.union(*(entry for entry in command.defaults if isinstance(entry, Mapping)))
     return [n for n in found if n.partition("/")[0] in own], [n for n in found if n.partition("/")[0] not in own]

@@ -5,19 +5,18 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sam3slim import runs
-from sam3slim.config import compose_plain
 from sam3slim.errors import UserError, one_line_exits
 from sam3slim.records import read_record
-from sam3slim.study.cells import SOURCE, all_cells
-from sam3slim.study.headline import headline_markdown
-from sam3slim.study.page import put_between
-from sam3slim.study.run import finished, run_cells
-from sam3slim.study.table import write_study
+from sam3slim.runs import start
+from scripts.study.cells import SOURCE, all_cells
+from scripts.study.headline import headline_markdown
+from scripts.study.page import put_between
+from scripts.study.run import finished, run_cells
+from scripts.study.table import write_study
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m sam3slim.study", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m scripts.study", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("outputs/study"), help="a folder per cell")
     parser.add_argument("--jobs", type=int, default=2, help="cells at a time, a thread each")
     parser.add_argument("--only", default="", help="cells whose name contains this")
@@ -32,9 +31,7 @@ def main() -> None:
             raise UserError(f"--only {arguments.only}: no cell's name contains it")
         evaluation = arguments.out / "nano"
         if not (evaluation / "record.json").is_file():
-            options = [f"checkpoint={SOURCE}", "latency=false"]
-            config = compose_plain("evaluate", options, evaluation)
-            runs.evaluate(config, evaluation, {}, f"python evaluate.py {' '.join(options)}")
+            start("evaluate", [f"checkpoint={SOURCE}", "latency=false"], evaluation)
         page, table = Path("docs/slimming.md"), Path("docs/slimming.csv")
         if arguments.headline:
             put_between(page, "headline", headline_markdown(read_record(evaluation), arguments.headline))

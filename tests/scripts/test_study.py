@@ -5,13 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from sam3slim.config import compose_plain
 from sam3slim.errors import UserError
+from sam3slim.launch.compose import compose_plain
 from sam3slim.records import RunRecord, Status, config_hash
 from sam3slim.specs import ModelSpec
-from sam3slim.study import cells, run, table
-from sam3slim.study.cells import Cell, all_cells, axis_cells, table_cells
-from sam3slim.study.results import Result, read_results, write_results
+from scripts.study import cells, run, table
+from scripts.study.cells import Cell, all_cells, axis_cells, table_cells
+from scripts.study.results import Result, read_results, write_results
 
 FULL = RunRecord("evaluate", "", model={"params": 2_600_000}, metrics={"segm": {"map": 0.8}})
 

@@ -10,11 +10,11 @@ import hydra
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from sam3slim import config
-from sam3slim.config import build, compose_model, compose_plain, conf_dir
 from sam3slim.errors import UserError
+from sam3slim.launch import compose as config
+from sam3slim.launch.compose import build, compose_model, compose_plain, conf_dir
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(
@@ -178,4 +178,4 @@ def test_house__only_the_border_imports_hydra() -> None:
         if any(line.startswith(("import hydra", "from hydra", "import omegaconf", "from omegaconf"))
                for line in map(str.strip, path.read_text().splitlines()))
     ]  # fmt: skip
-    assert sorted(importers) == ["config.py", "entry.py", "entry_sweep.py"]
+    assert sorted(importers) == ["command.py", "compose.py", "sweep.py"]

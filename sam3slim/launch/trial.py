@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from sam3slim.errors import UserError
 from sam3slim.files import ensure_writable_dir
-from sam3slim.records import FILE_NAME, Kind, RunRecord, config_hash, is_finished, outcome, record_of, recording
-from sam3slim.sweep.child import ChildDied, in_child
-from sam3slim.sweep.journal import Outcome
+from sam3slim.launch.child import ChildDied, in_child
+from sam3slim.launch.journal import Outcome
+from sam3slim.launch.run import Run
+from sam3slim.records import FILE_NAME, RunRecord, config_hash, is_finished, outcome, record_of
 
 LOCK = ".lock"
 HASH_LENGTH = 10
@@ -28,17 +31,6 @@ class Done:
 
     records: tuple[RunRecord, ...]
     fresh: bool = True
-
-
-@dataclass(frozen=True)
-class Trial:
-    """What a trial's record says of it even if it never starts."""
-
-    kind: Kind
-    config: Mapping[str, Any]
-    folder: Path
-    choices: dict[str, str]
-    command: str
 
 
 def trial_name(config: Mapping[str, Any], varied: Mapping[str, str], sweep_dir: str | Path) -> str:
@@ -69,7 +61,7 @@ def _short(keys: Sequence[str]) -> list[str]:
     return list(keys)
 
 
-def run_trial(trial: Trial, work: Callable[[], Any], *, isolated: bool) -> Outcome:
+def run_trial(trial: Run, work: Callable[[], Any], *, isolated: bool) -> Outcome:
     """Do ``work`` for a trial, alone in its folder; whatever happens, its record says so.
 
     Args:
@@ -91,7 +83,7 @@ def run_trial(trial: Trial, work: Callable[[], Any], *, isolated: bool) -> Outco
     return found
 
 
-def _attempt(trial: Trial, work: Callable[[], Any]) -> Outcome:
+def _attempt(trial: Run, work: Callable[[], Any]) -> Outcome:
     folder = str(trial.folder)
     before = _stamp(trial.folder)
     try:
@@ -126,15 +118,13 @@ def _stamp(folder: Path) -> tuple[int, int] | None:
     return status.st_mtime_ns, status.st_ino
 
 
-def _record_failure(trial: Trial, error: BaseException) -> None:
+def _record_failure(trial: Run, error: BaseException) -> None:
     """For what went wrong before the run began a record of its own: an impossible architecture, for example."""
-    with suppress(type(error)), recording(
-        trial.folder, kind=trial.kind, command=trial.command, config=trial.config, choices=trial.choices
-    ):  # fmt: skip
+    with suppress(type(error)), trial.recording():
         raise error
 
 
-def _note_death(trial: Trial, text: str) -> None:
+def _note_death(trial: Run, text: str) -> None:
     """The record a killed process left says only that it did not end."""
     if is_finished(trial.folder):
         return  # something after it died
@@ -149,19 +139,15 @@ def _note_death(trial: Trial, text: str) -> None:
 def _alone(folder: Path) -> Iterator[None]:
     """Wait until no other process works in ``folder``: a second sweep, or a trial that outlives a killed one.
 
-    The system takes the lock from a process that dies. On disks without locks nothing is locked.
+    The system takes the lock from a process that dies.
     """
+    lock = FileLock(folder / LOCK)
     try:
-        import fcntl
-    except ImportError:  # Windows
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"{folder}: another process works on this trial; waiting for it", file=sys.stderr, flush=True)
+        lock.acquire()
+    try:
         yield
-        return
-    with (folder / LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"{folder}: another process works on this trial; waiting for it", file=sys.stderr)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            print(f"{folder}: no lock ({error.strerror}); do not run this sweep twice at once", file=sys.stderr)
-        yield
+    finally:
+        lock.release()

@@ -8,26 +8,27 @@ Started again, it keeps what is finished and goes on with the rest.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from sam3slim import runs
 from sam3slim.checkpoints import load
-from sam3slim.config import compose_plain
 from sam3slim.data.spec import DataSpec
 from sam3slim.errors import UserError, one_line_exits
 from sam3slim.evaluation import ground_truths, predict_batch
-from sam3slim.records import RunRecord, finished_record, forget_made_from, forget_other, read_record
+from sam3slim.launch.compose import compose_plain, compose_run
+from sam3slim.records import Kind, RunRecord, forget_made_from, forget_other, read_record
 from sam3slim.report import map_vs_size, picture_grid, table_row, to_markdown, write_table
+from sam3slim.runs import COMMANDS
+from sam3slim.runs.compress import compress_unfinished
+from sam3slim.runs.specs import CompressSpec
 from sam3slim.strict import spec_from_dict
 
 REFERENCE = Path("assets/nano")
 METHODS = ("weights_only", "fp16", "int8_weight")
 PICTURES = 6  # val images in the comparison
-Run = Callable[[dict[str, Any], Path, dict[str, str], str], Any]
 
 
 def demo(out: Path, overrides: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -46,8 +47,8 @@ def demo(out: Path, overrides: Sequence[str] = ()) -> list[dict[str, Any]]:
     training = ["experiment=nano_slim", f"init.checkpoint={REFERENCE}", "resume=auto", *overrides]
     data = [text for text in overrides if text.startswith("data")]
     checkpoint = [f"checkpoint={REFERENCE}", "latency=false"]
-    full = _stage("evaluate", runs.evaluate, out / "nano", [*checkpoint, *data])
-    slim = _stage("train", runs.train, out / "nano_slim", training)
+    full = _stage("evaluate", out / "nano", [*checkpoint, *data])
+    slim = _stage("train", out / "nano_slim", training)
     rows = [table_row(full, full, retrained=False)]
     given = [f"reference={out / 'nano'}", *data]
     rows += _compressed(str(REFERENCE), out / "nano_compressed", full, False, given)
@@ -62,16 +63,16 @@ def demo(out: Path, overrides: Sequence[str] = ()) -> list[dict[str, Any]]:
     return rows
 
 
-def _stage(name: str, run: Run, folder: Path, overrides: Sequence[str]) -> RunRecord:
+def _stage(name: Kind, folder: Path, overrides: Sequence[str]) -> RunRecord:
     """Run one command into ``folder``, unless its record says that just this has been done."""
-    config = compose_plain(name, list(overrides), folder)
-    record = finished_record(folder, config)
+    run = compose_run(name, overrides, folder)
+    record = run.finished()
     if record is None:
-        print(f"\n== {folder.name}: python {name}.py {' '.join(overrides)}", flush=True)
+        print(f"\n== {folder.name}: {run.command}", flush=True)
         if name == "train":
-            forget_other(folder, config)
+            forget_other(folder, run.config)
             forget_made_from(folder.with_name(f"{folder.name}_compressed"))
-        run(config, folder, {}, f"python {name}.py {' '.join(overrides)}")
+        COMMANDS[name].prepare(run)()
         record = read_record(folder)
     return record
 
@@ -79,18 +80,11 @@ def _stage(name: str, run: Run, folder: Path, overrides: Sequence[str]) -> RunRe
 def _compressed(
     checkpoint: str, folder: Path, full: RunRecord, retrained: bool, overrides: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """One row per method; a method is measured again only when its settings changed."""
-    rows = []
-    for method in METHODS:
-        given = [f"checkpoint={checkpoint}", f"compress=[{method}]", "latency=false", *overrides]
-        config = compose_plain("compress", given, folder)
-        record = finished_record(folder / method, config)
-        if record is None:
-            print(f"\n== {folder.name}: python compress.py {' '.join(given)}", flush=True)
-            runs.compress(config, folder, {}, f"python compress.py {' '.join(given)}")
-            record = read_record(folder / method)
-        rows.append(table_row(record, full, retrained=retrained))
-    return rows
+    """One row per method; they are measured again only when their settings changed."""
+    given = [f"checkpoint={checkpoint}", f"compress=[{','.join(METHODS)}]", "latency=false", *overrides]
+    run = compose_run("compress", given, folder)
+    records, _ = compress_unfinished(spec_from_dict(CompressSpec, run.config, ""), run)
+    return [table_row(record, full, retrained=retrained) for record in records]
 
 
 def _training_checkpoint(record: RunRecord, folder: Path) -> RunRecord:
@@ -125,7 +119,7 @@ def _pictures(out: Path, overrides: Sequence[str]) -> Path:
 
 
 def main() -> None:
-    """Command line: ``python -m sam3slim.demo [--out DIR] [OVERRIDES…]``."""
+    """Command line: ``python -m scripts.demo [--out DIR] [OVERRIDES…]``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("outputs/demo"))
     parser.add_argument("overrides", nargs="*", help="Hydra overrides for every stage")

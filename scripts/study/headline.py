@@ -8,7 +8,7 @@ from pathlib import Path
 from sam3slim.checkpoints.locate import ARTIFACT_FILE, read_json
 from sam3slim.errors import UserError
 from sam3slim.records import RunRecord, read_record
-from sam3slim.study.results import mask_map
+from scripts.study.results import mask_map
 
 
 def headline_markdown(full: RunRecord, folders: Sequence[Path]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import signal
@@ -10,13 +9,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from types import FrameType
 from typing import Any
 
 # Forked, not started anew: torch and Lightning, imported once by the parent, take longer to import than a tiny trial.
 FORKS = sys.platform == "linux"
-PR_SET_PDEATHSIG = 1  # from <linux/prctl.h>
 
 
 class ChildDied(Exception):
@@ -41,7 +39,7 @@ def in_child(work: Callable[[], Any]) -> Any:
         return work()
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_child, args=(work, sender, os.getpid()))
+    child = context.Process(target=_child, args=(work, sender))
     with _passing_on(child):
         child.start()
         sender.close()
@@ -100,14 +98,19 @@ def _requests_to_stop() -> Iterator[int]:
         yield signal.SIGUSR2
 
 
-def _child(work: Callable[[], Any], sender: Connection, parent: int) -> None:
+def _child(work: Callable[[], Any], sender: Connection) -> None:
     # A group of its own: Ctrl-C in a terminal reaches the parent alone, which passes it on once.
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-    # SIGTERM, so that training can save what it has.
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != parent:
-        return  # it died before it could have been told
+    threading.Thread(target=_follow_parent, daemon=True).start()
     sender.send(work())
+
+
+def _follow_parent() -> None:
+    """When the parent dies, SIGTERM, so that training can save what it has."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -7,48 +7,51 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import make_dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hydra.errors import MissingConfigException
 
-from sam3slim import entry_sweep
-from sam3slim.config import conf_dir
-from sam3slim.entry import Check, entry_point
 from sam3slim.errors import UserError
+from sam3slim.launch import child, sweep
+from sam3slim.launch.command import main
+from sam3slim.launch.compose import compose_plain, conf_dir
+from sam3slim.launch.run import Command, Run, Task
 from sam3slim.records import read_record
-from sam3slim.sweep import child
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
+
+
+Anything = make_dataclass("Anything", [(key, Any, None) for key in compose_plain("train")])  # all keys, any value
 
 
 @pytest.fixture
 def run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[Callable[..., tuple[int, str, list[Any]]]]:
-    """Call ``entry_point("train", ...)`` in an empty folder: exit status, stderr and what the jobs got."""
+    """Call ``main`` for ``train`` in an empty folder: exit status, stderr and the runs of the jobs."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(child, "FORKS", False)
     handlers = logging.getLogger().handlers[:]
 
     def call(
         *argv: str,
-        job: Callable[[dict[str, Any]], Any] = lambda _: None,
-        check: Check | None = None,
+        job: Callable[[Mapping[str, Any]], Any] = lambda _: None,
+        check: Callable[[Mapping[str, Any]], None] = lambda _: None,
         out: bool = False,
-    ) -> tuple[int, str, list[Any]]:
-        jobs: list[Any] = []
+    ) -> tuple[int, str, list[Run]]:
+        jobs: list[Run] = []
 
-        def run_fn(*arguments: Any) -> Any:
-            jobs.append(arguments)
-            return job(arguments[0])
+        def work(_: Anything, run: Run) -> Any:
+            jobs.append(run)
+            return job(run.config)
 
-        monkeypatch.setattr(sys, "argv", [str(ROOT / "train.py"), *argv])
         capsys.readouterr()
         try:
-            entry_point("train", run_fn, check)
+            main(Command("train", lambda: Task(Anything, work, lambda spec: check(vars(spec)))), argv)
             status = 0
         except SystemExit as error:
             status = int(error.code or 0)
@@ -59,22 +62,23 @@ def run(
     logging.getLogger().handlers[:] = handlers
 
 
-def test_entry_point__what_a_job_gets(run: Any, tmp_path: Path) -> None:
-    status, err, [(plain, output_dir, choices, command)] = run("model/encoder=l2", "hydra.run.dir=out dir")
+def test_main__what_a_job_gets(run: Any, tmp_path: Path) -> None:
+    status, err, [job] = run("model/encoder=l2", "hydra.run.dir=out dir")
+    output_dir, plain, choices = job.folder, job.config, job.choices
     assert (status, err) == (0, "")
     assert output_dir == tmp_path / "out dir"
     assert plain["output_dir"] == str(output_dir)
     assert plain["model"]["encoder"] == {"num_layers": 2}
     assert choices == choices | {"model": "nano", "model/encoder": "l2", "data": "shapes"}
     assert "experiment" not in choices
-    assert command == "python train.py model/encoder=l2"
+    assert job.command == "python train.py model/encoder=l2"
     assert (output_dir / ".hydra" / "config.yaml").is_file()
 
 
-def test_entry_point__default_folder_and_environment(run: Any, tmp_path: Path) -> None:
+def test_main__default_folder_and_environment(run: Any, tmp_path: Path) -> None:
     before = dict(os.environ)
-    _, _, [(_, output_dir, _, _)] = run("name=mine")
-    assert output_dir.parent == tmp_path / "outputs" / "mine"
+    _, _, [job] = run("name=mine")
+    assert job.folder.parent == tmp_path / "outputs" / "mine"
     assert dict(os.environ) == before
 
 
@@ -91,7 +95,7 @@ def test_entry_point__default_folder_and_environment(run: Any, tmp_path: Path) -
         ("+model.vit.foo=1", "error: unknown key model.vit.foo"),
     ],
 )  # fmt: skip
-def test_entry_point__bad_input(run: Any, tmp_path: Path, argument: str, message: str) -> None:
+def test_main__bad_input(run: Any, tmp_path: Path, argument: str, message: str) -> None:
     status, err, jobs = run(*argument.split())
     assert (status, jobs) == (2, [])
     assert err.startswith(message)
@@ -99,14 +103,14 @@ def test_entry_point__bad_input(run: Any, tmp_path: Path, argument: str, message
     assert list(tmp_path.iterdir()) == []
 
 
-def test_entry_point__bad_input_of_a_sweep(run: Any, tmp_path: Path) -> None:
+def test_main__bad_input_of_a_sweep(run: Any, tmp_path: Path) -> None:
     status, err, jobs = run("-m", "model=nano,nanno")
     assert (status, jobs) == (2, [])
     options = ", ".join(sorted(path.stem for path in (conf_dir() / "model").glob("*.yaml")))
     assert err == f"error: unknown option model=nanno; did you mean model=nano? available: {options}\n"
 
 
-def test_entry_point__check_comes_before_any_folder(run: Any, tmp_path: Path) -> None:
+def test_main__check_comes_before_any_folder(run: Any, tmp_path: Path) -> None:
     def check(plain: dict[str, Any]) -> None:
         raise UserError(f"optim.lr={plain['optim']['lr']} is bad")
 
@@ -118,12 +122,12 @@ def raise_user_error(plain: dict[str, Any]) -> None:
     raise UserError(f"data.root={plain['data']['root']}\n is empty")
 
 
-def test_entry_point__user_error_in_the_job(run: Any) -> None:
+def test_main__user_error_in_the_job(run: Any) -> None:
     status, err, _ = run("data.root=foo", job=raise_user_error)
     assert (status, err) == (2, "error: data.root=foo is empty\n")
 
 
-def test_entry_point__unwritable_output(run: Any, tmp_path: Path) -> None:
+def test_main__unwritable_output(run: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     status, err, jobs = run("hydra.run.dir=file/run")
     assert (status, jobs) == (2, [])
@@ -133,7 +137,7 @@ def test_entry_point__unwritable_output(run: Any, tmp_path: Path) -> None:
     assert err.count("\n") == 1
 
 
-def test_entry_point__interrupt(run: Any) -> None:
+def test_main__interrupt(run: Any) -> None:
     def interrupt(_: dict[str, Any]) -> None:
         raise KeyboardInterrupt
 
@@ -141,7 +145,7 @@ def test_entry_point__interrupt(run: Any) -> None:
 
 
 @pytest.mark.parametrize("error", [KeyError("bug"), OSError("disk")])
-def test_entry_point__bugs_keep_their_traceback(run: Any, error: Exception) -> None:
+def test_main__bugs_keep_their_traceback(run: Any, error: Exception) -> None:
     def fail(_: dict[str, Any]) -> None:
         raise error
 
@@ -149,82 +153,82 @@ def test_entry_point__bugs_keep_their_traceback(run: Any, error: Exception) -> N
         run(job=fail)
 
 
-def test_entry_point__sweep_goes_on_after_a_failed_job(run: Any, tmp_path: Path) -> None:
+def test_main__sweep_goes_on_after_a_failed_job(run: Any, tmp_path: Path) -> None:
     def fail_first(plain: dict[str, Any]) -> None:
         if plain["name"] == "nano":
             raise UserError("nano is bad")
 
     status, err, jobs = run("-m", "model=nano,nano_slim", job=fail_first)
     assert status == 2
-    assert [job[0]["name"] for job in jobs] == ["nano", "nano_slim"]
+    assert [job.config["name"] for job in jobs] == ["nano", "nano_slim"]
     assert re.match(r"error: trial 0, model-nano_[0-9a-f]{10}: nano is bad\n", err)
     assert "Traceback" not in err
-    assert {job[1].parent for job in jobs} == {tmp_path / "outputs/sweep/nano"}
-    record = read_record(jobs[0][1])
+    assert {job.folder.parent for job in jobs} == {tmp_path / "outputs/sweep/nano"}
+    record = read_record(jobs[0].folder)
     assert (record.status, record.error, record.kind) == ("failed", "nano is bad", "train")
     assert record.command == "python train.py model=nano"
 
 
 @pytest.mark.parametrize("limit", [(), ("hydra.sweeper.max_batch_size=1",)])
-def test_entry_point__sweep_with_an_impossible_architecture(run: Any, limit: tuple[str, ...]) -> None:
+def test_main__sweep_with_an_impossible_architecture(run: Any, limit: tuple[str, ...]) -> None:
     status, err, jobs = run("-m", "model.vit.embed_dim=128,500,64", *limit)
     assert status == 2
-    assert [job[0]["model"]["vit"]["embed_dim"] for job in jobs] == [128, 64]
+    assert [job.config["model"]["vit"]["embed_dim"] for job in jobs] == [128, 64]
     assert err.startswith("error: trial 1, embed_dim-500_")
-    folders = list((jobs[0][1].parent).glob("embed_dim-500_*"))
+    folders = list((jobs[0].folder.parent).glob("embed_dim-500_*"))
     assert "RoPE needs a multiple of 4" in str(read_record(folders[0]).error)
 
 
-def test_entry_point__a_bug_in_a_trial_is_a_row_too(run: Any) -> None:
+def test_main__a_bug_in_a_trial_is_a_row_too(run: Any) -> None:
     def fail(plain: dict[str, Any]) -> None:
         raise KeyError("bug")
 
     status, err, jobs = run("-m", "seed=1,2", job=fail)
     assert (status, len(jobs)) == (2, 2)
     assert "Traceback" in err
-    assert read_record(jobs[1][1]).error == "KeyError: 'bug'"
+    assert read_record(jobs[1].folder).error == "KeyError: 'bug'"
 
 
-def test_entry_point__sweep_ends_with_one_line(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_main__sweep_ends_with_one_line(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
     status, err, jobs = run("-m", "seed=1,2", "model=nano", "name=mine", out=True)
     assert (status, len(jobs)) == (0, 2)
     assert err.splitlines()[-1] == "2 trials: 2 finished; compare them: sam3slim compare outputs/sweep/mine"
-    assert not list(jobs[0][1].parent.glob(".trials"))
+    assert not list(jobs[0].folder.parent.glob(".trials"))
 
 
-def test_entry_point__trial_folders_are_those_of_their_configuration(run: Any) -> None:
-    first = [job[1] for job in run("-m", "seed=1,2", "optim.lr=0.1")[2]]
-    again = [job[1] for job in run("optim.lr=0.1", "seed=2,3,1", "-m")[2]]
+def test_main__trial_folders_are_those_of_their_configuration(run: Any) -> None:
+    first = [job.folder for job in run("-m", "seed=1,2", "optim.lr=0.1")[2]]
+    again = [job.folder for job in run("optim.lr=0.1", "seed=2,3,1", "-m")[2]]
     assert again == [first[1], again[1], first[0]]
     assert again[1] not in first
-    moved = [job[1] for job in run("-m", "seed=1", "optim.lr=0.1", 'hydra.sweep.dir="it\'s here"')[2]]
+    moved = [job.folder for job in run("-m", "seed=1", "optim.lr=0.1", 'hydra.sweep.dir="it\'s here"')[2]]
     assert [folder.name for folder in moved] == [first[0].name.removeprefix("seed-1_")]  # nothing varies
     assert moved[0].parent.name == "it's here"
 
 
-def test_entry_point__trials_resume_by_themselves(run: Any) -> None:
+def test_main__trials_resume_by_themselves(run: Any) -> None:
     jobs = run("-m", "seed=1,2", "resume=null")[2] + run("-m", "seed=1", "resume=some.ckpt")[2]
-    assert [job[0]["resume"] for job in jobs] == ["auto", "auto", "some.ckpt"]
-    assert run("seed=1")[2][0][0]["resume"] is None
+    assert [job.config["resume"] for job in jobs] == ["auto", "auto", "some.ckpt"]
+    assert run("seed=1")[2][0].config["resume"] is None
 
 
-def test_entry_point__sweep_file_starts_a_sweep_and_takes_more_values(run: Any) -> None:
+def test_main__sweep_file_starts_a_sweep_and_takes_more_values(run: Any) -> None:
     status, _, jobs = run("sweep=nano_depth", "seed=0,1")
     assert status == 0
-    assert sorted((job[0]["model"]["vit"]["depth"], job[0]["seed"]) for job in jobs) == [
+    assert sorted((job.config["model"]["vit"]["depth"], job.config["seed"]) for job in jobs) == [
         (depth, seed) for depth in (2, 3, 4) for seed in (0, 1)
     ]
-    assert jobs[0][1].parent.name == "sweep_nano_depth"
+    assert jobs[0].folder.parent.name == "sweep_nano_depth"
 
 
-def test_entry_point__unknown_sweep_file(run: Any, tmp_path: Path) -> None:
+def test_main__unknown_sweep_file(run: Any, tmp_path: Path) -> None:
     status, err, jobs = run("sweep=nano_sizs")
     assert (status, jobs) == (2, [])
     assert err.startswith("error: unknown option sweep=nano_sizs; did you mean sweep=nano_sizes? available: ")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_entry_point__unwritable_sweep_folder(run: Any, tmp_path: Path) -> None:
+def test_main__unwritable_sweep_folder(run: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     status, err, jobs = run("-m", "seed=1,2", "hydra.sweep.dir=file/sweep")
     assert (status, jobs) == (2, [])
@@ -238,7 +242,7 @@ def test_entry_point__unwritable_sweep_folder(run: Any, tmp_path: Path) -> None:
     ("override", "extra"),
     [("hydra/launcher=ray", "ray"), ("hydra/sweeper=optuna", "search"), ("hydra/launcher=submitit_slurm", "slurm")],
 )
-def test_entry_point__plugin_that_is_not_installed(
+def test_main__plugin_that_is_not_installed(
     run: Any, monkeypatch: pytest.MonkeyPatch, override: str, extra: str
 ) -> None:
     group, _, option = override.partition("=")
@@ -246,7 +250,7 @@ def test_entry_point__plugin_that_is_not_installed(
     def not_found(*_: Any, **__: Any) -> None:
         raise MissingConfigException(f"Could not find '{group}/{option}'", f"{group}/{option}", ["basic"])
 
-    monkeypatch.setattr(entry_sweep, "compose", not_found)
+    monkeypatch.setattr(sweep, "compose", not_found)
     assert run("-m", "seed=1,2", override) == (
         2, f"error: {override} needs a plugin that is not installed; pip install 'sam3slim[{extra}]'\n", []
     )  # fmt: skip
@@ -260,7 +264,7 @@ def test_entry_point__plugin_that_is_not_installed(
         ({"RANK": "1", "WORLD_SIZE": "2"}, ["-m", "seed=1"], "a sweep started as 2 processes (WORLD_SIZE): each would"),
     ],
 )
-def test_entry_point__several_processes_need_one_folder(
+def test_main__several_processes_need_one_folder(
     run: Any, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], arguments: list[str], message: str
 ) -> None:
     for name, value in environment.items():
@@ -271,7 +275,7 @@ def test_entry_point__several_processes_need_one_folder(
     assert run("seed=1", "hydra.run.dir=here")[0] == 0
 
 
-def test_entry_point__flags_of_hydra(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_main__flags_of_hydra(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
     status, err, jobs = run("--cfg", "job", "--package", "optim")
     assert (status, err, jobs) == (0, "", [])
 
@@ -297,7 +301,7 @@ def test_train_script__bad_input_is_answered_before_anything_is_made(tmp_path: P
         ("trainer.num_nodes=2", r"trainer\.num_nodes=2"),
     ],
 )
-def test_entry_point__sweep_of_several_processes_is_refused(run: Any, override: str, key: str) -> None:
+def test_main__sweep_of_several_processes_is_refused(run: Any, override: str, key: str) -> None:
     status, err, jobs = run("-m", "model=nano,nano_slim", override)
     assert (status, jobs) == (2, [])
     assert re.search(rf"error: {key} in a sweep \(-m\): .*one device per job", err)

@@ -10,7 +10,7 @@ from pathlib import Path
 from sam3slim.errors import UserError
 from sam3slim.files import write_csv
 from sam3slim.records import RunRecord
-from sam3slim.study.cells import Cell
+from scripts.study.cells import Cell
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sam3slim import runs
 from sam3slim.checkpoints import load, write_artifact
-from sam3slim.config import compose_plain
 from sam3slim.errors import UserError, one_line_exits
 from sam3slim.records import RunRecord, read_record
+from sam3slim.runs import start
+from sam3slim.runs.train import training_seconds
 
 EXPERIMENT = "experiment=nano_reference"
 
@@ -53,7 +53,7 @@ def publish(run: Path, target: Path) -> Path:
         raise UserError(f"{run} is {record.status} ({record.error}); finish it first: python train.py {EXPERIMENT}")
     model, _ = load(run / "artifact")
     facts = json.loads((run / "artifact" / "sam3slim.json").read_text(encoding="utf-8"))
-    facts["extra"]["training_seconds"] = runs.training_seconds(run)
+    facts["extra"]["training_seconds"] = training_seconds(run)
     info = write_artifact(
         model,
         target,
@@ -88,7 +88,7 @@ def _card(record: RunRecord, facts: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Command line: ``python -m sam3slim.reference [--run DIR] [--publish-only] [OVERRIDES…]``."""
+    """Command line: ``python -m scripts.reference [--run DIR] [--publish-only] [OVERRIDES…]``."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, default=Path("outputs/nano_reference"))
     parser.add_argument("--target", type=Path, default=Path("assets/nano"))
@@ -97,9 +97,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with one_line_exits("interrupted; the same command goes on from the last checkpoint"):
         if not arguments.publish_only:
-            overrides = [EXPERIMENT, "resume=auto", *arguments.overrides]
-            config = compose_plain("train", overrides, arguments.run)
-            runs.train(config, arguments.run, {}, f"python train.py {' '.join(overrides)}")
+            start("train", [EXPERIMENT, "resume=auto", *arguments.overrides], arguments.run)
         publish(arguments.run, arguments.target)
 
 
