@@ -20,10 +20,11 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from sam3slim.environment import describe_device, library_versions
 from sam3slim.files import atomic_path
-from sam3slim.records import RunRecord
+from sam3slim.results.record import RunRecord
 
 RESULTS = Path(__file__).parent / "results"
 FAMILIES = {"nano": 2_700_000, "nano_slim": 1_100_000, "nano_tiny": 500_000}
@@ -39,7 +40,7 @@ def write_runs(folder: Path, count: int) -> None:
         precision, size = chance.choice(list(BYTES.items()))
         value = chance.uniform(0.4, 0.8)
         low = chance.uniform(0, 5)
-        RunRecord(
+        values: dict[str, Any] = dict(
             kind="train" if number % 4 == 0 else "compress",
             command=f"python compress.py checkpoint=outputs/{name} compress={precision} seed={number}",
             config_hash=f"{number:064x}",
@@ -58,7 +59,8 @@ def write_runs(folder: Path, count: int) -> None:
             drop={kind: {"points": low + 1, "ci95": [low, low + 2]} for kind in ("bbox", "segm")},
             latency_ms={"p50": chance.uniform(50, 300), "p90": 400.0, "batch": 1, "prompts": 23, "threads": 1},
             started=f"2026-01-01T00:00:{number % 60:02d}+00:00",
-        ).write(folder / f"run_{number}")
+        )
+        RunRecord.from_dict(values).write(folder / f"run_{number}")
         if number % 4 == 0:
             rows = [f"{step},{chance.random()},{chance.random()},{chance.random()}" for step in range(2000)]
             text = "\n".join(["step,train/loss,val/bbox_map,val/segm_map", *rows])

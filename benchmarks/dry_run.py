@@ -24,7 +24,7 @@ from full_size import write_full_size
 
 from sam3slim.environment import describe_device, library_versions
 from sam3slim.files import write_csv
-from sam3slim.records import read_record
+from sam3slim.results.record import read_record
 
 RESULTS = Path(__file__).parent / "results" / "dry_run.csv"
 EXPERIMENTS = ("slim", "slim_depth", "slim_width", "slim_text", "slim_layers")
@@ -69,11 +69,11 @@ def one_step(experiment: str, source: Path, data: Path, run: Path) -> dict[str, 
     record = read_record(run)
     logged = list(csv.DictReader((run / "csv" / "metrics.csv").open()))
     return {
-        "experiment": experiment, "params": (record.model or {})["params"],
+        "experiment": experiment, "params": record.model.params,
         "loss": next(row["train/loss"] for row in logged if row.get("train/loss")),
         "seconds": round(time.perf_counter() - start, 1),
         "peak_resident_bytes": 1024 * usage.ru_maxrss,
-        "artifact_bytes": (record.artifact or {})["bytes"],
+        "artifact_bytes": record.artifact.bytes,
         "device": describe_device(), "torch": library_versions()["torch"],
     }  # fmt: skip
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from sam3slim.environment import describe_device, library_versions
 from sam3slim.files import write_csv
-from sam3slim.records import read_record
+from sam3slim.results.record import read_record
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results"
@@ -64,8 +64,8 @@ def facts(folder: Path) -> dict[str, dict[str, Any]]:
         record = read_record(file)
         found[file.parent.name] = {
             "status": record.status, "error": record.error, "config_hash": record.config_hash,
-            "params": (record.model or {}).get("params"), "bytes": (record.artifact or {}).get("bytes"),
-            "metrics": record.metrics,
+            "params": record.model.params, "bytes": record.artifact.bytes,
+            "metrics": record.metrics.to_dict(),
         }  # fmt: skip
     return found
 

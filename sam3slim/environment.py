@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-LIBRARIES = ("sam3slim", "torch", "torchvision", "transformers", "lightning", "torchmetrics", "torchao", "onnxruntime")
+LIBRARIES = ("sam3slim", "torch", "torchvision", "transformers", "lightning", "pycocotools", "torchao", "onnxruntime")
 
 
 def git_state(folder: str | Path) -> dict[str, Any] | None:

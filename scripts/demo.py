@@ -19,8 +19,9 @@ from sam3slim.data.spec import DataSpec
 from sam3slim.errors import UserError, one_line_exits
 from sam3slim.evaluation import ground_truths, predict_batch
 from sam3slim.launch.compose import compose_plain, compose_run
-from sam3slim.records import Kind, RunRecord, forget_made_from, forget_other, read_record
 from sam3slim.report import map_vs_size, picture_grid, table_row, to_markdown, write_table
+from sam3slim.results.record import Artifact, Kind, RunRecord, read_record
+from sam3slim.results.recording import forget_made_from, forget_other
 from sam3slim.runs import COMMANDS
 from sam3slim.runs.compress import compress_unfinished
 from sam3slim.runs.specs import CompressSpec
@@ -90,8 +91,7 @@ def _compressed(
 def _training_checkpoint(record: RunRecord, folder: Path) -> RunRecord:
     """The record with the file that training leaves (weights, optimiser state, counters) as its artifact."""
     path = folder / "checkpoints/best.ckpt"
-    facts = {"path": str(path), "bytes": path.stat().st_size, "format": "lightning", "precision": "training checkpoint"}
-    record.artifact = facts
+    record.artifact = Artifact(str(path), path.stat().st_size, "lightning", "training checkpoint")
     return record
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from sam3slim.checkpoints import load, write_artifact
 from sam3slim.errors import UserError, one_line_exits
-from sam3slim.records import RunRecord, read_record
+from sam3slim.results.metrics import METRICS
+from sam3slim.results.record import RunRecord, read_record
 from sam3slim.runs import start
 from sam3slim.runs.train import training_seconds
 
@@ -67,15 +68,14 @@ def publish(run: Path, target: Path) -> Path:
 
 
 def _card(record: RunRecord, facts: dict[str, Any]) -> str:
-    metrics, data, extra = record.metrics or {}, record.data or {}, facts["extra"]
+    data, extra = record.data, facts["extra"]
     git = extra.get("git") or {"sha": "unknown", "dirty": False}
     return CARD.format(
-        params=(record.model or {})["params"],
-        bbox=100 * metrics["bbox"]["map"],
-        segm=100 * metrics["segm"]["map"],
-        split=data["split"],
-        images=data["images"],
-        phrases=data["prompts"] // data["images"],
+        params=record.model.params,
+        **{name: 100 * (record.metrics.value(METRICS[name]) or 0.0) for name in ("bbox", "segm")},
+        split=data.split,
+        images=data.images,
+        phrases=(data.prompts or 0) // (data.images or 1),
         command=record.command,
         sha=git["sha"],
         dirty=" with uncommitted changes" if git["dirty"] else "",

@@ -8,7 +8,7 @@ from typing import Any
 
 from sam3slim.launch.run import Run
 from sam3slim.launch.trial import Done
-from sam3slim.records import RunRecord
+from sam3slim.results.record import RunRecord
 from sam3slim.runs import COMMANDS
 from sam3slim.runs.machine import check_machine
 from sam3slim.runs.specs import TrainSpec

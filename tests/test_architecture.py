@@ -14,10 +14,10 @@ FLOORS = [
     {"disk", "errors", "files", "parts", "strict"},
     {"specs"},
     {"data", "losses"},
-    {"models", "records", "launch", "environment"},
-    {"evaluation", "slimming", "checkpoints", "report"},
+    {"models", "environment"},
+    {"results", "launch", "evaluation", "slimming", "checkpoints", "report"},
     {"distill", "compression", "onnx", "predict"},
-    {"training", "export"},
+    {"training", "export", "entry", "entry_sweep", "sweep"},
     {"runs", "planning", "cli"},
     {"__main__"},
 ]

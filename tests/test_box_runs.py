@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,8 @@ from sam3slim.data.spec import DataSpec, recorded_data
 from sam3slim.errors import UserError
 from sam3slim.launch.compose import compose_plain
 from sam3slim.models import build_model, init_for_training
-from sam3slim.records import RunRecord, read_record
-from sam3slim.runs.drop import load_reference
+from sam3slim.results.record import RunRecord, plain, read_record
+from sam3slim.runs.reference import load_reference
 from tests import running as runs
 from tests.test_runs import QUICK, data, evaluate, train
 from tests.tiny import OVERRIDES
@@ -39,16 +40,13 @@ def alone(trained: tuple[RunRecord, Path], root: Path) -> RunRecord:
 
 def scores(record: RunRecord) -> dict[str, float]:
     """Mean presence and best score: they differ where the mAP of a model that has learnt nothing does not."""
-    assert record.metrics is not None
-    found: dict[str, float] = record.metrics["calibration"]
-    return found
+    return {key: value or 0.0 for key, value in record.metrics.calibration.items()}
 
 
 def test_train__boxes_change_what_is_learnt(trained: tuple[RunRecord, Path], root: Path) -> None:
     record, _ = trained
     plain, _ = train(root, "plain", "trainer.val_check_interval=4")
-    assert record.data is not None
-    assert "prompt_kind" not in record.data
+    assert record.data.prompt_kind is None
     assert scores(record) != scores(plain)
     learnt, left = (load(root / run / "artifact")[0].geometry_encoder.label_embed.weight for run in ("boxes", "plain"))
     start = init_for_training(build_model(load(root / "plain/artifact")[0].spec), 0).geometry_encoder.label_embed.weight
@@ -61,11 +59,8 @@ def test_evaluate__box_alone_is_recorded_and_differs_from_text(
 ) -> None:
     text = evaluate(trained[1], root, "eval_text", "data.protocol=present")
     both = evaluate(trained[1], root, "eval_both", "data.prompts=text+box", "data.protocol=present")
-    assert alone.data is not None
-    assert alone.data["prompt_kind"] == "box"
-    assert alone.data["box_noise"] == [0.1, 0.02]
-    assert text.data is not None
-    assert alone.data["prompts"] == text.data["prompts"]
+    assert (alone.data.prompt_kind, alone.data.box_noise) == ("box", [0.1, 0.02])
+    assert alone.data.prompts == text.data.prompts
     assert len({str(scores(record)) for record in (alone, text, both)}) == 3
     again = evaluate(trained[1], root, "eval_again", *BOX, "seed=3")
     assert again.metrics == alone.metrics
@@ -76,8 +71,7 @@ def test_evaluate__drops_between_equal_prompts_only(
 ) -> None:
     given = [f"reference={root / 'eval_box'}", "data.protocol=present"]
     same = evaluate(trained[1], root, "eval_same", *given, "data.prompts=box")
-    assert same.drop is not None
-    assert same.drop["segm"]["points"] == 0
+    assert same.drop["segm"].points == 0
     for other in ("data.prompts=text", "data.prompts=text+box"):
         with pytest.raises(UserError, match=r"eval_box was measured with data\.prompts=box, box noise .*this run with"):
             evaluate(trained[1], root, "eval_other", *given, other)
@@ -86,11 +80,9 @@ def test_evaluate__drops_between_equal_prompts_only(
 
 
 def test_recorded_data__asks_again_what_was_asked(alone: RunRecord) -> None:
-    assert alone.data is not None
-    spec = recorded_data({**alone.data, "box_noise": [0.2, 0.5]})
+    spec = recorded_data(plain(replace(alone.data, box_noise=[0.2, 0.5])))
     assert (spec.prompts, spec.protocol, spec.boxes.noise, spec.boxes.noise_limit) == ("box", "present", 0.2, 0.5)
-    older = {key: value for key, value in alone.data.items() if key not in ("prompt_kind", "box_noise")}
-    assert recorded_data(older).prompts == "text"
+    assert recorded_data(plain(replace(alone.data, prompt_kind=None, box_noise=None))).prompts == "text"
 
 
 def test_load_reference__a_record_older_than_boxes_was_asked_phrases(alone: RunRecord, root: Path) -> None:
@@ -110,9 +102,8 @@ def test_compress__measures_boxes(trained: tuple[RunRecord, Path], root: Path) -
     out = root / "compressed"
     given = [f"checkpoint={trained[1]}", *data(root), *BOX, "latency=false", "compress=[fp16]"]
     (record,) = runs.compress(compose_plain("compress", given, out), out, {}, "python compress.py")
-    assert record.data is not None
-    assert record.data["prompt_kind"] == "box"
-    assert record.drop is not None
+    assert record.data.prompt_kind == "box"
+    assert record.drop
     assert read_record(out / "full").data == record.data
 
 

@@ -51,7 +51,7 @@ def test_train_and_evaluate__compiled(tmp_path: Path, monkeypatch: pytest.Monkey
     load(fast / "artifact")
     again = evaluate(fast, tmp_path, "again", "compile=eager", "latency=true", "limit=1")
     assert segm(again)["map"] >= 0
-    assert (again.latency_ms or {})["compile"] == "eager"
+    assert again.latency_ms.compile == "eager"
     assert asked == 3 * 2 * ["eager"]
 
 

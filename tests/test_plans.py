@@ -16,7 +16,7 @@ from sam3slim.data.shapes import ShapesSpec, make_shapes
 from sam3slim.errors import UserError
 from sam3slim.launch.compose import compose_plain
 from sam3slim.models import Sam3
-from sam3slim.records import read_record
+from sam3slim.results.record import read_record
 from sam3slim.runs import plans
 from sam3slim.runs.specs import EvaluateSpec
 from sam3slim.strict import spec_from_dict
@@ -89,16 +89,16 @@ def test_sensitivity__finds_the_fragile_group(root: Path, fragile: Path) -> None
 def test_budget__the_fragile_group_stays_float(root: Path, fragile: Path) -> None:
     out = compress(root, "budget", fragile, "compress=[mixed]", "compress.max_drop=1.0")
     record = read_record(out / "mixed")
-    budget = record.budget or {}
-    assert budget["groups"]["encoder"] != "int8"
-    assert sum(precision == "int8" for precision in budget["groups"].values()) >= 5
-    assert budget["searched_drop"] <= 1.0
-    assert budget["kept"] == ((record.drop or {})["segm"]["points"] <= 1.0)
+    budget = record.budget
+    assert budget.groups["encoder"] != "int8"
+    assert sum(precision == "int8" for precision in budget.groups.values()) >= 5
+    assert budget.searched_drop <= 1.0
+    assert budget.kept == (record.drop["segm"].points <= 1.0)
     trace = json.loads((out / "mixed/search.json").read_text())
     assert any(entry["groups"]["encoder"] == "int8" and not entry["kept"] for entry in trace)
     assert all(entry["drop"] <= 1.0 for entry in trace if entry["kept"])
     full = read_record(out / "full")
-    assert (record.artifact or {})["bytes"] < 0.5 * (full.artifact or {})["bytes"]
+    assert record.artifact.bytes < 0.5 * full.artifact.bytes
 
 
 def test_budget__bad_input_before_anything_is_measured(root: Path) -> None:

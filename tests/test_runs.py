@@ -20,8 +20,8 @@ from sam3slim.data.spec import DataSpec
 from sam3slim.data.vocabulary import kept_tokens, trim
 from sam3slim.errors import UserError
 from sam3slim.launch.compose import compose_plain
-from sam3slim.records import RunRecord, read_record
-from sam3slim.runs.drop import fill_drop, load_reference
+from sam3slim.results.record import RunRecord, read_record
+from sam3slim.runs.reference import fill_drop, load_reference
 from sam3slim.runs.specs import TrainSpec
 from sam3slim.runs.vocabulary import data_phrases
 from sam3slim.specs import TextSpec
@@ -66,9 +66,7 @@ def evaluate(checkpoint: Path, root: Path, folder: str, *overrides: str) -> RunR
 
 
 def segm(record: RunRecord) -> dict[str, Any]:
-    assert record.metrics is not None
-    values: dict[str, Any] = record.metrics["segm"]
-    return values
+    return dict(record.metrics.values["segm"])
 
 
 def test_train__leaves_what_a_user_needs(trained: tuple[RunRecord, Path]) -> None:
@@ -82,7 +80,7 @@ def test_train__leaves_what_a_user_needs(trained: tuple[RunRecord, Path]) -> Non
     assert facts["metrics"]["segm"]["map"] == segm(record)["map"]
     assert facts["extra"]["training_seconds"] >= 0
     plain = Sam3Model.from_pretrained(out / "artifact")
-    assert sum(p.numel() for p in plain.parameters()) == (record.model or {})["params"]
+    assert sum(p.numel() for p in plain.parameters()) == record.model.params
 
 
 def test_evaluate__a_checkpoint_scores_what_it_was_saved_with(trained: tuple[RunRecord, Path], root: Path) -> None:
@@ -90,14 +88,14 @@ def test_evaluate__a_checkpoint_scores_what_it_was_saved_with(trained: tuple[Run
     from_file = evaluate(out / "checkpoints/best.ckpt", root, "eval_file")
     from_run, from_artifact = evaluate(out, root, "eval_run"), evaluate(out / "artifact", root, "eval_artifact")
     assert segm(from_file) == segm(from_run) == segm(from_artifact) == segm(record)
-    assert (from_file.artifact or {})["bytes"] > 2 * (from_artifact.artifact or {})["bytes"]
-    assert from_file.data == {**(from_file.data or {}), "images": 4, "prompts": 92, "protocol": "all"}
+    assert from_file.artifact.bytes > 2 * from_artifact.artifact.bytes
+    assert (from_file.data.images, from_file.data.prompts, from_file.data.protocol) == (4, 92, "all")
 
 
 def test_evaluate__splits_and_latency(trained: tuple[RunRecord, Path], root: Path) -> None:
     record = evaluate(trained[1], root, "eval_val", "data.split=val", "latency=true", "limit=2")
-    assert (record.data or {})["images"] == 2
-    assert (record.latency_ms or {})["p50"] > 0
+    assert record.data.images == 2
+    assert record.latency_ms.p50 > 0
 
 
 def test_compress__one_measured_artifact_per_method(
@@ -107,13 +105,13 @@ def test_compress__one_measured_artifact_per_method(
     given = [f"checkpoint={out}", *data(root), "latency=false", "compress=[weights_only,fp16,int8_weight]"]
     config = compose_plain("compress", given, root / "compressed")
     records = runs.compress(config, root / "compressed", {}, "python compress.py")
-    sizes = {(r.artifact or {})["precision"]: (r.artifact or {})["bytes"] for r in records}
+    sizes = {r.artifact.precision: r.artifact.bytes for r in records}
     assert sizes["weights_only"] > sizes["fp16"] > sizes["int8_weight"]
     # Hardly trained: it says that there is nothing to lose, rather than that nothing was lost.
     assert "a drop cannot be seen here" in caplog.text
     full, _ = load(out)
     for record in records:
-        folder = root / "compressed" / (record.artifact or {})["precision"]
+        folder = root / "compressed" / record.artifact.precision
         assert read_record(folder).metrics == record.metrics
         reloaded, _ = load(folder / "artifact", expect=full.spec, dequantize=True)
         for key, value in full.state_dict().items():
@@ -129,10 +127,10 @@ def test_compress__table_with_drops_against_the_source(trained: tuple[RunRecord,
     assert [row["method"] for row in rows] == ["full", "weights_only", "fp16", "int8_weight"]
     full = read_record(folder / "full")
     for row in rows[1:]:
-        drop = (read_record(folder / row["method"]).drop or {})["segm"]
-        assert float(row["segm_drop"]) == pytest.approx(drop["points"], abs=1e-5)
-        assert drop["points"] == pytest.approx(100 * (segm(full)["map"] - float(row["segm_map"])), abs=1e-4)
-        assert drop["ci95"][0] <= drop["points"] <= drop["ci95"][1] or drop["points"] == 0
+        drop = read_record(folder / row["method"]).drop["segm"]
+        assert float(row["segm_drop"]) == pytest.approx(drop.points, abs=1e-5)
+        assert drop.points == pytest.approx(100 * (segm(full)["map"] - float(row["segm_map"])), abs=1e-4)
+        assert drop.low <= drop.points <= drop.high or drop.points == 0
     assert "mask drop, points (95 %)" in (folder / "compression.md").read_text()
     # The same reference for another command.
     again = evaluate(folder / "fp16/artifact", root, "eval_fp16", f"reference={folder / 'full'}")
@@ -180,7 +178,7 @@ def test_evaluate__reference_of_other_prompts(trained: tuple[RunRecord, Path], r
     assert not (root / "eval_present/matches_segm.npz").exists()
     reference = load_reference(full, DataSpec("coco", "anywhere"))
     record = read_record(full)
-    record.data = {**(record.data or {}), "prompts": 5}
+    record.data = replace(record.data, prompts=5)
     with pytest.raises(UserError, match=r"was asked 92 prompts, this run 5; a drop needs the same"):
         fill_drop(record, reference, reference.found)
 
@@ -271,7 +269,7 @@ def test_train__vocabulary_of_the_data(trained: tuple[RunRecord, Path], root: Pa
     full, spec = load(trained[1])[0], load(out)[0].spec
     assert spec.text == trim([c["name"] for c in ShapesSpec().categories()], full.spec.text)
     assert spec.text.vocab_size < 560
-    saved = (trained[0].model or {})["params"] - (record.model or {})["params"]
+    saved = trained[0].model.params - record.model.params
     assert saved == 32 * (600 - spec.text.vocab_size)
     plan = json.loads((out / "slimming_plan.json").read_text())
     assert plan["axes"]["text.tokens"]["kept"] == list(kept_tokens(full.spec.text, spec.text))
@@ -403,7 +401,7 @@ def test_evaluate__storage_and_arithmetic_are_told(
     """On the CPU half arithmetic is an emulation of a GPU's, by the same code."""
     plain = evaluate(trained[1], root, "arithmetic_auto", "limit=1")
     half = evaluate(trained[1], root, "arithmetic_bf16", "limit=1", "arithmetic=bf16")
-    told = [((record.artifact or {})["precision"], (record.artifact or {})["arithmetic"]) for record in (plain, half)]
+    told = [(record.artifact.precision, record.artifact.arithmetic) for record in (plain, half)]
     assert told == [("fp32", "fp32"), ("fp32", "bf16")]
     assert "stored in fp32, computes in bf16 on cpu" in capsys.readouterr().out
     assert half.metrics != plain.metrics

@@ -14,9 +14,9 @@ import torch
 from sam3slim.checkpoints import load
 from sam3slim.errors import UserError
 from sam3slim.launch.compose import compose_plain
-from sam3slim.records import read_record
 from sam3slim.report.collect import collect
 from sam3slim.report.compare import comparison_rows
+from sam3slim.results.record import read_record
 from tests import running as runs
 from tests.test_runs import SLIMMER, data, train
 from tests.tiny import OVERRIDES
@@ -126,11 +126,11 @@ def test_train__no_steps_keep_the_initial_weights(root: Path, capsys: pytest.Cap
     facts: dict[str, Any] = json.loads((out / "artifact/sam3slim.json").read_text())
     assert (facts["extra"]["retrained"], facts["extra"]["training_seconds"]) == (False, 0)
     cut, _ = train(root, "cut", "trainer.max_steps=0", *SLIMMER, "init=pruned", f"init.checkpoint={out}")
-    assert (cut.model or {})["params"] < (full.model or {})["params"]
+    assert cut.model.params < full.model.params
     again, kept = train(root, "again", "trainer.max_steps=0", "init=checkpoint", f"init.checkpoint={out}")
     for name, value in load(out)[0].state_dict().items():
         assert torch.equal(load(kept)[0].state_dict()[name], value), name
-    assert (again.metrics or {})["segm"] == (full.metrics or {})["segm"]
+    assert again.metrics.values["segm"] == full.metrics.values["segm"]
     (group,) = collect([out]).groups
     assert "not retrained" in comparison_rows(group)[0]["note"]
 

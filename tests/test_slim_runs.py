@@ -12,7 +12,7 @@ import torch
 from sam3slim.checkpoints import load
 from sam3slim.errors import UserError
 from sam3slim.launch.compose import compose_plain
-from sam3slim.records import RunRecord, read_record
+from sam3slim.results.record import RunRecord, read_record
 from sam3slim.runs.initial import data_scores
 from sam3slim.runs.specs import TrainSpec
 from sam3slim.runs.teacher import training_data
@@ -37,7 +37,7 @@ def trained(root: Path) -> tuple[RunRecord, Path]:
 def test_train__pruned_and_distilled(trained: tuple[RunRecord, Path], root: Path) -> None:
     slimmer = [*SLIMMER, "init=pruned", f"init.checkpoint={trained[1]}", "distill=features"]
     record, out = train(root, "slim", *slimmer)
-    assert (record.model or {})["params"] < (trained[0].model or {})["params"]
+    assert record.model.params < trained[0].model.params
     content = torch.load(out / "checkpoints/last.ckpt", weights_only=True)
     assert len(content["state_dict"]) == len(load(out)[0].state_dict())
     assert "distill_fpn" in (out / "csv/metrics.csv").read_text().splitlines()[0]

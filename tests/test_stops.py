@@ -12,7 +12,7 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 
 from sam3slim.data.batch import Batch
 from sam3slim.errors import UserError
-from sam3slim.records import read_record
+from sam3slim.results.record import read_record
 from sam3slim.runs.train import bad_input_of
 from sam3slim.training import ConceptSegmentation
 from tests.test_runs import QUICK, train

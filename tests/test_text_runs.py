@@ -14,7 +14,7 @@ from sam3slim.errors import UserError
 from sam3slim.launch.compose import compose_plain
 from sam3slim.models import build_model, init_for_training
 from sam3slim.predict import BoxPrompt, Predictor, PredictSpec, predict_files
-from sam3slim.records import RunRecord, read_record
+from sam3slim.results.record import RunRecord, read_record
 from tests import running as runs
 from tests.test_runs import QUICK, data, evaluate, segm
 from tests.tiny import OVERRIDES, SPEC
@@ -41,9 +41,9 @@ def full(root: Path) -> RunRecord:
 def test_evaluate__drop_is_zero(full: RunRecord, root: Path, name: str) -> None:
     record = evaluate(root / name, root, f"eval_{name}", f"reference={root / 'eval_full'}", "latency=true")
     assert segm(record) == segm(full)
-    drop = (record.drop or {})["segm"]
-    assert (drop["points"], drop["ci95"]) == (0.0, [0.0, 0.0])
-    before, after = ((r.model or {})["params_by_part"] for r in (full, record))
+    drop = record.drop["segm"]
+    assert (drop.points, drop.ci95) == (0.0, (0.0, 0.0))
+    before, after = (r.model.params_by_part for r in (full, record))
     assert after["text"] < before["text"]
     assert {part: count for part, count in after.items() if part != "text"} == {
         part: count for part, count in before.items() if part != "text"

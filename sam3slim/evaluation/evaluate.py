@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
+from typing import Any, TypeVar
 
 import torch
 from rich.progress import (
@@ -18,10 +20,13 @@ from rich.progress import (
 )
 
 from sam3slim.data.batch import Batch, GroundTruth
+from sam3slim.data.detections import Detections
 from sam3slim.errors import UserError
 from sam3slim.evaluation.inference import Segmenter, TextCache, predict_batch
-from sam3slim.evaluation.mean_ap import ConceptMeanAP, Metrics
-from sam3slim.evaluation.postprocess import Detections
+from sam3slim.results.metrics import Measured, measure_all
+from sam3slim.results.samples import Samples
+
+Item = TypeVar("Item")
 
 
 @dataclass
@@ -29,21 +34,30 @@ class EvalResult:
     """What one evaluation found.
 
     Attributes:
-        metrics: {"bbox": {...}, "segm": {...}} as in record.json; no "segm" for boxes-only sets.
+        measured: metric → its numbers and samples; no "segm" for boxes-only sets.
         images, prompts: how many were evaluated.
         seconds: wall time, data loading included.
         calibration: means over prompts of ``presence`` and ``top_score``, for concepts that are in the
             image and for those that are not; None where there was no such prompt.
-        detections, truths: of every image, when they were asked for.
+        detections: of every image.
     """
 
-    metrics: Metrics
+    measured: dict[str, Measured]
     images: int
     prompts: int
     seconds: float
     calibration: dict[str, float | None]
-    detections: list[Detections] | None = None
-    truths: list[GroundTruth] | None = None
+    detections: list[Detections]
+
+    @property
+    def metrics(self) -> dict[str, dict[str, Any]]:
+        """{"bbox": {...}, "segm": {...}} as in record.json."""
+        return {name: found.numbers for name, found in self.measured.items()}
+
+    @property
+    def samples(self) -> dict[str, Samples]:
+        """Of the metrics that can be resampled."""
+        return {name: found.samples for name, found in self.measured.items() if found.samples is not None}
 
 
 @dataclass
@@ -82,8 +96,6 @@ def evaluate(
     limit: int | None = None,
     prompt_chunk: int = 32,
     top_k: int = 100,
-    per_category: bool = False,
-    keep_detections: bool = False,
 ) -> EvalResult:
     """Box and mask mAP of ``model`` on the images of ``dataloader``, with the prompts it asks.
 
@@ -93,49 +105,41 @@ def evaluate(
         progress: show a bar with the time left.
         limit: stop after that many images.
         prompt_chunk, top_k: see ``predict_batch``.
-        per_category: also AP per category (see ``ConceptMeanAP``).
-        keep_detections: return the detections and the ground truth too.
 
     Raises:
         UserError: no image at all, or the model returns NaN.
         ValueError: a batch without ground truth.
     """
     started = time.perf_counter()
-    metric: ConceptMeanAP | None = None
     calibration, cache = Calibration(), TextCache()
-    kept: list[Detections] = []
-    kept_truths: list[GroundTruth] = []
-    images = prompts = 0
+    detections: list[Detections] = []
+    truths: list[GroundTruth] = []
+    prompts = 0
     with _progress(progress, _image_count(dataloader, limit)) as advance:
         for batch in _limited(dataloader, limit):
-            truths = ground_truths(batch)
-            if metric is None:
-                metric = ConceptMeanAP(with_masks=truths[0].rles is not None, per_category=per_category)
+            wanted = ground_truths(batch)
             found = predict_batch(
                 model,
                 batch,
                 prompt_chunk=prompt_chunk,
                 top_k=top_k,
-                with_masks=metric.with_masks,
+                with_masks=wanted[0].rles is not None,
                 text_cache=cache,
             )
-            metric.update(found, truths)
-            calibration.update(found, truths)
-            if keep_detections:
-                kept.extend(found)
-                kept_truths.extend(truths)
-            images, prompts = images + len(found), prompts + len(batch.input_ids)
+            calibration.update(found, wanted)
+            detections += found
+            truths += wanted
+            prompts += len(batch.input_ids)
             advance(len(found))
-    if metric is None:
+    if not detections:
         raise UserError(f"nothing to evaluate: the data gives no image (limit={limit}); check data.root and data.split")
     return EvalResult(
-        metrics=metric.compute(),
-        images=images,
+        measured=measure_all(detections, truths),
+        images=len(detections),
         prompts=prompts,
         seconds=time.perf_counter() - started,
         calibration=calibration.compute(),
-        detections=kept if keep_detections else None,
-        truths=kept_truths if keep_detections else None,
+        detections=detections,
     )
 
 
@@ -146,6 +150,16 @@ def ground_truths(batch: Batch) -> list[GroundTruth]:
     if len(found) != len(truths):
         raise ValueError("a batch without ground truth: evaluate with an evaluation protocol, not 'train'")
     return found
+
+
+def gather_images(items: list[Item]) -> list[Item]:
+    """Every process's items, one per image, in the order in which one process would have seen them."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return items
+    everyone: list[list[Item]] = [[]] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everyone, items)
+    # The sampler deals images out in turns: rank r has the images r, r + processes, ….
+    return [item for turn in zip_longest(*everyone) for item in turn if item is not None]
 
 
 def first_images(batch: Batch, count: int) -> Batch:

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from sam3slim.data.batch import Batch
+from sam3slim.data.detections import Detections, PromptScores
 from sam3slim.evaluation.postprocess import (
     Candidates,
-    Detections,
-    PromptScores,
     above,
     finish_detections,
     merge_candidates,

@@ -11,14 +11,15 @@ from sam3slim.checkpoints.card import LOAD_INT8, LOAD_PLAIN, LOAD_SAM3SLIM, not_
 from sam3slim.checkpoints.locate import ONNX, PROGRAMS
 from sam3slim.checkpoints.trained import SENTENCES, inherited_prompts, told_prompts
 from sam3slim.export.builder import MODULE, builder_lines
-from sam3slim.export.candidate import Pick, candidate_heads, candidate_rows, drop_text
-from sam3slim.export.choice import METRICS, Wish
+from sam3slim.export.candidate import Pick, candidate_heads, candidate_rows
+from sam3slim.export.choice import Wish
 from sam3slim.export.convert import Converted
 from sam3slim.export.fresh import Verified
 from sam3slim.models import count_params
 from sam3slim.onnx.card import inputs_lines, loading
 from sam3slim.predict.source import Source
 from sam3slim.report.table import megabytes
+from sam3slim.results.metrics import METRICS
 from sam3slim.specs import ModelSpec
 
 SHAPES = "shapes"
@@ -31,7 +32,6 @@ LICENSE_SHAPES = (
     "This run was measured on drawn shapes. The nano family of sam3slim is trained from scratch on such pictures, "
     "which carry no third-party rights; its weights are under the project's Apache-2.0 licence."
 )
-MAP_KEYS = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large", "mar_100")
 LIBRARIES = {"hf": "transformers", ONNX: "onnx"}
 
 
@@ -51,14 +51,13 @@ class Facts:
 def export_card(facts: Facts) -> str:
     """Markdown with the architecture, data, metrics, drop, sizes, choice, checks, provenance, use and licence."""
     record = facts.pick.chosen.run.record
-    precision = (record.artifact or {}).get("precision")
     lines = [
         "---",
         f"library_name: {LIBRARIES.get(facts.wish.format, 'pytorch')}",
         "pipeline_tag: mask-generation",
         "---",
         "",
-        f"# {facts.spec.name} ({precision}) as {facts.wish.format}",
+        f"# {facts.spec.name} ({record.artifact.precision}) as {facts.wish.format}",
         "",
         "A SAM 3 image model, chosen from measured runs and exported by sam3slim. "
         + SENTENCES[told_prompts(facts.source.facts) if facts.source.facts else inherited_prompts(facts.source.path)],
@@ -80,7 +79,7 @@ def export_card(facts: Facts) -> str:
         "## Licence",
         "",
         LICENSE_SAM,
-        *(["", LICENSE_SHAPES] if (record.data or {}).get("name") == SHAPES else []),
+        *(["", LICENSE_SHAPES] if record.data.name == SHAPES else []),
         "",
     ]
     return "\n".join(lines)
@@ -117,46 +116,46 @@ def _architecture(facts: Facts) -> list[str]:
 
 def _measured(facts: Facts) -> list[str]:
     chosen = facts.pick.chosen
-    record, data = chosen.run.record, chosen.run.record.data or {}
-    rows = []
-    for metric, name in METRICS.items():
-        values = (record.metrics or {}).get(metric)
-        if values:
-            numbers = ["–" if values.get(key) is None else f"{100 * values[key]:.1f}" for key in MAP_KEYS]
-            rows.append((f"{name}, %", *numbers))
-    against = facts.pick.against
+    record, data = chosen.run.record, chosen.run.record.data
+    measured = {METRICS[name]: values for name, values in record.metrics.values.items() if name in METRICS}
+    keys = dict.fromkeys(key for values in measured.values() for key in values if key != "per_category")
+    rows = [
+        (f"{m.title}, {m.unit}", *("–" if (v := values.get(key)) is None else m.text(v, 1) for key in keys))
+        for m, values in measured.items()
+    ]
+    against, metric = facts.pick.against, facts.pick.metric
     drop = (
-        f"Drop in {METRICS[facts.pick.metric]}: {drop_text(chosen)} points, against {against.where} "
-        f"({100 * against.map:.2f} %); in brackets the 95 % interval over images, where the record has one."
+        f"Drop in {metric.title}: {chosen.drop.text()} points, against {against.where} "
+        f"({metric.text(against.value)} {metric.unit}); in brackets the 95 % interval over images, where the record "
+        "has one."
         if against and chosen.drop is not None
         else "Drop: not known; no record states one."
     )
     where = ", ".join(
         str(part) for part in (
-            data.get("name"), f"split {data.get('split')}", f"protocol {data.get('protocol')}",
-            f"{data.get('images'):,} images", f"{data.get('prompts'):,} prompts", f"at {data.get('root')}",
+            data.name, f"split {data.split}", f"protocol {data.protocol}", f"{data.images:,} images",
+            f"{data.prompts:,} prompts", f"at {data.root}",
         )
     )  # fmt: skip
-    latency = record.latency_ms or {}
+    latency = record.latency_ms
     speed = (
-        [f"Latency: {latency['p50']:.1f} ms (median; batch {latency.get('batch')}, {latency.get('prompts')} prompts, "
+        [f"Latency: {latency.p50:.1f} ms (median; batch {latency.batch}, {latency.prompts} prompts, "
          f"{record.device}), of the picked artifact, not of this format.", ""]
-        if latency.get("p50") is not None else []
+        if latency.p50 is not None else []
     )  # fmt: skip
     return [
-        "## Data and metrics", "", f"Measured on {where}.", "", *table(("", *MAP_KEYS), rows), drop, "", *speed,
+        "## Data and metrics", "", f"Measured on {where}.", "", *table(("", *keys), rows), drop, "", *speed,
     ]  # fmt: skip
 
 
 def _sizes(facts: Facts) -> list[str]:
-    artifact = facts.pick.chosen.run.record.artifact or {}
+    artifact = facts.pick.chosen.run.record.artifact
     rows = [
         ("this export, weights", f"{facts.made.bytes:,}", megabytes(facts.made.bytes)),
-        (f"the measured artifact ({artifact.get('format')}, {artifact.get('precision')})", f"{artifact.get('bytes'):,}",
-         megabytes(artifact.get("bytes") or 0)),
+        (f"the measured artifact ({artifact.format}, {artifact.precision})", f"{artifact.bytes:,}",
+         megabytes(artifact.bytes or 0)),
     ]  # fmt: skip
-    parts = artifact.get("bytes_by_part") or {}
-    rows += [(f"– its {part}", f"{size:,}", megabytes(size)) for part, size in parts.items()]
+    rows += [(f"– its {part}", f"{size:,}", megabytes(size)) for part, size in artifact.bytes_by_part.items()]
     files = [(f"`{name}`", f"`{sha}`") for name, sha in facts.made.weights.items()]
     return ["## Sizes", "", *table(("", "bytes", ""), rows), *table(("file", "sha256"), files, right=2)]
 

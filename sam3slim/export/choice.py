@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from sam3slim.errors import UserError
-from sam3slim.records import RunRecord
-from sam3slim.report.collect import IDENTITY, Collected, Group, Run
+from sam3slim.report.collect import Collected, Group, Run
+from sam3slim.results.metrics import Metric
+from sam3slim.results.record import RunRecord
 
 Format = Literal["hf", "reference", "onnx", "torch-export"]
 Best = Literal["map", "size"]
-METRICS = {"segm": "mask mAP", "bbox": "box mAP"}
-SAME_MAP = 1e-4  # mAP in 0..1; a drop is taken from stored matches, which agree with the recorded mAP to 1e-6
+SAME_VALUE = 1e-4  # mAP in 0..1; a drop is taken from stored matches, which agree with the recorded mAP to 1e-6
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def choose_group(found: Collected, wanted: str | None = None) -> Group:
     Raises:
         UserError: nothing was measured, a choice is needed, or ``wanted`` fits none or several.
     """
-    groups = [group for group in found.groups if group.data is not None]
+    groups = [group for group in found.groups if group.data]
     if not groups:
         raise UserError(f"none of the {len(found.runs)} runs has an mAP; run evaluate.py on their artifacts first")
     listed = "; ".join(f"{i}) {g.title} ({len(g.runs)} runs)" for i, g in enumerate(groups, start=1))
@@ -84,26 +84,15 @@ def choose_group(found: Collected, wanted: str | None = None) -> Group:
     return fitting[0]
 
 
-def metric_of(group: Group) -> str:
-    """``segm`` where any run of the group has masks, else ``bbox``."""
-    return "segm" if any(map_of(run.record, "segm") is not None for run in group.runs) else "bbox"
-
-
-def map_of(record: RunRecord, metric: str) -> float | None:
-    """mAP in 0..1."""
-    value = ((record.metrics or {}).get(metric) or {}).get("map")
-    return None if value is None else float(value)
-
-
 @dataclass(frozen=True)
 class Baseline:
-    """What drops are counted against: an mAP in 0..1, and where it is from, in words."""
+    """What drops are counted against: the metric's number, and where it is from, in words."""
 
-    map: float
+    value: float
     where: str
 
 
-def baseline(group: Group, metric: str, reference: RunRecord | None, folder: str = "") -> Baseline | None:
+def baseline(group: Group, metric: Metric, reference: RunRecord | None, folder: str = "") -> Baseline | None:
     """What the drops of a group are counted against.
 
     Records state their drop against whatever their run was given; a record's own drop and mAP tell the mAP of that.
@@ -119,48 +108,45 @@ def baseline(group: Group, metric: str, reference: RunRecord | None, folder: str
         UserError: the reference was measured on other data or has no such mAP, or drops count against several models.
     """
     if reference is not None:
-        if {key: (reference.data or {}).get(key) for key in IDENTITY} != group.data:
+        if reference.data.identity != group.data:
             raise UserError(f"--reference {folder} was measured on other data or with another protocol: {group.title}")
-        value = map_of(reference, metric)
+        value = reference.metrics.value(metric)
         if value is None:
-            raise UserError(
-                f"--reference {folder} has no {METRICS[metric]}; give a finished evaluation of the full model"
-            )
+            raise UserError(f"--reference {folder} has no {metric.title}; give a finished evaluation of the full model")
         return Baseline(value, folder)
     told: list[float] = []
     for run in group.runs:
-        against = _reference_map(run, metric)
-        if against is not None and not any(abs(against - other) < SAME_MAP for other in told):
+        against = _reference_value(run, metric)
+        if against is not None and not any(abs(against - other) < SAME_VALUE for other in told):
             told.append(against)
     if len(told) > 1:
-        several = ", ".join(f"{100 * value:.2f}" for value in sorted(told, reverse=True))
+        several = ", ".join(metric.text(value) for value in sorted(told, reverse=True))
         raise UserError(
-            f"the records count their drop against {len(told)} models ({METRICS[metric]} {several} %); "
+            f"the records count their drop against {len(told)} models ({metric.title} {several} {metric.unit}); "
             "name the full model's run with --reference RUN"
         )
     return Baseline(told[0], _who(group, metric, told[0])) if told else None
 
 
-def _reference_map(run: Run, metric: str) -> float | None:
-    """mAP in 0..1 of what the record's drop was counted against."""
-    drop, value = (run.record.drop or {}).get(metric) or {}, map_of(run.record, metric)
-    return None if drop.get("points") is None or value is None else value + drop["points"] / 100
+def _reference_value(run: Run, metric: Metric) -> float | None:
+    """The metric's number for what the record's drop was counted against."""
+    drop, value = run.record.drop.get(metric.name), run.record.metrics.value(metric)
+    return None if drop is None or value is None else metric.before(value, drop.points)
 
 
-def _who(group: Group, metric: str, value: float) -> str:
+def _who(group: Group, metric: Metric, value: float) -> str:
     """The run that has this mAP and states no drop, if there is one; its folder, or a description."""
-    same = [run for run in group.runs if abs((map_of(run.record, metric) or -1.0) - value) < SAME_MAP]
-    same.sort(key=lambda run: (run.record.drop is not None, -((run.record.model or {}).get("params") or 0)))
+    same = [run for run in group.runs if abs((run.record.metrics.value(metric) or -1.0) - value) < SAME_VALUE]
+    same.sort(key=lambda run: (bool(run.record.drop), -(run.record.model.params or 0)))
     return str(same[0].folder) if same else "the reference of the records"
 
 
-def interval(run: Run, metric: str, against: Baseline) -> tuple[float, float] | None:
+def interval(run: Run, metric: Metric, against: Baseline) -> tuple[float, float] | None:
     """The 95 % interval of the record's drop, in points, if it was counted against the baseline."""
-    told = _reference_map(run, metric)
-    bounds = ((run.record.drop or {}).get(metric) or {}).get("ci95")
-    if told is None or not bounds or None in bounds or abs(told - against.map) >= SAME_MAP:
+    told = _reference_value(run, metric)
+    if told is None or abs(told - against.value) >= SAME_VALUE:
         return None
-    return float(bounds[0]), float(bounds[1])
+    return run.record.drop[metric.name].ci95
 
 
 def facts_of(folder: Path) -> Mapping[str, Any]:

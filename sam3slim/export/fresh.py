@@ -17,15 +17,16 @@ import sam3slim
 from sam3slim.checkpoints import spec_difference
 from sam3slim.errors import UserError
 from sam3slim.export.check import Request, write_request
-from sam3slim.export.choice import METRICS, Format, map_of
+from sam3slim.export.choice import Format
 from sam3slim.onnx.verify import TOLERANCE, difference
-from sam3slim.records import RunRecord
+from sam3slim.results.metrics import METRICS
+from sam3slim.results.record import Metrics, RunRecord, plain
 from sam3slim.specs import ModelSpec
 
 # Largest difference of an output: absolute below 1, a share of the largest value above. Weights of PyTorch are the
 # same numbers, whatever file they lie in; graphs add up in another order.
 TOLERANCES: dict[str, float] = {"hf": 1e-5, "reference": 1e-5, "onnx": TOLERANCE, "torch-export": TOLERANCE}
-MAP_TOLERANCE = 0.5  # points: one detection that changes sides of a threshold, on a few images
+TOLERATED_POINTS = 0.5  # points: one detection that changes sides of a threshold, on a few images
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,9 @@ class Verified:
         if self.sample is None:
             return [*lines, f"not evaluated again: {self.not_evaluated}"]
         shown = [
-            f"{METRICS[metric]} {100 * value:.2f} % (before: {100 * self.sample['before'][metric]:.2f} %)"
-            for metric, value in self.sample["after"].items()
+            f"{METRICS[name].sentence(value)} (before: {METRICS[name].text(self.sample['before'][name])} "
+            f"{METRICS[name].unit})"
+            for name, value in self.sample["after"].items()
         ]
         what = "all" if self.whole else "the first"
         return [*lines, f"evaluated again on {what} {self.sample['images']} images: {', '.join(shown)}"]
@@ -109,7 +111,7 @@ def verify_export(
     Raises:
         UserError: one cannot be opened, they differ, or the picked model does not reproduce its record.
     """
-    data = dict(record.data or {})
+    data = plain(record.data)
     asked = images if data else 0
     first = _ask(before, work / "before", data, root, asked)
     second = _ask(after, work / "after", data, root, asked)
@@ -184,22 +186,23 @@ def _sample(
     if "reason" in before or "reason" in after:
         return None, before.get("reason") or after.get("reason"), False
     one, two = (
-        {metric: value for metric in METRICS if (value := found["metrics"].get(metric, {}).get("map")) is not None}
+        {name: v for name, m in METRICS.items() if (v := Metrics(found["metrics"]).value(m)) is not None}
         for found in (before, after)
     )
     # Fewer images than were asked for: the set has no more.
-    whole = before["images"] == (record.data or {}).get("images") and before["images"] <= asked
-    for metric, value in one.items():
-        if 100 * abs(two[metric] - value) > MAP_TOLERANCE:
+    whole = before["images"] == record.data.images and before["images"] <= asked
+    for name, value in one.items():
+        metric = METRICS[name]
+        if abs(metric.points_lost(value, two[name])) > TOLERATED_POINTS:
             raise UserError(
-                f"the export has {METRICS[metric]} {100 * two[metric]:.2f} % on {after['images']} images, the picked "
-                f"run's model {100 * value:.2f} % (allowed: {MAP_TOLERANCE:g} points); nothing was written"
+                f"the export has {metric.sentence(two[name])} on {after['images']} images, the picked run's model "
+                f"{metric.text(value)} {metric.unit} (allowed: {TOLERATED_POINTS:g} points); nothing was written"
             )
-        stated = map_of(record, metric)
-        if whole and stated is not None and 100 * abs(value - stated) > MAP_TOLERANCE:
+        stated = record.metrics.value(metric)
+        if whole and stated is not None and abs(metric.points_lost(stated, value)) > TOLERATED_POINTS:
             raise UserError(
-                f"the picked run's model has {METRICS[metric]} {100 * value:.2f} %, its record says "
-                f"{100 * stated:.2f} %: other data, or another artifact; evaluate it again, or --check-images 0"
+                f"the picked run's model has {metric.sentence(value)}, its record says {metric.text(stated)} "
+                f"{metric.unit}: other data, or another artifact; evaluate it again, or --check-images 0"
             )
     sample = {"images": before["images"], "prompts": before["prompts"], "before": one, "after": two}
     return sample, None, whole

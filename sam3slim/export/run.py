@@ -18,8 +18,8 @@ from sam3slim.export.fresh import Opening, Verified, verify_export
 from sam3slim.export.pick import choose
 from sam3slim.files import atomic_path, ensure_writable_dir, write_json
 from sam3slim.predict.source import source_of
-from sam3slim.records import plain
 from sam3slim.report.table import megabytes
+from sam3slim.results.record import plain
 
 EXPORT_FILE = "export.json"
 SCHEMA = 1
@@ -88,7 +88,7 @@ def export(
     with atomic_path(path) as temporary, work_folder as work:
         step(f"writing {wish.format}")
         record = choice.chosen.run.record
-        made = convert(source, wish.format, temporary, metrics=plain(record.metrics or {}), advance=advance)
+        made = convert(source, wish.format, temporary, metrics=plain(record.metrics), advance=advance)
         _check_size(made, wish)
         step("opening it in a fresh process, beside the picked run's model")
         spec = source.spec
@@ -129,8 +129,8 @@ def _export_json(facts: Facts) -> dict[str, Any]:
     choice, record = facts.pick, facts.pick.chosen.run.record
     runs = [
         {
-            "run": str(c.run.folder), "model": c.name, choice.metric: c.map, "drop": c.drop, "bytes": c.bytes,
-            "verdict": c.verdict,
+            "run": str(c.run.folder), "model": c.name, choice.metric.name: c.value,
+            "drop": c.drop.points if c.drop else None, "bytes": c.bytes, "verdict": c.verdict,
         }
         for c in choice.candidates
     ]  # fmt: skip

@@ -29,7 +29,7 @@ from yaml import YAMLError
 from sam3slim.errors import UserError
 from sam3slim.launch import messages
 from sam3slim.launch.run import Run
-from sam3slim.records import Kind
+from sam3slim.results.record import Kind
 from sam3slim.specs import ModelSpec
 from sam3slim.strict import spec_from_dict, unknown_key
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sam3slim.records import Kind, RunRecord, finished_record, recording
+from sam3slim.results.record import Kind, RunRecord
+from sam3slim.results.recording import finished_record, recording
 from sam3slim.specs import ModelSpec
 from sam3slim.strict import spec_from_dict
 

@@ -18,7 +18,9 @@ from sam3slim.files import ensure_writable_dir
 from sam3slim.launch.child import ChildDied, in_child
 from sam3slim.launch.journal import Outcome
 from sam3slim.launch.run import Run
-from sam3slim.records import FILE_NAME, RunRecord, config_hash, is_finished, outcome, record_of
+from sam3slim.results.metrics import main_metric
+from sam3slim.results.record import FILE_NAME, RunRecord
+from sam3slim.results.recording import config_hash, is_finished, outcome, record_of
 
 LOCK = ".lock"
 HASH_LENGTH = 10
@@ -104,9 +106,8 @@ def _values(done: Done) -> tuple[float, float] | None:
     record = done.records[-1] if done.records else None
     if not isinstance(record, RunRecord):
         return None
-    metrics, size = record.metrics or {}, (record.artifact or {}).get("bytes")
-    measured = (metrics.get("segm") or metrics.get("bbox") or {}).get("map")
-    return None if measured is None or size is None else (float(measured), float(size))
+    score, size = main_metric(record).score_of(record), record.artifact.bytes
+    return None if score is None or size is None else (score, float(size))
 
 
 def _stamp(folder: Path) -> tuple[int, int] | None:

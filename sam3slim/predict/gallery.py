@@ -26,6 +26,8 @@ from sam3slim.predict.source import source_of
 from sam3slim.report.collect import Group, Run
 from sam3slim.report.pareto import pareto_front
 from sam3slim.report.pictures import Instances, draw_instances
+from sam3slim.results.metrics import main_metric
+from sam3slim.results.record import plain
 
 MOST_RUNS = 6
 CELL = 288  # pixels of a picture's longer side
@@ -65,14 +67,16 @@ def gallery_runs(group: Group, wanted: Collection[Path] = ()) -> list[Run]:
     Args:
         wanted: folders of runs; those of other groups are passed over.
     """
-    able = [run for run in group.runs if run.record.status == "finished" and (run.record.artifact or {}).get("path")]
+    able = [run for run in group.runs if run.record.status == "finished" and run.record.artifact.path]
     if wanted:
         places = {folder.resolve() for folder in wanted}
         return [run for run in able if run.folder.resolve() in places]
     if not able:
         return []
-    full = max(able, key=lambda run: (_params(run), _precision(run) == "fp32", _bytes(run), str(run.folder)))
-    front = [able[i] for i in pareto_front([(_bytes(run), _map(run)) for run in able])]
+    full = max(able, key=_size)
+    metric = main_metric(run.record for run in able)
+    points = [(run.record.artifact.bytes or 0, metric.score_of(run.record)) for run in able]
+    front = [able[i] for i in pareto_front(points)]
     rest = [run for run in reversed(front) if run is not full]
     if len(rest) > MOST_RUNS - 1:  # evenly over the front, both ends among them
         last = len(rest) - 1
@@ -124,7 +128,7 @@ def make_gallery(
             ]
         with emulated(model) if isinstance(model, Sam3) else nullcontext(0):
             found = predict_batch(model, batch)
-        title = _title(run)
+        title = run.record.title
         gallery.runs[str(run.folder)] = [
             _picture(*pair, names, shown, title) for pair in zip(pictures, found, strict=True)
         ]
@@ -134,7 +138,7 @@ def make_gallery(
 
 
 def _batch(run: Run, model: Sam3 | GraphSam3, images: int, root: str | Path | None) -> tuple[CocoConcepts, Batch]:
-    spec = recorded_data(run.record.data or {}, root=root)
+    spec = recorded_data(plain(run.record.data), root=root)
     data = spec.build(model.spec)
     dataset = data.dataset(spec.split)
     with_objects = [i for i, record in enumerate(dataset.records) if record.annotations]
@@ -145,7 +149,7 @@ def _batch(run: Run, model: Sam3 | GraphSam3, images: int, root: str | Path | No
 
 def _specific(run: Run, names: Mapping[int, str]) -> set[int] | None:
     """Of drawn shapes only "red circle": every object has one such phrase, and four others that would cover it."""
-    if (run.record.data or {}).get("name") != "shapes":
+    if run.record.data.name != "shapes":
         return None
     return {category for category, phrase in names.items() if len(phrase.split()) == 2} or None
 
@@ -178,24 +182,6 @@ def _seen(instances: Instances, names: Mapping[int, str], shown: set[int] | None
     return ", ".join([count, *words[:NAMED], *(["…"] if len(words) > NAMED else [])])
 
 
-def _title(run: Run) -> str:
-    name = (run.record.model or {}).get("name") or "a model"
-    return f"{name} {_precision(run)}".strip()
-
-
-def _precision(run: Run) -> str:
-    return str((run.record.artifact or {}).get("precision") or "")
-
-
-def _params(run: Run) -> int:
-    return int((run.record.model or {}).get("params") or 0)
-
-
-def _bytes(run: Run) -> int:
-    return int((run.record.artifact or {}).get("bytes") or 0)
-
-
-def _map(run: Run) -> float | None:
-    metrics = run.record.metrics or {}
-    value = (metrics.get("segm") or metrics.get("bbox") or {}).get("map")
-    return None if value is None else float(value)
+def _size(run: Run) -> tuple[int, bool, int, str]:
+    artifact = run.record.artifact
+    return run.record.model.params or 0, artifact.precision == "fp32", artifact.bytes or 0, str(run.folder)

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as mask_utils
 
+from sam3slim.data.detections import Detections, Rle
 from sam3slim.errors import UserError
-from sam3slim.evaluation.postprocess import Detections, Rle
 from sam3slim.files import atomic_path
 from sam3slim.report.pictures import draw_instances
 

@@ -57,8 +57,8 @@ def source_of(run: Run) -> Source:
         CheckpointError: it is gone, or its weights have another size than the record says.
     """
     record = run.record
-    artifact = record.artifact or {}
-    stated = Path(str(artifact["path"]))
+    artifact = record.artifact
+    stated = Path(str(artifact.path))
     places = [stated, run.folder / stated]
     if record.kind != "evaluate":
         places.append(run.folder / "artifact")  # of a run folder that was moved as a whole
@@ -70,10 +70,10 @@ def source_of(run: Run) -> Source:
         )
     located = locate(path)
     size = sum(file.stat().st_size for file in weight_files(located))
-    if size != artifact.get("bytes"):
+    if size != artifact.bytes:
         raise CheckpointError(
             f"{path} is not what {run.folder / 'record.json'} measured: its weights have {size:,} bytes, the record "
-            f"says {artifact.get('bytes'):,}; measure it again with evaluate.py"
+            f"says {artifact.bytes:,}; measure it again with evaluate.py"
         )
     facts = read_facts(located.path) if located.kind == "artifact" else {}
-    return Source(located, facts, dict(artifact.get("overrides") or {}))
+    return Source(located, facts, dict(artifact.overrides))

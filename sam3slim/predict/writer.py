@@ -15,8 +15,8 @@ from typing import IO, Any
 
 from pycocotools import mask as mask_utils
 
+from sam3slim.data.detections import Detections
 from sam3slim.errors import UserError
-from sam3slim.evaluation.postprocess import Detections
 from sam3slim.files import atomic_path, ensure_writable_dir, is_leftover, write_json
 from sam3slim.predict.images import Picture
 

@@ -10,12 +10,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from sam3slim.errors import UserError
-from sam3slim.records import FILE_NAME, RunRecord, read_record
+from sam3slim.results.record import FILE_NAME, Data, RunRecord, plain, read_record
 
-IDENTITY = ("name", "split", "protocol", "images", "prompts")  # not "root": the same data may lie anywhere
 CURVES = ("train/loss", "val/segm_map", "val/bbox_map")
 CURVE_FILES = ("metrics.csv", "csv/metrics.csv")
 CURVE_POINTS = 80  # enough for a line of some 300 pixels
@@ -40,20 +38,23 @@ class Run:
 
 @dataclass
 class Group:
-    """Runs measured on the same images with the same prompts; ``data`` is None where nothing was measured."""
+    """Runs measured on the same images with the same prompts; ``data`` is empty where nothing was measured."""
 
-    data: dict[str, Any] | None
+    data: Data
     runs: list[Run] = field(default_factory=list)
 
     @property
     def title(self) -> str:
         """``shapes, test, protocol all: 300 images, 6,900 prompts``."""
-        if self.data is None:
+        data = self.data
+        if not data:
             return "nothing measured"
-        named = [str(self.data[key]) for key in ("name", "split") if self.data[key] is not None]
-        if self.data["protocol"] is not None:
-            named.append(f"protocol {self.data['protocol']}")
-        counts = [f"{self.data[key]:,} {key}" for key in ("images", "prompts") if self.data[key] is not None]
+        named = [value for value in (data.name, data.split) if value is not None]
+        if data.protocol is not None:
+            named.append(f"protocol {data.protocol}")
+        if data.prompt_kind is not None:
+            named.append(f"prompts {data.prompt_kind}, box noise {data.box_noise}")
+        counts = [f"{n:,} {what}" for n, what in ((data.images, "images"), (data.prompts, "prompts")) if n is not None]
         return ", ".join(named) + (": " + ", ".join(counts) if counts else "")
 
 
@@ -123,12 +124,11 @@ def _numbers(cells: Sequence[tuple[str, str]]) -> Iterator[tuple[float, float]]:
 def machine(record: RunRecord) -> str | None:
     """What a latency is true for: device, threads, batch and prompts. Others share no axis with it."""
     latency = record.latency_ms
-    if not latency or latency.get("p50") is None:
+    if latency.p50 is None:
         return None
     device = record.device or "unknown device"
-    threads = latency.get("threads")
-    words = [] if threads is None or "threads" in device else [f"{threads} threads"]
-    words += [f"{key} {latency[key]}" for key in ("batch", "prompts") if latency.get(key) is not None]
+    words = [] if latency.threads is None or "threads" in device else [f"{latency.threads} threads"]
+    words += [f"{key} {n}" for key, n in (("batch", latency.batch), ("prompts", latency.prompts)) if n is not None]
     return ", ".join([device, *words])
 
 
@@ -175,20 +175,19 @@ def _without_repeats(runs: Sequence[Run]) -> list[Run]:
 
 def numbers(record: RunRecord) -> str:
     """What must be equal for two runs to count as one; time and memory differ from run to run by themselves."""
-    artifact = {key: (record.artifact or {}).get(key) for key in ("bytes", "format", "precision")}
-    data = [(record.data or {}).get(key) for key in IDENTITY]
-    values = [record.status, record.error, record.kind, record.model, artifact, data, record.metrics, record.drop]
-    return json.dumps(values, sort_keys=True)
+    artifact = record.artifact
+    stored = [artifact.bytes, artifact.format, artifact.precision]
+    done = [record.status, record.error, record.kind, record.model, stored]
+    return json.dumps(plain([*done, record.data.identity, record.metrics, record.drop]), sort_keys=True)
 
 
 def _grouped(runs: Sequence[Run]) -> list[Group]:
     groups: dict[str, Group] = {}
     for run in runs:
-        measured = run.record.data if run.record.metrics else None
-        data = {key: measured.get(key) for key in IDENTITY} if measured else None
-        groups.setdefault(json.dumps(data), Group(data)).runs.append(run)
+        data = run.record.data.identity if run.record.metrics else Data()
+        groups.setdefault(json.dumps(plain(data)), Group(data)).runs.append(run)
     # What was measured first, then by number of runs.
-    return sorted(groups.values(), key=lambda group: (group.data is None, -len(group.runs), group.title))
+    return sorted(groups.values(), key=lambda group: (not group.data, -len(group.runs), group.title))
 
 
 def _thinned(points: list[tuple[str, str]]) -> list[tuple[str, str]]:

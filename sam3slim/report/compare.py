@@ -9,7 +9,7 @@ from typing import Any
 from sam3slim.files import atomic_path
 from sam3slim.report.collect import Collected, Group, Run, learning_curves, machine
 from sam3slim.report.pareto import pareto_front
-from sam3slim.report.table import to_markdown, write_table
+from sam3slim.report.table import metric_cells, to_markdown, write_table
 
 COLUMNS = (
     "group", "name", "precision", "arithmetic", "kind", "status", "params", "bytes", "bbox_map", "segm_map",
@@ -55,7 +55,7 @@ def write_comparison(
     csv_path, _ = write_table([row for rows in tables for row in rows], folder, columns=COLUMNS, stem="compare")
     written = [csv_path, _write_markdown(found, tables, folder / "compare.md")]
     for number, (group, rows) in enumerate(zip(found.groups, tables, strict=True), 1):
-        if group.data is not None:
+        if group.data:
             written.append(plot_fronts(rows, folder / f"compare_{number}.png", title=group.title))
     return [*written, write_page(page_data(found, tables, galleries or {}), folder / "compare.html")]
 
@@ -72,24 +72,24 @@ def page_data(
     for number, (group, rows) in enumerate(zip(found.groups, tables, strict=True)):
         runs = [row | _details(run) for row, run in zip(rows, group.runs, strict=True)]
         groups.append({
-            "title": group.title, "measured": group.data is not None, "runs": runs, "gallery": galleries.get(number),
+            "title": group.title, "measured": bool(group.data), "runs": runs, "gallery": galleries.get(number),
         })  # fmt: skip
     return {"groups": groups, "unread": found.unread}
 
 
 def _row(run: Run, group: str) -> dict[str, Any]:
     record = run.record
-    artifact, latency = record.artifact or {}, record.latency_ms or {}
+    artifact, latency = record.artifact, record.latency_ms
     row: dict[str, Any] = dict.fromkeys((*COLUMNS, *SHOWN))
     row |= {
         "group": group,
-        "name": (record.model or {}).get("name") or record.choices.get("model"),
-        "arithmetic": artifact.get("arithmetic"),
-        "precision": artifact.get("precision") or ("fp32" if record.kind == "train" else None),
-        "params": (record.model or {}).get("params"),
-        "bytes": artifact.get("bytes"),
-        "latency_p50_ms": latency.get("p50"),
-        "latency_p90_ms": latency.get("p90"),
+        "name": record.name,
+        "arithmetic": artifact.arithmetic,
+        "precision": artifact.precision or ("fp32" if record.kind == "train" else None),
+        "params": record.model.params,
+        "bytes": artifact.bytes,
+        "latency_p50_ms": latency.p50,
+        "latency_p90_ms": latency.p90,
         "machine": machine(record),
         "pareto": False,
         "copies": run.copies,
@@ -99,30 +99,17 @@ def _row(run: Run, group: str) -> dict[str, Any]:
     }
     for key in ("kind", "status", "error", "peak_memory_bytes", "seconds", "config_hash", "started"):
         row[key] = getattr(record, key)
-    for kind in ("bbox", "segm"):
-        row[f"{kind}_map"] = ((record.metrics or {}).get(kind) or {}).get("map")
-        _add_drop(row, kind, (record.drop or {}).get(kind))
-    return row
-
-
-def _add_drop(row: dict[str, Any], kind: str, drop: dict[str, Any] | None) -> None:
-    if not drop or drop.get("points") is None:
-        return
-    low, high = drop.get("ci95") or (None, None)
-    row |= {f"{kind}_drop": drop["points"], f"{kind}_drop_low": low, f"{kind}_drop_high": high}
-    if kind == "segm":
-        interval = "" if low is None or high is None else f" ({low + 0.0:.2f} to {high + 0.0:.2f})"
-        row["segm_drop_interval"] = f"{drop['points'] + 0.0:.2f}{interval}"
+    return row | metric_cells(record)
 
 
 def _note(run: Run) -> str:
     notes = []
     if run.record.status != "finished":
         notes.append(f"{run.record.status}: {run.record.error or 'no reason recorded'}")
-    training = run.record.training or {}
-    if training.get("retrained") is False:
+    training = run.record.training
+    if training.retrained is False:
         notes.append("not retrained")
-    untrained = [part for part, why in training.get("not_trained", {}).items() if why != "optim.freeze"]
+    untrained = [part for part, why in training.not_trained.items() if why != "optim.freeze"]
     if untrained:
         notes.append(f"not trained: {', '.join(untrained)}")
     if run.conflict:
@@ -142,8 +129,8 @@ def _details(run: Run) -> dict[str, Any]:
         "command": record.command,
         "choices": record.choices,
         "parts": {
-            "params": (record.model or {}).get("params_by_part") or {},
-            "bytes": (record.artifact or {}).get("bytes_by_part") or {},
+            "params": record.model.params_by_part,
+            "bytes": record.artifact.bytes_by_part,
         },
         "curves": curves,
     }

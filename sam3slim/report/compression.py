@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sam3slim.records import RunRecord
+from sam3slim.report.table import metric_cells, times_smaller
+from sam3slim.results.metrics import main_metric, main_value
+from sam3slim.results.record import RunRecord
 
 ACCEPTED_DROP = 1.0  # points of mask mAP; a method is recommended when the whole interval lies below
 CALIBRATION = ("presence_present", "presence_absent", "top_score_present", "top_score_absent")
@@ -29,13 +31,16 @@ def compression_rows(full: RunRecord, records: Sequence[tuple[str, RunRecord]]) 
     with its whole 95 % interval; none is where the full model has no more than that to lose. A failed method's row
     holds its error and nothing else.
     """
-    rows = [_row("full", full, full), *(_row(method, record, full) for method, record in records)]
-    if not tells_drops(full):
-        return rows
-    accepted = [row for row in rows[1:] if row["bytes"] and _upper(row) is not None and _upper(row) <= ACCEPTED_DROP]  # type: ignore[operator]
-    if accepted:
+    rows = [_row(method, record, full) for method, record in records]
+    accepted = [row for row, (_, record) in zip(rows, records, strict=True) if row["bytes"] and _accepted(record)]
+    if accepted and tells_drops(full):
         min(accepted, key=lambda row: row["bytes"])["recommended"] = True
-    return rows
+    return [_row("full", full, full), *rows]
+
+
+def _accepted(record: RunRecord) -> bool:
+    drop = record.drop.get(main_metric(record).name)
+    return drop is not None and drop.high is not None and drop.high <= ACCEPTED_DROP
 
 
 def tells_drops(full: RunRecord) -> bool:
@@ -43,9 +48,8 @@ def tells_drops(full: RunRecord) -> bool:
 
     One that finds nothing loses nothing, whatever is done to it.
     """
-    metrics = full.metrics or {}
-    found = (metrics.get("segm") or metrics.get("bbox") or {}).get("map")
-    return found is not None and 100 * float(found) > ACCEPTED_DROP
+    found = main_value(full)
+    return found is not None and 100 * found > ACCEPTED_DROP
 
 
 def _row(method: str, record: RunRecord, full: RunRecord) -> dict[str, Any]:
@@ -53,36 +57,18 @@ def _row(method: str, record: RunRecord, full: RunRecord) -> dict[str, Any]:
     row |= {"method": method, "recommended": False, "retraining_needed": False}
     if record.status != "finished":
         return {**row, "error": record.error or record.status}
-    size, full_size = (record.artifact or {}).get("bytes"), (full.artifact or {}).get("bytes")
-    latency = record.latency_ms or {}
     row |= {
-        "bytes": size,
-        "ratio": full_size / size if size and full_size else None,
-        "latency_p50_ms": latency.get("p50"),
-        "latency_p90_ms": latency.get("p90"),
-        "memory_bytes": latency.get("memory_bytes"),
+        "bytes": record.artifact.bytes,
+        "ratio": times_smaller(record, full),
+        "latency_p50_ms": record.latency_ms.p50,
+        "latency_p90_ms": record.latency_ms.p90,
+        "memory_bytes": record.latency_ms.memory_bytes,
         "peak_memory_bytes": record.peak_memory_bytes,
     }
-    before, after = _calibration(full), _calibration(record)
+    before, after = full.metrics.calibration, record.metrics.calibration
     row |= {key: after.get(key) for key in CALIBRATION}
-    changes = [after[key] - before[key] for key in SHOWN_CALIBRATION if None not in (before.get(key), after.get(key))]
+    pairs = [(before.get(key), after.get(key)) for key in SHOWN_CALIBRATION]
+    changes = [new - old for old, new in pairs if old is not None and new is not None]
     if changes and record is not full:
         row["calibration_change"] = " / ".join(f"{round(change, 3) + 0.0:+.3f}" for change in changes)
-    for kind in ("bbox", "segm"):
-        row[f"{kind}_map"] = ((record.metrics or {}).get(kind) or {}).get("map")
-        drop = (record.drop or {}).get(kind)
-        if drop is not None:
-            low, high = drop["ci95"]
-            row |= {f"{kind}_drop": drop["points"], f"{kind}_drop_low": low, f"{kind}_drop_high": high}
-            row["segm_drop_interval"] = f"{drop['points'] + 0.0:.2f} ({low + 0.0:.2f} to {high + 0.0:.2f})"
-    return row
-
-
-def _calibration(record: RunRecord) -> dict[str, Any]:
-    return (record.metrics or {}).get("calibration") or {}
-
-
-def _upper(row: dict[str, Any]) -> float | None:
-    """Upper end of the drop's interval, of masks where there are any."""
-    upper: float | None = row["segm_drop_high"] if row["segm_drop_high"] is not None else row["bbox_drop_high"]
-    return upper
+    return row | metric_cells(record)

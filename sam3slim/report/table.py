@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sam3slim.files import atomic_path
-from sam3slim.records import RunRecord
+from sam3slim.results.metrics import METRICS
+from sam3slim.results.record import Drop, RunRecord
 
 Row = Mapping[str, Any]
 
@@ -23,20 +24,43 @@ def table_row(record: RunRecord, baseline: RunRecord, *, retrained: bool, name: 
     mAP in 0..1; ``segm_drop`` in points against ``baseline`` (positive: worse); ``ratio`` is how many
     times smaller than ``baseline`` it is on disk. What a record does not say is None.
     """
-    model, artifact = record.model or {}, record.artifact or {}
-    size, full_size = artifact.get("bytes"), (baseline.artifact or {}).get("bytes")
-    segm, full_segm = _map(record, "segm"), _map(baseline, "segm")
+    segm = METRICS["segm"]
+    value, before = record.metrics.value(segm), baseline.metrics.value(segm)
     return {
-        "name": name or model.get("name"),
-        "precision": artifact.get("precision"),
-        "params": model.get("params"),
-        "bytes": size,
-        "ratio": full_size / size if size and full_size else None,
-        "bbox_map": _map(record, "bbox"),
-        "segm_map": segm,
-        "segm_drop": None if segm is None or full_segm is None else 100 * (full_segm - segm),
+        "name": name or record.model.name,
+        "precision": record.artifact.precision,
+        "params": record.model.params,
+        "bytes": record.artifact.bytes,
+        "ratio": times_smaller(record, baseline),
+        "bbox_map": record.metrics.value(METRICS["bbox"]),
+        "segm_map": value,
+        "segm_drop": None if value is None or before is None else segm.points_lost(before, value),
         "retrained": retrained,
     }
+
+
+def times_smaller(record: RunRecord, baseline: RunRecord) -> float | None:
+    """How many times smaller than ``baseline`` an artifact is."""
+    size, full_size = record.artifact.bytes, baseline.artifact.bytes
+    return full_size / size if size and full_size else None
+
+
+def metric_cells(record: RunRecord) -> dict[str, Any]:
+    """Of every metric the number, and its drop with the interval's ends and as text."""
+    cells: dict[str, Any] = {}
+    for name, metric in METRICS.items():
+        cells[metric.column] = record.metrics.value(metric)
+        if (drop := record.drop.get(name)) is not None:
+            cells |= drop_cells(name, drop)
+    return cells
+
+
+def drop_cells(metric: str, drop: Drop) -> dict[str, Any]:
+    """A drop with the ends of its interval, and as text."""
+    return {
+        f"{metric}_drop": drop.points, f"{metric}_drop_low": drop.low, f"{metric}_drop_high": drop.high,
+        f"{metric}_drop_interval": drop.text(),
+    }  # fmt: skip
 
 
 def write_table(
@@ -141,8 +165,3 @@ def _md_cell(column: str, value: Any) -> str:
         return "–"
     text = FORMATS.get(column, str)(value)
     return text.replace("|", "\\|").replace("\n", " ")
-
-
-def _map(record: RunRecord, kind: str) -> float | None:
-    value = ((record.metrics or {}).get(kind) or {}).get("map")
-    return None if value is None else float(value)

@@ -20,13 +20,14 @@ from sam3slim.launch.run import Run
 from sam3slim.models import Sam3
 from sam3slim.models.compiled import require_compiler
 from sam3slim.onnx import load_runnable
-from sam3slim.records import RunRecord, begin, read_record
 from sam3slim.report import to_markdown, write_table
 from sam3slim.report.compression import ACCEPTED_DROP, COLUMNS, SHOWN, compression_rows, tells_drops
-from sam3slim.runs.drop import Reference, load_reference, print_drop
-from sam3slim.runs.evaluate import source_facts
-from sam3slim.runs.measure import artifact_facts, choose_device, measure, model_facts, print_metrics, to_device
+from sam3slim.results.record import RunRecord, read_record
+from sam3slim.results.recording import begin
+from sam3slim.runs.evaluate import loaded_artifact
+from sam3slim.runs.measure import choose_device, measure, model_summary, print_metrics, to_device, written_artifact
 from sam3slim.runs.plans import PlanMeter, check_search_split, search_plan, sensitivity, verify_budget
+from sam3slim.runs.reference import Reference, load_reference, print_drop
 from sam3slim.runs.specs import CompressSpec
 
 log = logging.getLogger(__name__)
@@ -114,7 +115,7 @@ class _Compression:
         """The checkpoint as it is: what the drops are counted against when no other reference is given."""
         part = self.run.part(SOURCE, self.run.config, "evaluate")
         with part.recording(self.spec.checkpoint) as record:
-            record.model, record.artifact = model_facts(self.model), source_facts(self.report, self.spec.overrides)
+            record.model, record.artifact = model_summary(self.model), loaded_artifact(self.report, self.spec.overrides)
             model = to_device(self.model, self.device, self.report.precision, self.spec.arithmetic)
             self.reference = measure(model, self.data, self.spec, record, part.folder, None)
             print_metrics(record)
@@ -139,10 +140,10 @@ class _Compression:
                     method = searched.method
                 compressed = compress_model(self.model, method)
                 print(compressed.describe())
-                record.model = model_facts(self.model)
+                record.model = model_summary(self.model)
                 begin(record, folder)
                 info = compressed.write(self.model, folder / "artifact", parent=self.spec.checkpoint)
-                record.artifact = artifact_facts(info, method.name)
+                record.artifact = written_artifact(info, method.name)
                 reloaded, stored = load_runnable(info.path, expect=self.model.spec)
                 model = to_device(reloaded, self.device, stored.precision, self.spec.arithmetic)
                 measure(model, self.data, self.spec, record, folder, self.reference)
@@ -164,7 +165,7 @@ class _Compression:
         """What each group of weights costs in INT8, on the evaluated split."""
         part = only(self.run, SENSITIVITY, SENSITIVITY)
         with part.recording(self.spec.checkpoint) as record:
-            record.model = model_facts(self.model)
+            record.model = model_summary(self.model)
             meter = PlanMeter(
                 self.model, self.data, self.spec.data.split, self.device,
                 limit=self.spec.limit, reference=self.reference.found if self.reference else None,

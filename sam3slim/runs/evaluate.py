@@ -9,9 +9,9 @@ from sam3slim.files import ensure_writable_dir
 from sam3slim.launch.run import Run
 from sam3slim.models.compiled import require_compiler
 from sam3slim.onnx import load_runnable
-from sam3slim.records import RunRecord
-from sam3slim.runs.drop import load_reference, print_drop
-from sam3slim.runs.measure import choose_device, measure, model_facts, print_metrics, to_device, with_rest
+from sam3slim.results.record import Artifact, RunRecord
+from sam3slim.runs.measure import choose_device, measure, model_summary, print_metrics, to_device, with_rest
+from sam3slim.runs.reference import load_reference, print_drop
 from sam3slim.runs.specs import EvaluateSpec
 
 
@@ -28,7 +28,7 @@ def evaluate(spec: EvaluateSpec, run: Run) -> RunRecord:
         reference = load_reference(spec.reference, spec.data) if spec.reference else None
         model, report = load_runnable(spec.checkpoint, overrides=spec.overrides)
         print(report.render() if report.loaded else f"{report.source} ({report.kind}, {report.precision})")
-        record.model, record.artifact = model_facts(model), source_facts(report, spec.overrides)
+        record.model, record.artifact = model_summary(model), loaded_artifact(report, spec.overrides)
         data = spec.data.build(model.spec, spec.seed)
         data.prepare_data()
         measure(to_device(model, device, report.precision, spec.arithmetic), data, spec, record, run.folder, reference)
@@ -37,10 +37,8 @@ def evaluate(spec: EvaluateSpec, run: Run) -> RunRecord:
     return record
 
 
-def source_facts(report: LoadReport, overrides: dict[str, Any] | None) -> dict[str, Any]:
+def loaded_artifact(report: LoadReport, overrides: dict[str, Any] | None) -> Artifact:
     """The record's ``artifact`` entry of a checkpoint that was loaded, with the ``overrides`` it takes to load it."""
     size = sum(file.stat().st_size for file in weight_files(locate(report.source)))
-    return {
-        "path": str(report.source), "bytes": size, "format": report.kind, "precision": report.precision,
-        "bytes_by_part": with_rest(report.bytes_by_part, size), **({"overrides": overrides} if overrides else {}),
-    }  # fmt: skip
+    parts = with_rest(report.bytes_by_part, size)
+    return Artifact(str(report.source), size, report.kind, report.precision, parts, overrides or {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,8 +29,10 @@ from sam3slim.models import Sam3, count_params, params_by_part
 from sam3slim.models.arithmetic import HALVES, compute_in
 from sam3slim.models.compiled import compiled
 from sam3slim.onnx import GraphSam3
-from sam3slim.records import RunRecord, begin
-from sam3slim.runs.drop import Reference, fill_drop, matches_of, save_matches
+from sam3slim.results.metrics import METRICS
+from sam3slim.results.record import Artifact, Data, Latency, Metrics, ModelSummary, RunRecord
+from sam3slim.results.recording import begin
+from sam3slim.runs.reference import Reference, fill_drop, save_samples
 from sam3slim.runs.specs import EvaluateSpec
 
 EMULATION = "torchao's INT8 products emulated in FP32 (latency: the kernel itself)"
@@ -97,56 +100,47 @@ def _measure(
 ) -> Reference:
     device = model.device
     if isinstance(model, Sam3):
-        record.artifact = {**(record.artifact or {}), "arithmetic": getattr(model, "arithmetic", "fp32")}
+        record.artifact = replace(record.artifact, arithmetic=getattr(model, "arithmetic", "fp32"))
     begin(record, folder)
     reset_peak_memory(device)
     loader = data.loader(spec.data.split)
     on_cpu = isinstance(model, torch.nn.Module) and device.type == "cpu"
     with emulated(model) if on_cpu else nullcontext(0) as count:  # type: ignore[arg-type]
-        result = evaluate_model(model, loader, limit=spec.limit, keep_detections=True)
+        result = evaluate_model(model, loader, limit=spec.limit)
     if count:
-        record.artifact = {**(record.artifact or {}), "evaluated_with": EMULATION}
+        record.artifact = replace(record.artifact, evaluated_with=EMULATION)
         print(f"{count} Linears: {EMULATION}")
     add_result(record, result, spec.data)
-    found = matches_of(result)
-    save_matches(found, folder)
+    found = result.samples
+    save_samples(found, folder)
     if reference is not None:
         fill_drop(record, reference, found)
     if spec.latency:
         one = first_images(next(iter(loader)), 1)
         taken = measure_latency(model, one.pixel_values, one.input_ids, one.attention_mask)
-        record.latency_ms = {**taken, "compile": spec.compile} if spec.compile else taken
+        record.latency_ms = Latency(**taken, compile=spec.compile or None)
     record.peak_memory_bytes = peak_memory_bytes(device)
     return Reference(found, spec.data.protocol, result.prompts, folder, spec.data.given_boxes())
 
 
 def add_result(record: RunRecord, result: EvalResult, data: DataSpec) -> None:
     """The record's ``metrics`` and ``data`` entries."""
-    record.metrics = {**result.metrics, "calibration": result.calibration}
-    record.data = {
-        "name": data.kind,
-        "root": data.root,
-        "split": data.split,
-        "protocol": data.protocol,
-        **data.given_boxes(),
-        "images": result.images,
-        "prompts": result.prompts,
+    record.metrics = Metrics(result.metrics, result.calibration)
+    record.data = Data(
+        data.kind, data.root, data.split, data.protocol, result.images, result.prompts, **data.given_boxes(),
         **data.given_files(),
-    }
+    )  # fmt: skip
 
 
-def model_facts(model: Sam3 | GraphSam3) -> dict[str, Any]:
+def model_summary(model: Sam3 | GraphSam3) -> ModelSummary:
     """The record's ``model`` entry."""
     parts = count_params(model.spec) if isinstance(model, GraphSam3) else params_by_part(model)
-    return {"name": model.spec.name, "params": sum(parts.values()), "params_by_part": parts}
+    return ModelSummary(model.spec.name, sum(parts.values()), parts)
 
 
-def artifact_facts(info: ArtifactInfo, precision: str) -> dict[str, Any]:
-    """The record's ``artifact`` entry."""
-    return {
-        "path": str(info.path), "bytes": info.bytes, "format": info.format, "precision": precision,
-        "bytes_by_part": with_rest(info.bytes_by_part, info.bytes),
-    }  # fmt: skip
+def written_artifact(info: ArtifactInfo, precision: str) -> Artifact:
+    """The record's ``artifact`` entry of what was just written."""
+    return Artifact(str(info.path), info.bytes, info.format, precision, with_rest(info.bytes_by_part, info.bytes))
 
 
 def with_rest(parts: Mapping[str, int], total: int) -> dict[str, int]:
@@ -156,12 +150,10 @@ def with_rest(parts: Mapping[str, int], total: int) -> dict[str, int]:
 
 
 def print_metrics(record: RunRecord) -> None:
-    """One line per kind of mAP."""
-    for kind in ("bbox", "segm"):
-        values = (record.metrics or {}).get(kind)
-        if values:
-            shown = ", ".join(f"{name} {100 * value:.2f}" for name, value in values.items() if value is not None)
-            print(f"{kind}: {shown}")
+    """One line per metric."""
+    for name, values in record.metrics.values.items():
+        shown = [f"{key} {METRICS[name].text(value)}" for key, value in values.items() if value is not None]
+        print(f"{name}: {', '.join(shown)}")
 
 
 def choose_device(spec: EvaluateSpec) -> torch.device:

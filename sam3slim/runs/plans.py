@@ -15,13 +15,16 @@ from sam3slim.compression import compress as compress_model
 from sam3slim.compression.search import Searched, search
 from sam3slim.data.module import ConceptData
 from sam3slim.errors import UserError
-from sam3slim.evaluation import Drop, evaluate, paired_bootstrap
+from sam3slim.evaluation import evaluate
 from sam3slim.files import write_json
 from sam3slim.models import Sam3
-from sam3slim.records import RunRecord
 from sam3slim.report import to_markdown, write_table
-from sam3slim.runs.drop import Found, matches_of
+from sam3slim.report.table import drop_cells
+from sam3slim.results.metrics import METRICS, main_metric, main_of
+from sam3slim.results.record import Budget, Drop, RunRecord
+from sam3slim.results.samples import paired_bootstrap
 from sam3slim.runs.measure import back_to_cpu, to_device
+from sam3slim.runs.reference import Found
 from sam3slim.runs.specs import BudgetSpec
 
 SENSITIVITY_COLUMNS = (
@@ -59,17 +62,20 @@ class PlanMeter:
         self.reference = reference
 
     def drops(self, method: Mixed) -> dict[str, Drop]:
-        """The plan's drop by kind of mAP, with its interval."""
-        return {kind: paired_bootstrap(self.reference[kind], found) for kind, found in self._measured(method).items()}
+        """The plan's drop by metric, with its interval."""
+        return {
+            name: paired_bootstrap(METRICS[name], self.reference[name], found)
+            for name, found in self._measured(method).items()
+        }
 
     def points(self, method: Mixed) -> float:
-        """The plan's drop in points of mask mAP, or of box mAP where there are no masks."""
+        """The plan's drop in points of the main metric."""
         found = self._measured(method)
-        kind = "segm" if "segm" in found else "bbox"
-        before, after = self.reference[kind].map(), found[kind].map()
+        metric = main_of(found)
+        before, after = self.reference[metric.name].value(), found[metric.name].value()
         if before is None or after is None:
             raise UserError("a search needs objects: none of the images it measures on has one")
-        return 100 * (before - after)
+        return metric.points_lost(before, after)
 
     def _measured(self, method: Mixed) -> Found:
         with tempfile.TemporaryDirectory() as folder:
@@ -82,7 +88,7 @@ class PlanMeter:
         return compress_model(self.model, method).bytes
 
     def _found(self, model: Sam3) -> Found:
-        return matches_of(evaluate(model, self.loader, limit=self.limit, keep_detections=True))
+        return evaluate(model, self.loader, limit=self.limit).samples
 
 
 def sensitivity(meter: PlanMeter, folder: Path, groups: Sequence[str] = GROUPS) -> list[dict[str, Any]]:
@@ -105,9 +111,7 @@ def sensitivity(meter: PlanMeter, folder: Path, groups: Sequence[str] = GROUPS) 
             "bytes_saved": full - meter.bytes(method),
         }
         for kind, drop in meter.drops(method).items():
-            low, high = drop.ci95
-            row[f"{kind}_drop_interval"] = f"{drop.points + 0.0:.2f} ({low + 0.0:.2f} to {high + 0.0:.2f})"
-            row |= {f"{kind}_drop": drop.points, f"{kind}_drop_low": low, f"{kind}_drop_high": high}
+            row |= drop_cells(kind, drop)
         rows.append(row)
         # After every group, so that an interrupted run leaves what it knows.
         write_table(rows, folder, columns=SENSITIVITY_COLUMNS, shown=SENSITIVITY_SHOWN, stem="sensitivity")
@@ -160,20 +164,12 @@ def search_plan(meter: PlanMeter, budget: BudgetSpec, folder: Path) -> Searched:
 
 def verify_budget(record: RunRecord, found: Searched, budget: BudgetSpec) -> None:
     """Fill the record's ``budget`` and say plainly whether the measured artifact honours it."""
-    drops = record.drop or {}
-    drop = (drops.get("segm") or drops.get("bbox") or {}).get("points")
-    size = (record.artifact or {}).get("bytes")
+    measured, size = record.drop.get(main_metric(record).name), record.artifact.bytes
+    drop = measured.points if measured else None
     kept = (budget.max_drop is None or (drop is not None and drop <= budget.max_drop)) and (
         budget.max_bytes is None or (size is not None and size <= budget.max_bytes)
     )
-    record.budget = {
-        "max_drop": budget.max_drop,
-        "max_bytes": budget.max_bytes,
-        "groups": dict(found.plan),
-        "searched_on": budget.search_split,
-        "searched_drop": found.drop,
-        "kept": kept,
-    }
+    record.budget = Budget(budget.max_drop, budget.max_bytes, dict(found.plan), budget.search_split, found.drop, kept)
     limits = [] if budget.max_drop is None else [f"{budget.max_drop:g} points"]
     limits += [] if budget.max_bytes is None else [f"{budget.max_bytes:,} bytes"]
     shown = f"{drop:.2f} points, {size:,} bytes" if drop is not None and size is not None else "not measured"

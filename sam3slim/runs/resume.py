@@ -14,7 +14,8 @@ from sam3slim.checkpoints.load import check_architecture
 from sam3slim.checkpoints.readers import read
 from sam3slim.errors import UserError
 from sam3slim.models import part_of
-from sam3slim.records import OUTPUT_KEYS, is_first_process, plain
+from sam3slim.results.record import plain
+from sam3slim.results.recording import OUTPUT_KEYS, is_first_process
 from sam3slim.runs.specs import TrainSpec
 from sam3slim.training import OptimSpec
 

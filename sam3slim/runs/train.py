@@ -26,14 +26,16 @@ from sam3slim.launch.trial import Done
 from sam3slim.losses import Criterion
 from sam3slim.models import Sam3
 from sam3slim.models.compiled import compile_layers, require_compiler
-from sam3slim.records import RunRecord, begin, forget, forget_made_from, is_first_process, plain
+from sam3slim.results.record import RunRecord, TrainingSummary, plain
+from sam3slim.results.recording import begin, forget, forget_made_from, is_first_process
 from sam3slim.runs.compress import compress_unfinished
 from sam3slim.runs.initial import initial_model, training_device
-from sam3slim.runs.measure import add_result, artifact_facts, back_to_cpu, model_facts, to_device
+from sam3slim.runs.measure import add_result, back_to_cpu, model_summary, to_device, written_artifact
+from sam3slim.runs.reference import save_samples
 from sam3slim.runs.resume import check_trained_parameters, resume_path, tell_differences
 from sam3slim.runs.specs import CompressSpec, TrainSpec
 from sam3slim.runs.teacher import check_teaching, teacher_of, training_data
-from sam3slim.runs.trained import tell_untrained, training_facts
+from sam3slim.runs.trained import tell_untrained, training_summary
 from sam3slim.runs.vocabulary import with_vocabulary
 from sam3slim.slimming import Plan
 from sam3slim.strict import spec_from_dict
@@ -114,7 +116,7 @@ def train(asked: TrainSpec, run: Run) -> RunRecord:
         model, plan = initial_model(spec, data)
         if plan is not None:
             rank_zero_only(write_json)(output_dir / PLAN_FILE, plan.to_dict())
-        record.model = model_facts(model)
+        record.model = model_summary(model)
         if spec.trainer["max_steps"] == 0:
             _keep_initial(spec, output_dir, data, record, model, plan)
             return record
@@ -125,7 +127,7 @@ def train(asked: TrainSpec, run: Run) -> RunRecord:
         for net in (model, teacher.model) if isinstance(teacher, FrozenTeacher) else (model,):
             compile_layers(net, spec.compile, training_device(spec))
         trainer = build_trainer(spec, output_dir)
-        record.training = training_facts(module, spec, masks=masks)
+        record.training = training_summary(module, spec, masks=masks)
         rank_zero_only(tell_untrained)(record.training)
         begin(record, output_dir)
         try:
@@ -213,7 +215,7 @@ def _keep_initial(
     spec: TrainSpec, output_dir: Path, data: ConceptData, record: RunRecord, model: Sam3, plan: Plan | None
 ) -> None:
     """``trainer.max_steps=0``: the weights a training would start from are the result; nothing is left to resume."""
-    record.training = {"retrained": False, "trained_params": 0}
+    record.training = TrainingSummary(retrained=False, trained_params=0)
     rank_zero_only(print)("trainer.max_steps=0: not retrained, the initial weights are the result")
     begin(record, output_dir)
     if is_first_process():
@@ -230,12 +232,13 @@ def _write_result(
         result = evaluate_model(to_device(model, training_device(spec), "fp32"), data.loader(spec.data.split))
         back_to_cpu(model)
         add_result(record, result, spec.data)
+        save_samples(result.samples, output_dir)
         metrics = {"split": spec.data.split, **result.metrics}
     facts = {"command": record.command, "seed": spec.seed, "git": record.git, "device": record.device}
     extra = {
         **facts,
         "data": record.data,
-        "retrained": record.training is not None and record.training["retrained"],
+        "retrained": bool(record.training.retrained),
         "training_seconds": training_seconds(output_dir),
         "versions": record.versions,
         **({"slimming": plan.facts()} if plan else {}),
@@ -244,7 +247,7 @@ def _write_result(
         model, output_dir / "artifact", parent=spec.init.checkpoint, metrics=plain(metrics), extra=plain(extra),
         trained_prompts=trained_prompts(spec.init.checkpoint, boxes=bool(spec.data.boxes.share)),
     )  # fmt: skip
-    record.artifact = artifact_facts(info, "fp32")
+    record.artifact = written_artifact(info, "fp32")
 
 
 def result_of(spec: TrainSpec, output_dir: Path) -> Path:

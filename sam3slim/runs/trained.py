@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
+from sam3slim.results.record import TrainingSummary
 from sam3slim.runs.specs import TrainSpec
 from sam3slim.training import ConceptSegmentation
 from sam3slim.training.untaught import untaught_parts
 
 
-def training_facts(module: ConceptSegmentation, spec: TrainSpec, *, masks: bool) -> dict[str, Any]:
+def training_summary(module: ConceptSegmentation, spec: TrainSpec, *, masks: bool) -> TrainingSummary:
     """The record's ``training`` entry."""
     names = [name for name, _ in module.model.named_parameters()]
     if not spec.distill.labels:
         why = "distill.labels=false, and no lesson of the teacher's reaches it"
     else:
         why = "its losses have weight 0" if masks else "the data have no masks"
-    return {
-        "retrained": True,
-        "trained_params": sum(p.numel() for p in module.model.parameters() if p.requires_grad),
-        "not_trained": {part: why for part in untaught_parts(names, module.untaught)}
-        | {part: "optim.freeze" for part in spec.optim.freeze},
-    }
+    trained = sum(p.numel() for p in module.model.parameters() if p.requires_grad)
+    left = {part: why for part in untaught_parts(names, module.untaught)}
+    return TrainingSummary(True, trained, left | {part: "optim.freeze" for part in spec.optim.freeze})
 
 
-def tell_untrained(training: Mapping[str, Any]) -> None:
+def tell_untrained(training: TrainingSummary) -> None:
     """A line for each part that keeps its weights although nobody asked for it."""
-    for part, why in training["not_trained"].items():
+    for part, why in training.not_trained.items():
         if why != "optim.freeze":
             print(f"{part}: not trained, {why}")

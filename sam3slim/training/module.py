@@ -10,15 +10,17 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from sam3slim.data.batch import Batch
+from sam3slim.data.batch import Batch, GroundTruth
+from sam3slim.data.detections import Detections
 from sam3slim.data.soft import SoftTargets
 from sam3slim.distill import CachedTeacher, FrozenTeacher, Totals
 from sam3slim.distill.total import Average
 from sam3slim.errors import UserError
-from sam3slim.evaluation import ConceptMeanAP, ground_truths, predict_batch
+from sam3slim.evaluation import gather_images, ground_truths, predict_batch
 from sam3slim.losses import Counts, Criterion
 from sam3slim.models import Sam3, part_of
 from sam3slim.models.count import PARTS
+from sam3slim.results.metrics import METRICS, main_of, measure_all
 from sam3slim.training.lesson import Lesson
 from sam3slim.training.optim import OptimSpec, ScheduleSpec, build_optimizer, follow_settings
 from sam3slim.training.sharded import gathered, shard
@@ -72,7 +74,7 @@ class ConceptSegmentation(lightning.LightningModule):
         self.optim, self.schedule = optim, schedule
         self.one_to_many, self.teacher = one_to_many, teacher
         self.max_prompts = max_prompts
-        self.val_metric: ConceptMeanAP | None = None
+        self._validated: list[tuple[Detections, GroundTruth]] = []
         self._whole = ExitStack()
         self.untaught = untaught_parameters(
             model.spec,
@@ -183,21 +185,23 @@ class ConceptSegmentation(lightning.LightningModule):
         self._whole.close()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        if self.val_metric is None:
-            self.val_metric = ConceptMeanAP(with_masks=ground_truths(batch)[0].rles is not None).to(self.device)
-        found = predict_batch(self.model, batch, with_masks=self.val_metric.with_masks)
-        self.val_metric.update(found, ground_truths(batch))
+        truths = ground_truths(batch)
+        found = predict_batch(self.model, batch, with_masks=truths[0].rles is not None)
+        self._validated += zip(found, truths, strict=True)
 
     def on_validation_epoch_end(self) -> None:
-        if self.val_metric is None:
+        pairs = gather_images(self._validated)
+        self._validated = []
+        if not pairs:
             return
-        metrics = self.val_metric.compute()  # of all processes: torchmetrics gathers
-        for kind, values in metrics.items():
-            for name in ("map", "map_50"):
-                self.log(f"val/{kind}_{name}", float(values[name] or 0.0), prog_bar=name == "map", sync_dist=True)
-        best = metrics.get("segm") or metrics["bbox"]
-        self.log("val/map", float(best["map"] or 0.0), sync_dist=True)
-        self.val_metric = None
+        measured = measure_all([found for found, _ in pairs], [truth for _, truth in pairs])
+        for name, found in measured.items():
+            metric = METRICS[name]
+            for number in dict.fromkeys((metric.headline, *metric.logged)):
+                value, shown = float(found.numbers[number] or 0.0), number == metric.headline
+                self.log(f"val/{name}_{number}", value, prog_bar=shown, sync_dist=True)
+        main = main_of(measured)
+        self.log("val/map", main.score(float(measured[main.name].numbers[main.headline] or 0.0)), sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         """AdamW with per-step schedule over the trainer's ``max_steps``."""

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from sam3slim.errors import UserError, one_line_exits
-from sam3slim.records import read_record
+from sam3slim.results.record import read_record
 from sam3slim.runs import start
 from scripts.study.cells import SOURCE, all_cells
 from scripts.study.headline import headline_markdown

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sam3slim.checkpoints.locate import ARTIFACT_FILE, read_json
 from sam3slim.errors import UserError
-from sam3slim.records import RunRecord, read_record
+from sam3slim.results.record import RunRecord, read_record
 from scripts.study.results import mask_map
 
 
@@ -21,25 +21,24 @@ def headline_markdown(full: RunRecord, folders: Sequence[Path]) -> str:
     Raises:
         UserError: a record that is no finished evaluation against a reference, or one of other data.
     """
-    whole = int((full.model or {})["params"])
+    whole = int(full.model.params or 0)
     lines = [
         "| model | parameters | of nano's | size | mask mAP | of nano's | drop, points (95 %) | retraining |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for folder in folders:
         record = read_record(folder)
-        if record.status != "finished" or not record.metrics or not (record.drop or {}).get("segm"):
+        if record.status != "finished" or not record.metrics or "segm" not in record.drop:
             raise UserError(f"{folder}: expected a finished evaluation with a drop (evaluate.py reference=FULL)")
         if record.data != full.data:
             raise UserError(f"{folder}: evaluated on other data than the full model")
-        params, drop = int((record.model or {})["params"]), (record.drop or {})["segm"]
-        low, high = drop["ci95"]
-        artifact = artifact_of(Path((record.artifact or {})["path"]))
+        params = int(record.model.params or 0)
+        artifact = artifact_of(Path(str(record.artifact.path)))
         size, seconds = read_json(artifact / ARTIFACT_FILE)["bytes"], training_seconds(artifact)
         lines.append(
             f"| {folder.name} | {params:,} | {100 * params / whole:.1f} % | {size / 1e6:.2f} MB | "
             f"{mask_map(record):.1f} | {100 * mask_map(record) / mask_map(full):.1f} % | "
-            f"{drop['points']:.1f} ({low:.1f} to {high:.1f}) | {seconds / 60:.0f} min |"
+            f"{record.drop['segm'].text(1)} | {seconds / 60:.0f} min |"
         )
     return "\n".join(lines) + "\n"
 

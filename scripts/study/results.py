@@ -9,7 +9,8 @@ from pathlib import Path
 
 from sam3slim.errors import UserError
 from sam3slim.files import write_csv
-from sam3slim.records import RunRecord
+from sam3slim.results.metrics import METRICS
+from sam3slim.results.record import RunRecord
 from scripts.study.cells import Cell
 
 
@@ -38,13 +39,12 @@ class Result:
 
 def result_of(cell: Cell, record: RunRecord) -> Result:
     """Of a finished run's record."""
-    metrics = record.metrics or {}
     return Result(
         cell=cell.name,
         seed=cell.seed,
-        params=int((record.model or {})["params"]),
+        params=int(record.model.params or 0),
         mask_map=mask_map(record),
-        box_map=round(100 * float(metrics["bbox"]["map"]), 3),
+        box_map=round(100 * (record.metrics.value(METRICS["bbox"]) or 0.0), 3),
         sha=str((record.git or {}).get("sha") or ""),
         config_hash=record.config_hash or "",
     )
@@ -52,7 +52,7 @@ def result_of(cell: Cell, record: RunRecord) -> Result:
 
 def mask_map(record: RunRecord) -> float:
     """Mask mAP in percent."""
-    return round(100 * float((record.metrics or {})["segm"]["map"]), 3)
+    return round(100 * (record.metrics.value(METRICS["segm"]) or 0.0), 3)
 
 
 def read_results(table: Path) -> dict[str, Result]:

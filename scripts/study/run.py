@@ -14,7 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sam3slim.errors import UserError
 from sam3slim.launch.compose import compose_plain
-from sam3slim.records import config_hash, finished_record, forget_other, read_record
+from sam3slim.results.record import read_record
+from sam3slim.results.recording import config_hash, finished_record, forget_other
 from scripts.study.cells import Cell
 from scripts.study.results import Result, read_results, result_of
 

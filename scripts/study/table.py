@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import mean
 
 from sam3slim.files import atomic_path
-from sam3slim.records import RunRecord
+from sam3slim.results.record import RunRecord
 from scripts.study.cells import AXES, INITS, SEEDS, SIZES, TEACHINGS, Cell, axis_cells, table_cells
 from scripts.study.page import put_between
 from scripts.study.results import Result, mask_map, write_results
@@ -54,7 +54,7 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def _axes(find: Find, full: RunRecord) -> list[str]:
-    total = int((full.model or {})["params"])
+    total = int(full.model.params or 0)
     lines = ["| axis | cut to | parameters | of nano's | mask mAP | drop, points |", "|---|---|---:|---:|---:|---:|"]
     for cell in axis_cells():
         cut = ", ".join(text.removeprefix("model.") for text in AXES[cell.group[0]][int(cell.group[1]) - 1])
@@ -89,7 +89,7 @@ def _plot(find: Find, full: RunRecord, path: Path) -> None:
 
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
-    start = (int((full.model or {})["params"]) / 1e6, mask_map(full))
+    start = (int(full.model.params or 0) / 1e6, mask_map(full))
     for axis, marker in zip(AXES, "osD^v", strict=True):
         found = [result for cell in axis_cells() if cell.group[0] == axis and (result := find(cell)) is not None]
         points = [start, *((result.params / 1e6, result.mask_map) for result in found)]

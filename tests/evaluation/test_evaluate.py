@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from sam3slim.data.batch import Batch, Targets
+from sam3slim.data.detections import Detections, PromptScores
 from sam3slim.errors import UserError
 from sam3slim.evaluation.evaluate import Calibration, evaluate, first_images
-from sam3slim.evaluation.mean_ap import KEYS
-from sam3slim.evaluation.postprocess import Detections, PromptScores
 from sam3slim.models import Sam3
+from sam3slim.results.coco import NUMBERS
 
 from .conftest import make_truth
 
@@ -29,9 +29,9 @@ def oracle(model: object, batch: Batch, **_: object) -> list[Detections]:
 
 def test_evaluate__counts_and_keys(model: Sam3, make_batch: MakeBatch) -> None:
     batches = [make_batch([[1, 2], [1]]), make_batch([[1, 2, 3]], first_id=10)]
-    result = evaluate(model, batches, progress=False, keep_detections=True)
+    result = evaluate(model, batches, progress=False)
     assert (result.images, result.prompts) == (3, 6)
-    assert set(result.metrics["segm"]) == set(KEYS)
+    assert set(result.metrics["segm"]) == set(NUMBERS)
     assert 0 <= result.metrics["bbox"]["map"] <= 1
     assert [d.image_id for d in result.detections] == [0, 1, 10]
     assert 0 < result.calibration["top_score_present"] <= result.calibration["presence_present"] < 1
@@ -40,10 +40,9 @@ def test_evaluate__counts_and_keys(model: Sam3, make_batch: MakeBatch) -> None:
 
 def test_evaluate__perfect_model_gets_one(model: Sam3, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(import_module("sam3slim.evaluation.evaluate"), "predict_batch", oracle)
-    result = evaluate(model, [make_batch([[1], [1]])], progress=False, per_category=True)
+    result = evaluate(model, [make_batch([[1], [1]])], progress=False)
     assert result.metrics["bbox"]["map"] == pytest.approx(1.0)
-    assert result.metrics["segm"]["per_category"] == {"1": pytest.approx(1.0)}
-    assert result.detections is None
+    assert result.samples["segm"].value() == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(("limit", "images", "prompts"), [(1, 1, 2), (2, 2, 3), (3, 3, 6), (9, 3, 6)])
@@ -56,7 +55,7 @@ def test_evaluate__limit_counts_images(
 
 
 def test_evaluate__boxes_only_set_skips_the_mask_head(model: Sam3, make_batch: MakeBatch) -> None:
-    result = evaluate(model, [make_batch([[1]], masks=False)], progress=False, keep_detections=True)
+    result = evaluate(model, [make_batch([[1]], masks=False)], progress=False)
     assert list(result.metrics) == ["bbox"]
     assert result.detections[0].rles is None
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from sam3slim.data.batch import Batch
+from sam3slim.data.detections import Detections
 from sam3slim.evaluation.inference import TextCache, eval_mode, predict_batch
-from sam3slim.evaluation.postprocess import Detections
 from sam3slim.models import Sam3
 
 MakeBatch = Callable[..., Batch]

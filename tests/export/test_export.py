@@ -19,7 +19,7 @@ from sam3slim.export import Exported, export
 from sam3slim.export.fresh import Opening, verify_export
 from sam3slim.launch.compose import compose_plain
 from sam3slim.onnx import load_runnable
-from sam3slim.records import read_record
+from sam3slim.results.record import read_record
 from tests import running as commands
 from tests.test_runs import data
 from tests.tiny import SPEC
@@ -129,7 +129,7 @@ def test_export__a_training_checkpoint_leaves_its_optimizer(
     given = [f"checkpoint={tmp_path / 'best.ckpt'}", *data(measured), "latency=false"]
     commands.evaluate(compose_plain("evaluate", given, tmp_path / "run"), tmp_path / "run", {}, "python evaluate.py")
     done = export([tmp_path / "run"], tmp_path / "out", best="map")
-    assert (read_record(tmp_path / "run").artifact or {})["format"] == "lightning"
+    assert read_record(tmp_path / "run").artifact.format == "lightning"
     facts = json.loads((tmp_path / "out/sam3slim.json").read_text())
     assert facts["source"]["kind"] == "lightning"
     assert max(done.verified.differences.values()) == 0.0
@@ -248,7 +248,7 @@ def test_cli__the_export_itself_may_be_too_large(
     measured: Path, tmp_path: Path, same_process: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Names and constants of graphs come on top of the estimate, so the file itself is measured."""
-    size = 4 * (read_record(measured / "runs/fp16").model or {})["params"]
+    size = 4 * read_record(measured / "runs/fp16").model.params
     given = [str(measured / "runs/fp16"), "--format", "onnx", "--out", str(tmp_path / "out")]
     line = refused([*given, "--max-bytes", str(size)], capsys)
     assert "with names and constants, more than --max-bytes" in line

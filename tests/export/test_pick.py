@@ -170,7 +170,7 @@ def test_choose__drops_against_several_models_need_the_full_one(runs: Path) -> N
         choose([runs], Wish(max_drop=1.0))
     pick = choose([runs], Wish(max_drop=1.0), reference=runs / "full")
     assert taken(pick) == "int8"
-    found = {c.run.folder.name: (c.drop, c.interval) for c in pick.candidates}
+    found = {c.run.folder.name: (c.drop.points, c.drop.ci95) for c in pick.candidates}
     assert found["slim_fp16"] == (pytest.approx(4.1), None)  # its interval is that of another drop
     assert found["int8"][1] == pytest.approx((0.8, 1.2))
     # Without a limit on the drop nothing needs to be settled.
@@ -199,7 +199,7 @@ def test_choose__boxes_alone(tmp_path: Path) -> None:
     add_run(tmp_path, "a", metrics=metrics[0], drop={"bbox": {"points": 10.0, "ci95": [9.0, 11.0]}})
     add_run(tmp_path, "b", metrics=metrics[1], drop=None)
     pick = choose([tmp_path], Wish(max_drop=20.0, best="map"))
-    assert (taken(pick), pick.metric) == ("b", "bbox")
+    assert (taken(pick), pick.metric.name) == ("b", "bbox")
     assert pick.against is not None
     assert pick.against.where == str(tmp_path / "b")
 

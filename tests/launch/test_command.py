@@ -20,7 +20,7 @@ from sam3slim.launch import child, sweep
 from sam3slim.launch.command import main
 from sam3slim.launch.compose import compose_plain, conf_dir
 from sam3slim.launch.run import Command, Run, Task
-from sam3slim.records import read_record
+from sam3slim.results.record import read_record
 
 ROOT = Path(__file__).resolve().parents[2]
 

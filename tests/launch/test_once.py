@@ -11,7 +11,7 @@ from hydra._internal.hydra import Hydra
 
 from sam3slim import runs
 from sam3slim.launch.run import Run
-from sam3slim.records import RunRecord
+from sam3slim.results.record import RunRecord
 from sam3slim.runs import train
 from sam3slim.runs.specs import TrainSpec
 

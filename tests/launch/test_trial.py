@@ -16,7 +16,8 @@ from sam3slim.launch import child
 from sam3slim.launch.journal import Journal, Outcome, summary
 from sam3slim.launch.run import Run
 from sam3slim.launch.trial import Done, run_trial, trial_name
-from sam3slim.records import RunRecord, config_hash, read_record, recording
+from sam3slim.results.record import Artifact, Metrics, ModelSummary, RunRecord, read_record
+from sam3slim.results.recording import config_hash, recording
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = {"seed": 1, "output_dir": "anywhere"}
@@ -29,8 +30,8 @@ def trial(tmp_path: Path) -> Run:
 
 def measured(config: dict[str, Any] = CONFIG) -> RunRecord:
     return RunRecord(
-        "train", "c", config_hash=config_hash(config), metrics={"bbox": {"map": 0.25}, "segm": {"map": 0.5}},
-        artifact={"bytes": 1000}, seconds=1.0,
+        "train", "c", config_hash=config_hash(config), metrics=Metrics({"bbox": {"map": 0.25}, "segm": {"map": 0.5}}),
+        artifact=Artifact(bytes=1000), seconds=1.0,
     )  # fmt: skip
 
 
@@ -80,12 +81,12 @@ def test_run_trial__a_failure_before_the_run_began_is_recorded(trial: Run) -> No
 def test_run_trial__a_recorded_failure_is_left_as_it_is(trial: Run) -> None:
     def work() -> None:
         with recording(trial.folder, kind="train", command="c", config=CONFIG) as record:
-            record.model = {"params": 7}
+            record.model = ModelSummary(params=7)
             raise UserError("disk full")
 
     RunRecord("train", "old", status="failed", error="old", config_hash=config_hash(CONFIG)).write(trial.folder)
     assert run_trial(trial, work, isolated=True).error == "disk full"
-    assert read_record(trial.folder).model == {"params": 7}
+    assert read_record(trial.folder).model == ModelSummary(params=7)
 
 
 def test_run_trial__a_finished_training_stays_finished_when_what_follows_fails(trial: Run) -> None:

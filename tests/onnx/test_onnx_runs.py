@@ -11,7 +11,7 @@ import pytest
 from sam3slim.checkpoints import write_artifact
 from sam3slim.errors import UserError
 from sam3slim.launch.compose import compose_plain
-from sam3slim.records import RunRecord, read_record
+from sam3slim.results.record import RunRecord, read_record
 from tests import running as runs
 from tests.small import small_model
 from tests.test_runs import data
@@ -35,15 +35,15 @@ def test_compress__record_and_row(compressed: RunRecord, root: Path) -> None:
     record = read_record(root / "out/int8_onnx")
     assert record.status == "finished"
     facts = json.loads((root / "out/int8_onnx/artifact/sam3slim.json").read_text())
-    assert record.artifact == {
+    assert record.artifact.to_dict() == {
         "path": str(root / "out/int8_onnx/artifact"), "bytes": facts["bytes"], "format": "onnx",
         "precision": "int8_onnx",
         "bytes_by_part": {**facts["bytes_by_part"], "other": facts["bytes"] - sum(facts["bytes_by_part"].values())},
     }  # fmt: skip
     assert all(size > 0 for size in facts["bytes_by_part"].values())
     assert facts["extra"]["method"]["rules"]["parts"] == ["vision", "text", "geometry", "encoder"]
-    assert set((record.drop or {})["segm"]) >= {"points", "ci95"}
-    assert set((record.latency_ms or {})["parts"]) == {"vision", "text", "prompts"}
+    assert record.drop["segm"].ci95
+    assert set(record.latency_ms.parts) == {"vision", "text", "prompts"}
     with (root / "out/compression.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["method"] for row in rows] == ["full", "onnx", "int8_onnx"]
@@ -56,7 +56,7 @@ def test_evaluate__of_the_artifact_gives_the_same(compressed: RunRecord, root: P
     record = runs.evaluate(compose_plain("evaluate", given, root / "eval"), root / "eval", {}, "python evaluate.py")
     assert record.metrics == compressed.metrics
     assert record.artifact == compressed.artifact
-    assert (record.model or {})["params"] == (compressed.model or {})["params"]
+    assert record.model.params == compressed.model.params
 
 
 def test_compress__of_graphs_is_refused(compressed: RunRecord, root: Path) -> None:

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from pycocotools import mask as mask_utils
 
+from sam3slim.data.detections import Detections
 from sam3slim.errors import UserError
-from sam3slim.evaluation.postprocess import Detections
 from sam3slim.predict.overlay import SIDE, preview, write_overlay
 
 

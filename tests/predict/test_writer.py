@@ -15,8 +15,8 @@ import torch
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 
+from sam3slim.data.detections import Detections
 from sam3slim.errors import UserError
-from sam3slim.evaluation.postprocess import Detections
 from sam3slim.predict.images import Picture
 from sam3slim.predict.writer import OutputFolder, entries, read_index, stamp
 from tests.predict.conftest import Predict, detections, draw, names

@@ -13,7 +13,7 @@ import torch
 
 from sam3slim.checkpoints import load, write_artifact
 from sam3slim.data.shapes import ShapesSpec, make_shapes
-from sam3slim.records import read_record
+from sam3slim.results.record import read_record
 from tests.small import small_model, tiny_spec
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sam3slim.records import RunRecord
+from sam3slim.results.record import RunRecord
 
 DATA = {"name": "shapes", "root": "data/shapes", "split": "test", "protocol": "all", "images": 300, "prompts": 6900}
 PARTS = {"vision": 1_000_000, "text": 600_000}
@@ -35,7 +35,7 @@ def add_run(folder: Path, name: str, **changes: Any) -> Path:
         "latency_ms": {"p50": 100.0, "p90": 120.0, "batch": 1, "prompts": 23, "threads": 1},
         "started": "2026-01-01T00:00:00+00:00",
     }  # fmt: skip
-    RunRecord(**(values | changes)).write(folder / name)
+    RunRecord.from_dict(values | changes).write(folder / name)
     return folder / name
 
 

@@ -17,6 +17,7 @@ from sam3slim.errors import UserError
 from sam3slim.report.collect import collect, learning_curves, machine
 from sam3slim.report.compare import comparison_rows
 from sam3slim.report.page import script_json, write_page
+from sam3slim.results.record import Latency
 
 from .compare_runs import add_failed, add_newer, add_run
 
@@ -70,7 +71,7 @@ def test_machine__latency_says_where(tmp_path: Path) -> None:
     add_run(tmp_path, "a")
     (run,) = collect([tmp_path]).runs
     assert machine(run.record) == "a processor, 1 threads, batch 1, prompts 23"
-    run.record.latency_ms = None
+    run.record.latency_ms = Latency()
     assert machine(run.record) is None
 
 
@@ -96,7 +97,7 @@ def test_rows__front_drop_and_failure(tmp_path: Path) -> None:
     assert {name for name, row in rows.items() if row["pareto"]} == {"small", "large"}
     assert rows["small"]["segm_drop_interval"] == "1.00 (0.50 to 1.50)"
     (failed,) = comparison_rows(other)
-    assert other.data is None
+    assert not other.data
     assert failed["note"] == "failed: steps=0 must be at least 1"
 
 

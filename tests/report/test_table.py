@@ -5,17 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from sam3slim.records import RunRecord
 from sam3slim.report.table import DEMO_COLUMNS, megabytes, table_row, to_markdown, write_table
+from sam3slim.results.record import Artifact, Metrics, ModelSummary, RunRecord
 
 
 def record(name: str, size: int, segm: float | None, precision: str = "fp32") -> RunRecord:
     return RunRecord(
         kind="evaluate",
         command="c",
-        model={"name": name, "params": 2_200_000},
-        artifact={"bytes": size, "precision": precision},
-        metrics={"bbox": {"map": 0.6}, "segm": {"map": segm}},
+        model=ModelSummary(name, 2_200_000),
+        artifact=Artifact(bytes=size, precision=precision),
+        metrics=Metrics({"bbox": {"map": 0.6}, "segm": {"map": segm}}),
     )
 
 

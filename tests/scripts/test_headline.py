@@ -2,14 +2,15 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sam3slim.errors import UserError
-from sam3slim.records import RunRecord
+from sam3slim.results.record import Artifact, Data, Drop, Metrics, ModelSummary, RunRecord
 from scripts.study.headline import headline_markdown, training_seconds
 
-DATA = {"name": "shapes", "split": "test", "images": 300}
+DATA: dict[str, Any] = {"name": "shapes", "split": "test", "images": 300}
 
 
 def artifact(folder: Path, **facts: object) -> Path:
@@ -18,16 +19,18 @@ def artifact(folder: Path, **facts: object) -> Path:
     return folder
 
 
-def evaluation(folder: Path, made: Path, value: float, points: float | None, data: dict[str, object] = DATA) -> Path:
+def evaluation(folder: Path, made: Path, value: float, points: float | None, data: dict[str, Any] = DATA) -> Path:
     RunRecord(
-        "evaluate", "", model={"params": 500_000}, data=data, metrics={"segm": {"map": value}},
-        artifact={"path": str(made), "bytes": 9_000_000},
-        drop=None if points is None else {"segm": {"points": points, "ci95": [points - 0.5, points + 0.5]}},
+        "evaluate", "", model=ModelSummary(params=500_000), data=Data(**data),
+        metrics=Metrics({"segm": {"map": value}}), artifact=Artifact(str(made), 9_000_000),
+        drop={} if points is None else {"segm": Drop(points, (points - 0.5, points + 0.5))},
     ).write(folder)  # fmt: skip
     return folder
 
 
-FULL = RunRecord("evaluate", "", model={"params": 1_000_000}, data=DATA, metrics={"segm": {"map": 0.8}})
+FULL = RunRecord(
+    "evaluate", "", model=ModelSummary(params=1_000_000), data=Data(**DATA), metrics=Metrics({"segm": {"map": 0.8}})
+)
 
 
 def test_headline__a_row_per_evaluation_with_the_time_of_its_training(tmp_path: Path) -> None:

@@ -7,13 +7,14 @@ import pytest
 
 from sam3slim.errors import UserError
 from sam3slim.launch.compose import compose_plain
-from sam3slim.records import RunRecord, Status, config_hash
+from sam3slim.results.record import Metrics, ModelSummary, RunRecord, Status
+from sam3slim.results.recording import config_hash
 from sam3slim.specs import ModelSpec
 from scripts.study import cells, run, table
 from scripts.study.cells import Cell, all_cells, axis_cells, table_cells
 from scripts.study.results import Result, read_results, write_results
 
-FULL = RunRecord("evaluate", "", model={"params": 2_600_000}, metrics={"segm": {"map": 0.8}})
+FULL = RunRecord("evaluate", "", model=ModelSummary(params=2_600_000), metrics=Metrics({"segm": {"map": 0.8}}))
 
 
 def result(cell: str, params: int, value: float) -> Result:
@@ -22,8 +23,8 @@ def result(cell: str, params: int, value: float) -> Result:
 
 def trained(folder: Path, cell: Cell, config: str, status: Status = "finished") -> None:
     RunRecord(
-        "train", "", status=status, config_hash=config, model={"params": 7},
-        metrics={"segm": {"map": 0.5}, "bbox": {"map": 0.25}}, git={"sha": "abc"},
+        "train", "", status=status, config_hash=config, model=ModelSummary(params=7),
+        metrics=Metrics({"segm": {"map": 0.5}, "bbox": {"map": 0.25}}), git={"sha": "abc"},
     ).write(folder / cell.name)  # fmt: skip
 
 

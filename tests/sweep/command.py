@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sam3slim.records import read_record
+from sam3slim.results.record import read_record
 from tests.test_runs import data
 from tests.tiny import OVERRIDES
 
@@ -58,8 +58,8 @@ def facts(folder: Path) -> dict[str, dict[str, Any]]:
         artifact = file.parent / "artifact/sam3slim.json"
         weights = json.loads(artifact.read_text())["sha256"] if artifact.is_file() else None
         found[file.parent.name] = {
-            "status": record.status, "error": record.error, "config_hash": record.config_hash, "model": record.model,
-            "metrics": record.metrics, "weights": weights,
+            "status": record.status, "error": record.error, "config_hash": record.config_hash,
+            "model": record.model.to_dict(), "metrics": record.metrics.to_dict(), "weights": weights,
         }  # fmt: skip
     return found
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sam3slim.records import read_record
+from sam3slim.results.record import read_record
 from tests.test_runs import data
 from tests.tiny import OVERRIDES
 
@@ -70,8 +70,8 @@ def assert_same_training(run: Path, one: Path) -> None:
         torch.testing.assert_close(states[0]["state_dict"][key], value, rtol=1e-3, atol=1e-4, msg=key)
     found, wanted = read_record(run), read_record(one)
     assert found.status == "finished"
-    assert (found.data or {})["images"] == (wanted.data or {})["images"] == 4  # not a process's share of them
-    assert (found.model, sorted(found.metrics or {})) == (wanted.model, sorted(wanted.metrics or {}))
+    assert found.data.images == wanted.data.images == 4  # not a process's share of them
+    assert (found.model, sorted(found.metrics.values)) == (wanted.model, sorted(wanted.metrics.values))
 
 
 def test_cpu_ddp__loss_curve_of_one_process(root: Path, one: Path) -> None:

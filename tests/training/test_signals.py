@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sam3slim.errors import EXIT_INTERRUPTED
-from sam3slim.records import read_record
+from sam3slim.results.record import read_record
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

@@ -9,12 +9,11 @@ from typing import Any
 
 from sam3slim.data.spec import DataSpec
 from sam3slim.errors import UserError
-from sam3slim.evaluation import EvalResult, Matches, match, paired_bootstrap
-from sam3slim.evaluation.matches import Kind
-from sam3slim.records import RunRecord, read_record
+from sam3slim.results.metrics import METRICS
+from sam3slim.results.record import RunRecord, read_record
+from sam3slim.results.samples import Samples, paired_bootstrap
 
-KINDS: tuple[Kind, ...] = ("bbox", "segm")
-Found = Mapping[str, Matches]
+Found = Mapping[str, Samples]
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class Reference:
     """What drops are counted against: a measurement, and how it was asked.
 
     Attributes:
-        found: kind of mAP → matching.
+        found: metric → its samples.
         protocol: ``data.protocol``, which prompts an image was asked.
         prompts: asked of all images together; None where it is not known.
         source: its folder.
@@ -59,22 +58,19 @@ def _asked_with(boxes: Mapping[str, Any]) -> str:
     return f"data.prompts={boxes.get('prompt_kind', 'text')}{noise}"
 
 
-def boxes_of(data: Mapping[str, Any]) -> dict[str, Any]:
-    """``DataSpec.given_boxes`` of a record's data entry; {} also of those older than box prompts."""
-    return {key: data[key] for key in ("prompt_kind", "box_noise") if key in data}
+def save_samples(found: Found, folder: Path) -> None:
+    """``matches_bbox.npz``, ``matches_segm.npz``, … in a run's folder."""
+    for name, samples in found.items():
+        samples.save(_file(folder, name))
 
 
-def matches_of(result: EvalResult) -> dict[str, Matches]:
-    """The matching of an evaluation that kept its detections, by kind of mAP."""
-    assert result.detections is not None
-    assert result.truths is not None
-    return {kind: match(result.detections, result.truths, kind) for kind in KINDS if kind in result.metrics}
+def has_samples(folder: Path) -> bool:
+    """Whether drops can be counted against the run of this folder."""
+    return any(_file(folder, name).is_file() for name in METRICS)
 
 
-def save_matches(found: Found, folder: Path) -> None:
-    """``matches_bbox.npz`` and ``matches_segm.npz`` in a run's folder."""
-    for kind, matches in found.items():
-        matches.save(folder / f"matches_{kind}.npz")
+def _file(folder: Path, metric: str) -> Path:
+    return folder / f"matches_{metric}.npz"
 
 
 def load_reference(run: str | Path, data: DataSpec) -> Reference:
@@ -83,33 +79,34 @@ def load_reference(run: str | Path, data: DataSpec) -> Reference:
     Raises:
         UserError: nothing there, or it was asked otherwise than ``data`` says.
     """
-    files = {kind: Path(run) / f"matches_{kind}.npz" for kind in KINDS}
-    found: dict[str, Matches] = {kind: Matches.load(file) for kind, file in files.items() if file.is_file()}
+    found = {
+        name: metric.samples(file)
+        for name, metric in METRICS.items()
+        if metric.samples is not None and (file := _file(Path(run), name)).is_file()
+    }
     if not found:
         raise UserError(
-            f"reference={run} has no {files['bbox'].name}; give the output folder of evaluate.py or compress.py, "
+            f"reference={run} has no matches_bbox.npz; give the output folder of evaluate.py or compress.py, "
             "run on the same data and split"
         )
-    told = read_record(run).data or {}
-    reference = Reference(found, str(told.get("protocol")), told.get("prompts"), Path(run), boxes_of(told))
+    asked = read_record(run).data
+    reference = Reference(found, str(asked.protocol), asked.prompts, Path(run), asked.boxes)
     reference.check(data.protocol, boxes=data.given_boxes())
     return reference
 
 
 def fill_drop(record: RunRecord, reference: Reference, found: Found) -> None:
     """The record's ``drop`` against ``reference``. Raises UserError when images, objects or prompts differ."""
-    drop = {
-        kind: paired_bootstrap(reference.found[kind], matches).to_dict()
-        for kind, matches in found.items()
-        if kind in reference.found
+    drops = {
+        name: paired_bootstrap(METRICS[name], reference.found[name], samples)
+        for name, samples in found.items()
+        if name in reference.found
     }
-    asked = record.data or {}
-    reference.check(str(asked.get("protocol")), asked.get("prompts"), boxes_of(asked))
-    record.drop = drop
+    reference.check(str(record.data.protocol), record.data.prompts, record.data.boxes)
+    record.drop = drops
 
 
 def print_drop(record: RunRecord) -> None:
-    """One line per kind of mAP."""
-    for kind, drop in (record.drop or {}).items():
-        low, high = drop["ci95"]
-        print(f"{kind} drop: {drop['points']:.2f} points (95 % {low:.2f} to {high:.2f})")
+    """One line per metric."""
+    for name, drop in record.drop.items():
+        print(f"{name} drop, points (95 %): {drop.text()}")

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,13 +13,14 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from sam3slim.data.batch import GroundTruth
-from sam3slim.evaluation import mean_ap
-from sam3slim.evaluation.mean_ap import KEYS, ConceptMeanAP
-from sam3slim.evaluation.postprocess import Detections
-
-from .conftest import make_truth, rectangle_rle
+from sam3slim.data.detections import Detections
+from sam3slim.evaluation import gather_images
+from sam3slim.results.coco import NUMBERS, Kind, average_precision
+from sam3slim.results.metrics import measure_all
+from tests.evaluation.conftest import make_truth, rectangle_rle
 
 SIZE = (120, 160)
+KINDS: tuple[Kind, ...] = ("bbox", "segm")
 Box = tuple[int, int, int, int]
 
 
@@ -91,111 +93,84 @@ def plain_coco(detections: list[Detections], truths: list[GroundTruth], kind: st
     return evaluation
 
 
-@pytest.mark.parametrize("path", ["rles", "dense"])
+def measured(detections: list[Detections], truths: list[GroundTruth], kind: str) -> dict[str, Any]:
+    return measure_all(detections, truths)[kind].numbers
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("seed", [0, 1])
-def test_compute__equals_plain_pycocotools(seed: int, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mean_ap, "_states_hold_rles", lambda: path == "rles")
+def test_average_precision__equals_plain_pycocotools(seed: int, kind: Kind) -> None:
     detections, truths = random_set(seed)
-    metric = ConceptMeanAP(per_category=True)
-    for start in range(0, len(truths), 5):
-        metric.update(detections[start : start + 5], truths[start : start + 5])
-    result = metric.compute()
-    assert list(result) == ["bbox", "segm"]
-    for kind, values in result.items():
-        golden = plain_coco(detections, truths, kind)
-        stats = golden.stats[[0, 1, 2, 3, 4, 5, 8]]
-        assert 0.02 < stats[0] < 0.98  # the data are neither trivial nor hopeless
-        for key, expected in zip(KEYS, stats, strict=True):
-            wanted = None if expected == -1 else pytest.approx(expected, abs=1e-6)
-            assert values[key] == wanted, (kind, key)
-        for k, category in enumerate(golden.params.catIds):
-            precision = golden.eval["precision"][:, :, k, 0, -1]
-            expected = precision[precision > -1].mean() if (precision > -1).any() else None
-            found = values["per_category"].get(str(category))
-            assert found is None if expected is None else found == pytest.approx(expected, abs=1e-6)
+    golden = plain_coco(detections, truths, kind)
+    # Whatever the order of the images, COCOeval goes by their ids.
+    order = np.random.default_rng(seed).permutation(len(truths))
+    numbers, matches = average_precision([detections[n] for n in order], [truths[n] for n in order], kind)
+    assert 0.02 < golden.stats[0] < 0.98  # the data are neither trivial nor hopeless
+    for key, expected in zip(NUMBERS, golden.stats[[0, 1, 2, 3, 4, 5, 8]], strict=True):
+        assert numbers[key] == (None if expected == -1 else pytest.approx(expected, abs=1e-6)), key
+    by_category = matches.per_category()
+    for k, category in enumerate(golden.params.catIds):
+        precision = golden.eval["precision"][:, :, k, 0, -1]
+        expected = precision[precision > -1].mean() if (precision > -1).any() else None
+        assert by_category.get(category) == (None if expected is None else pytest.approx(expected, abs=1e-6))
 
 
-def test_states_hold_rles__installed_torchmetrics_takes_the_fast_path() -> None:
-    assert mean_ap._states_hold_rles()
-
-
-@pytest.mark.parametrize("kind", ["bbox", "segm"])
-def test_compute__perfect_detections_give_one(kind: str) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_average_precision__perfect_detections_give_one(kind: str) -> None:
     _, truths = random_set(3)
-    metric = ConceptMeanAP()
-    metric.update([found_like(truth, i) for i, truth in enumerate(truths)], truths)
-    assert metric.compute()[kind]["map"] == pytest.approx(1.0)
+    assert measured([found_like(truth, i) for i, truth in enumerate(truths)], truths, kind)["map"] == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("kind", ["bbox", "segm"])
-def test_compute__detections_in_a_crowd_are_ignored(kind: str) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_average_precision__detections_in_a_crowd_are_ignored(kind: str) -> None:
     boxes: list[Box] = [(2, 2, 20, 20), (30, 2, 58, 38)]
     wrong = detect([*boxes[:1], (32, 4, 50, 30), (33, 8, 52, 36)], [1, 1, 1], [0.5, 0.9, 0.8])
     for crowd, expected in (([0, 1], 1.0), ([0, 0], None)):
-        metric = ConceptMeanAP()
-        metric.update([wrong], [make_truth(boxes, [1, 1], crowd=crowd)])
-        value = metric.compute()[kind]["map"]
+        value = measured([wrong], [make_truth(boxes, [1, 1], crowd=crowd)], kind)["map"]
         assert value == pytest.approx(1.0) if expected else value < 0.7
 
 
-def test_compute__annotated_area_decides_the_size_group() -> None:
+def test_average_precision__annotated_area_decides_the_size_group() -> None:
     truth = make_truth([(2, 2, 20, 20)], [1])
     truth.area[:] = 50.0**2  # says "medium", its pixels say "small"
-    metric = ConceptMeanAP()
-    metric.update([found_like(truth)], [truth])
-    result = metric.compute()["segm"]
+    result = measured([found_like(truth)], [truth], "segm")
     assert result["map_medium"] == pytest.approx(1.0)
     assert result["map_small"] is None
+    truth.area[:] = 0  # says nothing
+    assert measured([found_like(truth)], [truth], "segm")["map_small"] == pytest.approx(1.0)
 
 
-def test_compute__boxes_only_has_no_segm() -> None:
+def test_measure_all__boxes_only_has_no_segm() -> None:
     truth = make_truth([(2, 2, 20, 20)], [1], masks=False)
-    metric = ConceptMeanAP(with_masks=False, per_category=True)
-    metric.update([found_like(truth)], [truth])
-    result = metric.compute()
+    result = measure_all([found_like(truth)], [truth])
     assert list(result) == ["bbox"]
-    assert result["bbox"]["map"] == pytest.approx(1.0)
-    assert result["bbox"]["map_large"] is None
-    assert result["bbox"]["per_category"] == {"1": pytest.approx(1.0)}
+    assert result["bbox"].numbers["map"] == pytest.approx(1.0)
+    assert result["bbox"].numbers["map_large"] is None
 
 
-def test_compute__nothing_detected_is_zero_and_nothing_annotated_is_none() -> None:
-    metric = ConceptMeanAP()
-    metric.update([detect([], [], [])], [make_truth([(2, 2, 20, 20)], [1])])
-    assert metric.compute()["segm"]["map"] == 0.0
-    metric.reset()
-    metric.update([detect([(2, 2, 20, 20)], [1], [0.5])], [make_truth([], [])])
-    assert metric.compute()["segm"]["map"] is None
+def test_average_precision__nothing_detected_is_zero_and_nothing_annotated_is_none() -> None:
+    nothing = detect([], [], [])
+    assert measured([nothing], [make_truth([(2, 2, 20, 20)], [1])], "segm")["map"] == 0.0
+    assert measured([detect([(2, 2, 20, 20)], [1], [0.5])], [make_truth([], [])], "segm")["map"] is None
+    assert measured([nothing], [make_truth([], [])], "segm")["map"] is None
 
 
-def test_update__missing_masks_are_refused() -> None:
-    truth = make_truth([(2, 2, 20, 20)], [1], masks=False)
-    with pytest.raises(ValueError, match="with_masks=False"):
-        ConceptMeanAP().update([found_like(truth)], [truth])
-
-
-def test_update__lengths_must_agree() -> None:
-    with pytest.raises(ValueError, match="0 images of ground truth"):
-        ConceptMeanAP().update([detect([], [], [])], [])
+def test_measure_all__lengths_must_agree() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        measure_all([detect([], [], [])], [])
 
 
 def part(rank: int, processes: int, folder: Path, images: int) -> None:
-    """One process of an evaluation: its images, dealt out in turns, and what ``compute`` says in it."""
+    """One process of an evaluation: its images, dealt out in turns."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=processes)
-    detections, truths = random_set(0, images)
-    metric = ConceptMeanAP(per_category=True)
-    metric.update(detections[rank::processes], truths[rank::processes])
-    metrics = metric.compute()
-    mine = len(range(rank, images, processes))
-    (folder / f"{rank}.json").write_text(json.dumps([metrics, len(metric.detection_box) == mine]))
+    pairs = gather_images(list(zip(*random_set(0, images), strict=True))[rank::processes])
+    found = measure_all([found for found, _ in pairs], [truth for _, truth in pairs])
+    (folder / f"{rank}.json").write_text(json.dumps({name: item.numbers for name, item in found.items()}))
 
 
-@pytest.mark.parametrize("images", [5])
-def test_concept_mean_ap__processes_with_unequal_numbers_of_images(tmp_path: Path, images: int) -> None:
-    torch.multiprocessing.spawn(part, (2, tmp_path, images), nprocs=2)
-    metric = ConceptMeanAP(per_category=True)
-    metric.update(*random_set(0, images))
-    expected = metric.compute()
+def test_gather_images__processes_with_unequal_numbers_of_images(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(part, (2, tmp_path, 5), nprocs=2)
+    expected = {name: item.numbers for name, item in measure_all(*random_set(0, 5)).items()}
     assert 0.1 < expected["segm"]["map"] < 0.9
     for rank in range(2):
-        assert json.loads((tmp_path / f"{rank}.json").read_text()) == [expected, True]
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == expected

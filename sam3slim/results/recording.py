@@ -1,97 +1,28 @@
-"""RunRecord <-> record.json: what a run did, on what, and what came out, also when it failed."""
+"""The life of a record: written before a run and after it, whatever happens, and asked whether a run is finished."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import shutil
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from sam3slim.environment import describe_device, git_state, library_versions
 from sam3slim.errors import UserError
-from sam3slim.files import write_json
+from sam3slim.results.record import FILE_NAME, Kind, RunRecord, Status, plain, read_record, record_file
 
-SCHEMA = 1
-FILE_NAME = "record.json"
-Status = Literal["finished", "failed", "interrupted"]
-Kind = Literal["train", "evaluate", "compress"]
 # Keys of a configuration that say where results go, or what is done with a finished run, not what is computed.
 OUTPUT_KEYS = frozenset(
     {"hydra", "output", "output_dir", "run_dir", "log_dir", "save_dir", "dirpath", "default_root_dir"}
     | {"force", "compress_after"}
 )
-
-
-@dataclass
-class RunRecord:
-    """One run. mAP in 0..1, drop in points (mAP × 100), bytes, milliseconds, seconds.
-
-    Attributes:
-        kind: what ran.
-        command: the command line.
-        config_hash: sha256 of the composed configuration without output paths (see ``config_hash``).
-        choices: {hydra group: option}.
-        model: {"name", "params", "params_by_part"}.
-        training: {"retrained", "trained_params", "not_trained": {part: why}}; of trainings only. ``retrained`` is false
-            where ``trainer.max_steps=0`` has kept the initial weights.
-        parent: record or artifact this run started from, as a path.
-        artifact: {"path", "bytes", "format", "precision", "bytes_by_part"}, and "overrides" where loading takes them.
-        data: {"name", "root", "split", "protocol", "images", "prompts"}, and "files" where they were not searched for.
-        metrics: {"bbox": {"map", …}, "segm": {…}}.
-        drop: {"segm": {"points", "ci95": [lo, hi]}, "bbox": …}.
-        budget: {"max_drop", "max_bytes", "groups", "searched_on", "searched_drop", "kept"} of a searched plan.
-        latency_ms: {"p50", "p90", "parts", "batch", "prompts", "threads"}.
-        started: ISO 8601 with time zone.
-        error: first line of what went wrong.
-    """
-
-    kind: Kind
-    command: str
-    status: Status = "finished"
-    error: str | None = None
-    config_hash: str | None = None
-    git: dict[str, Any] | None = None
-    versions: dict[str, str | None] = field(default_factory=dict)
-    device: str | None = None
-    choices: dict[str, Any] = field(default_factory=dict)
-    model: dict[str, Any] | None = None
-    training: dict[str, Any] | None = None
-    parent: str | None = None
-    artifact: dict[str, Any] | None = None
-    data: dict[str, Any] | None = None
-    metrics: dict[str, Any] | None = None
-    drop: dict[str, Any] | None = None
-    budget: dict[str, Any] | None = None
-    latency_ms: dict[str, Any] | None = None
-    peak_memory_bytes: int | None = None
-    seconds: float | None = None
-    started: str | None = None
-    schema: int = SCHEMA
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; NaN and infinity, which JSON lacks, become None."""
-        values = plain(asdict(self))
-        for key in ("budget", "training"):  # only searches and trainings have one
-            if values[key] is None:
-                del values[key]
-        return {
-            "schema": values.pop("schema"),
-            "status": values.pop("status"),
-            "error": values.pop("error"),
-            **values,
-        }
-
-    def write(self, path: str | Path) -> Path:
-        """Write atomically to ``path`` (a file, or a folder that gets ``record.json``)."""
-        return write_json(_record_file(path), self.to_dict())
 
 
 def forget_other(folder: Path, config: Mapping[str, Any]) -> None:
@@ -148,7 +79,7 @@ def recording(
         kind=kind,
         command=command,
         config_hash=None if config is None else config_hash(config),
-        git=git_state(Path(__file__).resolve().parent),
+        git=git_state(Path(__file__).resolve().parents[1]),
         versions=library_versions(),
         device=device or describe_device(),
         choices=dict(choices or {}),
@@ -164,7 +95,7 @@ def recording(
     except BaseException as error:
         record.status, record.error = outcome(error)
         record.seconds = time.perf_counter() - clock
-        if writes and not (kept and record.model is None):
+        if writes and not (kept and not record.model):
             with suppress(OSError, UserError):  # a full disk must not hide why the run failed
                 record.write(path)
         raise
@@ -221,44 +152,13 @@ def config_hash(config: Mapping[str, Any], *, exclude: Collection[str] = OUTPUT_
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def read_record(path: str | Path) -> RunRecord:
-    """The record in ``path`` (a file, or a folder that holds ``record.json``).
-
-    Raises:
-        UserError: missing, not JSON, not a record, or written by a newer version.
-    """
-    file = _record_file(path)
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"no record at {file}; give a run folder or its {FILE_NAME}") from error
-    except OSError as error:
-        raise UserError(f"cannot read record {file}: {error.strerror}") from error
-    except ValueError as error:  # bad JSON and bad UTF-8
-        raise UserError(f"{file} is not valid JSON ({error}); delete it and run again") from error
-    schema = values.get("schema") if isinstance(values, dict) else None
-    if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
-        raise UserError(f"{file} is not a run record: it has no integer schema")
-    if schema > SCHEMA:
-        raise UserError(f"{file} has schema {schema}, this version reads up to {SCHEMA}; update sam3slim or run again")
-    known = {f.name for f in fields(RunRecord)}
-    unknown, missing = sorted(values.keys() - known), sorted({"kind", "command", "status"} - values.keys())
-    if unknown or missing:
-        what = f"unknown keys {', '.join(unknown)}" if unknown else f"no {', '.join(missing)}"
-        raise UserError(f"{file} is not a run record of schema {schema}: it has {what}")
-    for key, allowed in (("status", get_args(Status)), ("kind", get_args(Kind))):
-        if values[key] not in allowed:
-            raise UserError(f"{file}: {key}={values[key]!r} must be one of {', '.join(allowed)}")
-    return RunRecord(**values)
-
-
 def record_of(folder: str | Path, config: Mapping[str, Any]) -> RunRecord | None:
     """The record in ``folder`` if there is one and it is of this configuration, whatever its status.
 
     Raises:
         UserError: a record that cannot be read.
     """
-    if not _record_file(folder).is_file():
+    if not record_file(folder).is_file():
         return None
     record = read_record(folder)
     return record if record.config_hash == config_hash(config) else None
@@ -272,29 +172,6 @@ def finished_record(folder: str | Path, config: Mapping[str, Any]) -> RunRecord 
     """
     record = record_of(folder, config)
     return record if record is not None and record.status == "finished" else None
-
-
-def plain(value: Any) -> Any:
-    """``value`` as JSON values: paths and unknown objects as text, scalars of numpy or torch as numbers."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return plain(asdict(value))
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        items = sorted(value, key=repr) if isinstance(value, set | frozenset) else value
-        return [plain(item) for item in items]
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if not isinstance(value, float) and hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
-        return plain(value.item())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return plain(value.tolist()) if hasattr(value, "tolist") else str(value)
-
-
-def _record_file(path: str | Path) -> Path:
-    path = Path(path)
-    return path if path.suffix == ".json" else path / FILE_NAME
 
 
 def is_first_process() -> bool:

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from sam3slim.errors import UserError
-from sam3slim.records import SCHEMA, RunRecord, begin, config_hash, finished_record, plain, read_record, recording
+from sam3slim.results.record import SCHEMA, Artifact, Data, Drop, Metrics, ModelSummary, RunRecord, plain, read_record
+from sam3slim.results.recording import begin, config_hash, finished_record, recording
 
 CONTRACT = {
     "schema", "status", "error", "kind", "command", "config_hash", "git", "versions", "device", "choices",
@@ -26,7 +27,7 @@ def load(folder: Path) -> dict[str, Any]:
 
 def test_recording__finished_run_holds_the_contract(tmp_path: Path) -> None:
     with recording(tmp_path, kind="evaluate", command="evaluate.py", choices={"model": "nano"}) as record:
-        record.metrics = {"segm": {"map": 0.5}}
+        record.metrics = Metrics({"segm": {"map": 0.5}})
     values = load(tmp_path)
     assert set(values) == CONTRACT
     assert (values["status"], values["error"], values["schema"]) == ("finished", None, SCHEMA)
@@ -40,7 +41,7 @@ def test_recording__finished_run_holds_the_contract(tmp_path: Path) -> None:
 def test_recording__failed_run_is_written_and_raised(tmp_path: Path) -> None:
     def run() -> None:
         with recording(tmp_path, kind="train", command="c") as record:
-            record.model = {"name": "nano"}
+            record.model = ModelSummary("nano")
             raise UserError("bad key\nsecond line")
 
     with pytest.raises(UserError, match="bad key"):
@@ -94,16 +95,16 @@ def test_recording__killed_run_reads_interrupted(tmp_path: Path) -> None:
 
 def test_recording__a_mistake_leaves_a_finished_record(tmp_path: Path) -> None:
     with recording(tmp_path, kind="train", command="first") as first:
-        first.metrics = {"segm": {"map": 0.5}}
+        first.metrics = Metrics({"segm": {"map": 0.5}})
     with pytest.raises(UserError), recording(tmp_path, kind="train", command="mistyped"):
         raise UserError("no such checkpoint")
     assert read_record(tmp_path).command == "first"
     # From the model on it is another run's folder.
     with recording(tmp_path, kind="train", command="second") as second:
-        second.model = {"name": "nano"}
+        second.model = ModelSummary("nano")
         begin(second, tmp_path)
         during = read_record(tmp_path)
-    assert (during.command, during.status, during.model) == ("second", "interrupted", {"name": "nano"})
+    assert (during.command, during.status, during.model) == ("second", "interrupted", ModelSummary("nano"))
     assert (read_record(tmp_path).command, read_record(tmp_path).status) == ("second", "finished")
 
 
@@ -112,7 +113,7 @@ def test_recording__a_failure_after_the_model_replaces_a_finished_record(tmp_pat
 
     def fails() -> None:
         with recording(tmp_path, kind="evaluate", command="second") as second:
-            second.model = {"name": "nano"}
+            second.model = ModelSummary("nano")
             raise UserError("an image cannot be read")
 
     with pytest.raises(UserError):
@@ -122,9 +123,9 @@ def test_recording__a_failure_after_the_model_replaces_a_finished_record(tmp_pat
 
 def test_recording__body_may_set_a_file_name_and_nan(tmp_path: Path) -> None:
     with recording(tmp_path / "r" / "one.json", kind="train", command="c") as record:
-        record.metrics = {"bbox": {"map": math.nan}, "loss": torch.tensor(0.25), "n": np.int64(3)}
+        record.metrics = Metrics({"bbox": {"map": math.nan, "map_50": torch.tensor(0.25), "n": np.int64(3)}})
     read = read_record(tmp_path / "r" / "one.json")
-    assert read.metrics == {"bbox": {"map": None}, "loss": 0.25, "n": 3}
+    assert read.metrics == Metrics({"bbox": {"map": None, "map_50": 0.25, "n": 3}})
 
 
 @pytest.mark.parametrize(("variable", "rank", "written"), [("RANK", "1", False), ("LOCAL_RANK", "0", True)])
@@ -151,7 +152,9 @@ def test_recording__unwritable_folder_stops_before_the_body(tmp_path: Path) -> N
 
 
 def test_read_record__round_trip(tmp_path: Path) -> None:
-    record = RunRecord(kind="compress", command="c", artifact={"bytes": 12}, drop={"segm": {"points": 0.1}})
+    record = RunRecord(
+        kind="compress", command="c", artifact=Artifact(bytes=12), drop={"segm": Drop(0.1, (0.0, 0.2), 5)}
+    )
     record.write(tmp_path)
     assert read_record(tmp_path) == record
     assert read_record(tmp_path / "record.json") == record
@@ -171,6 +174,8 @@ GOOD = {"schema": 1, "status": "finished", "kind": "train", "command": "c"}
         (json.dumps({"schema": 1, "status": "finished", "kind": "train"}), "no command"),
         (json.dumps(GOOD | {"status": "fine"}), "status='fine' must be one of finished"),
         (json.dumps(GOOD | {"kind": "cook"}), "kind='cook'"),
+        (json.dumps(GOOD | {"metrics": [1]}), r"metrics is \[1\], not an object"),
+        (json.dumps(GOOD | {"drop": {"segm": 1}}), "is not a run record of schema 1"),
         ("\udcff", "not valid JSON"),
     ],
 )
@@ -181,6 +186,26 @@ def test_read_record__bad_file_is_named(tmp_path: Path, text: str, message: str)
         read_record(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_read_record__parts_of_older_and_newer_versions(tmp_path: Path) -> None:
+    """Records of the first versions lack entries, and a later one may add some."""
+    values = GOOD | {
+        "model": None, "artifact": {"bytes": 12, "colour": "red"}, "data": {"name": "shapes", "root": None},
+        "metrics": {"segm": {"map": 0.5}, "calibration": {"presence_present": 0.9}},
+        "drop": {"segm": {"points": 1.0, "ci95": [0.5, 1.5]}, "bbox": {"points": -0.001}, "none": None},
+        "latency_ms": {"p50": 3.0},
+    }  # fmt: skip
+    (tmp_path / "record.json").write_text(json.dumps(values))
+    record = read_record(tmp_path)
+    assert not record.model
+    assert (record.artifact, record.data) == (Artifact(bytes=12), Data(name="shapes"))
+    assert record.metrics.calibration == {"presence_present": 0.9}
+    assert {name: drop.text() for name, drop in record.drop.items()} == {"segm": "1.00 (0.50 to 1.50)", "bbox": "0.00"}
+    again = json.loads(record.write(tmp_path).read_text())
+    assert again["metrics"] == values["metrics"]
+    assert again["latency_ms"] == {"p50": 3.0}
+    assert again["model"] is None
 
 
 def test_read_record__missing(tmp_path: Path) -> None:

@@ -1,0 +1,49 @@
+"""What a model found in an image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+Rle = dict[str, Any]
+
+
+@dataclass
+class PromptScores:
+    """What the model thought of each of an image's prompts, for checks of calibration.
+
+    Attributes:
+        labels: [P] int64 category ids asked for.
+        presence: [P] float32 probability that the concept is in the image.
+        top_score: [P] float32 score of the best query.
+    """
+
+    labels: Tensor
+    presence: Tensor
+    top_score: Tensor
+
+
+@dataclass
+class Detections:
+    """N detections of one image, best first, on the CPU.
+
+    Attributes:
+        image_id: of the data set.
+        boxes: [N, 4] float32 (x1, y1, x2, y2) in original pixels, inside the image.
+        scores: [N] float32 in 0..1.
+        labels: [N] int64 category ids.
+        rles: N compressed pycocotools RLE dicts ({"size": [h, w], "counts": bytes}); None without masks.
+        prompts: scores of the prompts themselves.
+    """
+
+    image_id: int
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    rles: list[Rle] | None
+    prompts: PromptScores | None = None
+
+    def __len__(self) -> int:
+        return len(self.scores)

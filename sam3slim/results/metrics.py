@@ -1,0 +1,151 @@
+"""The metrics: each is registered once, with its words, and is then in records, tables, plots, page and choices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sam3slim.errors import UserError
+from sam3slim.results.record import RunRecord
+
+if TYPE_CHECKING:
+    from sam3slim.data.batch import GroundTruth
+    from sam3slim.data.detections import Detections
+    from sam3slim.results.coco import Kind
+    from sam3slim.results.samples import Samples
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A metric of one model: its numbers, as in ``record.json``, and what its drop is computed from."""
+
+    numbers: dict[str, Any]
+    samples: Samples | None = None
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A measure of detections against ground truth: one or several numbers, of which one is compared.
+
+    Attributes:
+        name: its key in ``record.json``, under ``metrics`` and ``drop``.
+        title: in messages and on axes, ``mask mAP``.
+        short: before "drop" in headings, ``mask``.
+        measure: computes it of the detections and the ground truth of every image, in the same order; None where the
+            data cannot have it.
+        samples: reads back what ``measure`` gave as ``samples``.
+        headline: the number that is shown, compared and searched.
+        logged: numbers that training logs at each validation.
+        scale, unit: a number of 0..1 is shown as 0..100 %; drops are counted in the same points.
+        higher_is_better: the direction of comparisons.
+        priority: of the metrics a run has, the one with the most decides where none is named.
+    """
+
+    name: str
+    title: str
+    short: str
+    measure: Callable[[Sequence[Detections], Sequence[GroundTruth]], Measured | None]
+    samples: Callable[[Path], Samples] | None = None
+    headline: str = "map"
+    logged: tuple[str, ...] = ()
+    scale: float = 100.0
+    unit: str = "%"
+    higher_is_better: bool = True
+    priority: int = 0
+
+    @property
+    def column(self) -> str:
+        """Of tables: ``segm_map``."""
+        return f"{self.name}_{self.headline}"
+
+    def score(self, value: float) -> float:
+        """More is better."""
+        return value if self.higher_is_better else -value
+
+    def score_of(self, record: RunRecord) -> float | None:
+        """The record's score; None where it was not measured."""
+        value = record.metrics.value(self)
+        return None if value is None else self.score(value)
+
+    def points_lost(self, before: float, after: float) -> float:
+        """How much worse ``after`` is."""
+        return self.scale * (self.score(before) - self.score(after))
+
+    def before(self, value: float, lost: float) -> float:
+        """What it was before ``lost`` points were lost."""
+        return value + (lost if self.higher_is_better else -lost) / self.scale
+
+    def sentence(self, value: float) -> str:
+        """``mask mAP 83.31 %``."""
+        return f"{self.title} {self.text(value)} {self.unit}"
+
+    def text(self, value: float, digits: int = 2) -> str:
+        """``83.31``, without the unit."""
+        return f"{self.scale * value:.{digits}f}"
+
+
+METRICS: dict[str, Metric] = {}
+
+
+def register(metric: Metric) -> Metric:
+    """Make a metric known. Raises ValueError for a name that is taken."""
+    if metric.name in METRICS:
+        raise ValueError(f"there is already a metric {metric.name}")
+    METRICS[metric.name] = metric
+    return metric
+
+
+def measure_all(detections: Sequence[Detections], truths: Sequence[GroundTruth]) -> dict[str, Measured]:
+    """Every metric that the data can have."""
+    measured = {name: metric.measure(detections, truths) for name, metric in METRICS.items()}
+    return {name: found for name, found in measured.items() if found is not None}
+
+
+def _average_precision(kind: Kind, detections: Sequence[Detections], truths: Sequence[GroundTruth]) -> Measured | None:
+    from sam3slim.results.coco import average_precision  # pycocotools and scipy, which a table has no use for
+
+    if kind == "segm" and any(truth.rles is None for truth in truths):
+        return None
+    return Measured(*average_precision(detections, truths, kind))
+
+
+def _matches(path: Path) -> Samples:
+    from sam3slim.results.coco import Matches
+
+    return Matches.load(path)
+
+
+def _coco(kind: Kind, title: str, short: str, priority: int) -> Metric:
+    measure = partial(_average_precision, kind)
+    return Metric(kind, title, short, measure, _matches, logged=("map", "map_50"), priority=priority)
+
+
+register(_coco("bbox", "box mAP", "box", 1))
+register(_coco("segm", "mask mAP", "mask", 2))
+
+
+def main_metric(records: RunRecord | Iterable[RunRecord], name: str | None = None) -> Metric:
+    """The metric that decides between runs: the one named, or mask mAP, box mAP where no run has masks.
+
+    Raises:
+        UserError: no metric has this name.
+    """
+    if name is not None:
+        if name not in METRICS:
+            raise UserError(f"metric={name} is not known; choose from {', '.join(METRICS)}")
+        return METRICS[name]
+    records = [records] if isinstance(records, RunRecord) else list(records)
+    return main_of(m.name for m in METRICS.values() if any(record.metrics.value(m) is not None for record in records))
+
+
+def main_of(names: Iterable[str]) -> Metric:
+    """Of some metrics the one that decides."""
+    return max((METRICS[name] for name in names), key=lambda metric: metric.priority, default=METRICS["bbox"])
+
+
+def main_value(record: RunRecord, name: str | None = None) -> float | None:
+    """The record's main metric's number."""
+    return record.metrics.value(main_metric(record, name))
