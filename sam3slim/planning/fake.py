@@ -14,7 +14,8 @@ from torch.autograd.graph import _engine_run_backward
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sam3slim.planning.ledger import DEVICE, tensors_in
+from sam3slim.planning.ledger import CPU, DEVICE, tensors_in
+from sam3slim.planning.memo import Memo
 
 LARGE = 1 << 20  # elements from which integers and booleans are fake, too
 CHOSEN = 4  # of a row of scores, as the one-to-many matcher does
@@ -29,7 +30,8 @@ def without_data(chosen: int = CHOSEN) -> Iterator[None]:
     shapes depend on them runs as it does in training. What depends on a float is guessed: a condition is true, costs
     are equal, a comparison of scores holds for the first ``chosen`` of every row, all phrases differ.
     """
-    with _FakeMode(allow_non_fake_inputs=True), _Fakes(chosen), _Answers():
+    mode = _FakeMode(allow_non_fake_inputs=True)
+    with mode, _Fakes(chosen, Memo(mode)), _Answers():
         yield
 
 
@@ -42,15 +44,15 @@ class _FakeMode(FakeTensorMode):
 class _Fakes(TorchDispatchMode):
     """Computes with real tensors, hands what has a fake one to the FakeTensorMode below, guesses where that cannot."""
 
-    def __init__(self, chosen: int) -> None:
+    def __init__(self, chosen: int, memo: Memo) -> None:
         super().__init__()
-        self.chosen = chosen
+        self.chosen, self.memo = chosen, memo
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func is DEVICE:
-            return torch.device("cpu")
+            return CPU
         kwargs = kwargs or {}
         given = list(tensors_in((*args, *kwargs.values())))
         if not any(isinstance(tensor, FakeTensor) for tensor in given):
@@ -63,13 +65,12 @@ class _Fakes(TorchDispatchMode):
             args = (args[0], list(self._indices(args[1])))
             if not any(isinstance(tensor, FakeTensor) for tensor in tensors_in(args)):
                 return _real(func, args, kwargs)
-        if func is aten.topk.default:
-            return _ranked(args[0], *func(*args, **kwargs))
-        return func(*args, **kwargs)
+        out = self.memo(func, args, kwargs)
+        return _ranked(args[0], *out) if func is aten.topk.default else out
 
     def _made(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Of no tensor: filled or random ones."""
-        out = func(*args, **kwargs)
+        out = self.memo(func, args, kwargs)
         small = all(not tensor.is_floating_point() and tensor.numel() < LARGE for tensor in tensors_in((out,)))
         return _real(func, args, kwargs) if small else out
 

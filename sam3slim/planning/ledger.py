@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-DEVICE = torch.ops.prim.device.default  # asked more often than anything is computed
+CPU = torch.device("cpu")
+DEVICE = torch.ops.prim.device.default  # asked of fake tensors, more often than anything is computed
 
 
 def tensors_in(values: Any) -> Iterator[Tensor]:
@@ -66,8 +67,10 @@ class Ledger(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if func is not DEVICE:
+        if func is DEVICE:
+            return CPU
+        with torch._C.DisableTorchFunction():  # modes of functions have had their say
+            out = func(*args, **(kwargs or {}))
             for tensor in tensors_in((out,)):
                 self._enter(tensor, None)
         return out

@@ -14,6 +14,7 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import nn
+from torch.utils._python_dispatch import _disable_current_modes
 from transformers.models.sam3.modeling_sam3 import Sam3SinePositionEmbedding
 
 from sam3slim.distill import FrozenTeacher
@@ -73,7 +74,7 @@ def trace(spec: TrainSpec, instances: int, teacher: ModelSpec, *, cuda: bool, da
             batch = make_batch(spec, instances)
             if spec.distill.cache is not None:
                 batch = replace(batch, taught=cached_answers(spec, batch))
-        with _own_tables():  # a look at which weights are taught fills them, on the CPU
+        with _own_tables(), _as_usual():  # a look at which weights are taught computes with data of its own
             module = training_module(spec, model, teaching)
         _label_parts(model, ledger)
         watch = _Watch(ledger)
@@ -88,6 +89,13 @@ def _own_tables() -> Iterator[None]:
     table = Sam3SinePositionEmbedding.build_sine_position_embedding
     fresh = staticmethod(lru_cache(maxsize=4)(table.__wrapped__))
     with patch.object(Sam3SinePositionEmbedding, "build_sine_position_embedding", fresh):
+        yield
+
+
+@contextmanager
+def _as_usual() -> Iterator[None]:
+    """Outside every mode: operators compute, and nobody counts what they make."""
+    with _disable_current_modes(), torch._C.DisableTorchFunction():
         yield
 
 
