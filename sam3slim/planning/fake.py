@@ -14,6 +14,7 @@ from torch.autograd.graph import _engine_run_backward
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sam3slim.environment import before_fake_tensors
 from sam3slim.planning.ledger import CPU, DEVICE, tensors_in
 from sam3slim.planning.memo import Memo
 
@@ -30,6 +31,7 @@ def without_data(chosen: int = CHOSEN) -> Iterator[None]:
     shapes depend on them runs as it does in training. What depends on a float is guessed: a condition is true, costs
     are equal, a comparison of scores holds for the first ``chosen`` of every row, all phrases differ.
     """
+    before_fake_tensors()
     mode = _FakeMode(allow_non_fake_inputs=True)
     with mode, _Fakes(chosen, Memo(mode)), _Answers():
         yield

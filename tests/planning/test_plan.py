@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sam3slim.cli import main
 from sam3slim.errors import UserError
@@ -18,6 +19,7 @@ from sam3slim.planning import Trace, make_plan, parse_cards
 from sam3slim.planning.cuda import as_on_cuda
 from sam3slim.planning.fake import without_data
 from sam3slim.planning.ledger import Ledger
+from sam3slim.planning.memo import Memo
 from sam3slim.planning.plan import BUCKETS, GATHERED, GIB, strategy
 from sam3slim.planning.request import MISSING, planned_spec
 from sam3slim.planning.trace import GRADIENTS, OPTIMISER, SAVED, STANDING, TEACHER, WEIGHTS, trace
@@ -84,6 +86,48 @@ def test_ledger__counts_what_is_alive() -> None:
     assert (ledger.total, ledger.peak) == (4 << 20, 8 << 20)
     del view
     assert ledger.total == 0
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: x[1:, ::2],
+        lambda x: x.t(),
+        lambda x: x.split(4, dim=1),
+        lambda x: x.add_(1),
+        lambda x: x @ x.t(),
+        lambda x: x > 0,
+        lambda x: x + torch.arange(6, dtype=torch.float64),
+        lambda x: x[torch.tensor([0, 2])],
+        lambda x: x.max(dim=1),
+        lambda x: torch.native_layer_norm(x, [6], None, None, 1e-5),
+        lambda x: torch.cat([x, x.new_zeros(2, 6)]),
+    ],
+)
+def test_memo__what_is_remembered_is_what_was_computed(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Memo, "_known", {})
+    with without_data():
+        given = torch.empty(4, 6)
+        first, again = (layouts(given, call(given)) for _ in range(2))
+        monkeypatch.setattr(FakeTensorMode, "dispatch", lambda *_: pytest.fail("asked again"))
+        assert layouts(given, call(given)) == first == again
+
+
+def layouts(given: torch.Tensor, made: Any) -> list[Any]:
+    """Of an operator's results; where they lie in ``given``, if they do."""
+    found = [made] if isinstance(made, torch.Tensor) else list(made)
+    own = given.untyped_storage()._cdata
+    return [
+        (x.shape, x.stride(), x.storage_offset(), x.dtype, x.device.type, x.untyped_storage().nbytes(), x is given,
+         x.untyped_storage()._cdata == own)
+        for x in found
+    ]  # fmt: skip
+
+
+def test_memo__numbers_of_other_types_are_other_calls() -> None:
+    with without_data():
+        given = torch.empty(3).to(torch.int32)
+        assert [(given * factor).dtype for factor in (1, 1.0, 1, 1.0)] == [torch.int32, torch.float32] * 2
 
 
 def saved_bytes(compute: Any, *inputs: torch.Tensor) -> int:
