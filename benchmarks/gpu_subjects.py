@@ -75,7 +75,7 @@ def full_sizes() -> Sizes:
 
 def small_sizes() -> Sizes:
     """Seconds on one core. Layers are traced, which needs no compiler."""
-    return Sizes(TINY, ("slim", "slim_text"), (2, 1), 3, 2, "eager", STACKS[:1], 4, 64, 2)
+    return Sizes(TINY, ("slim",), (2, 1), 3, 1, "eager", STACKS[:1], 4, 64, 2)
 
 
 class Subjects:
