@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from sam3slim.models import build_model, init_for_training
+from sam3slim.models.arithmetic import compute_in
 from tests.tiny import SPEC
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
@@ -149,8 +150,6 @@ def test_parity__a_tolerance_that_is_not_met_and_a_case_that_fails(
     recorder: Any, subjects: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import gpu_inference
-
-    compute_in = gpu_inference.compute_in
 
     def without_bf16(model: Any, arithmetic: str) -> None:
         if arithmetic == "bf16":
