@@ -14,12 +14,12 @@ from gpu_subjects import Subjects, stored
 from torch import Tensor
 
 from sam3slim.checkpoints import write_artifact
-from sam3slim.config import compose_plain
 from sam3slim.data.batch import Batch
 from sam3slim.data.module import ConceptData
 from sam3slim.data.spec import DataSpec
 from sam3slim.evaluation import evaluate, measure_latency
 from sam3slim.evaluation.inference import eval_mode
+from sam3slim.launch.compose import compose_plain
 from sam3slim.models import Sam3
 from sam3slim.models.arithmetic import HALVES, compute_in, computing
 from sam3slim.predict import PredictSpec, predict_files

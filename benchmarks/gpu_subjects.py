@@ -15,8 +15,8 @@ from sam3slim.compression import Bf16, Fp16, Int8Dynamic, Int8Weight
 from sam3slim.compression.half import bf16, fp16
 from sam3slim.compression.int8_dynamic import int8_dynamic
 from sam3slim.compression.int8_weight import int8_weight
-from sam3slim.config import compose_model, conf_dir
 from sam3slim.data.batch import Batch
+from sam3slim.launch.compose import compose_model, conf_dir
 from sam3slim.models import Sam3, init_for_training
 from sam3slim.models.compiled import STACKS, Compile
 from sam3slim.models.empty import empty_model
