@@ -13,17 +13,16 @@ import time
 import traceback
 from pathlib import Path
 
-from sam3slim.launch.compose import compose_plain
 from tests import running as runs
 
 
 def main(file: Path) -> None:
-    """Each cell {"folder", "overrides", "port"}; what failed is left as ``failed.RANK`` in its folder."""
+    """Each cell {"folder", "config", "port"}; what failed is left as ``failed.RANK`` in its folder."""
     for cell in json.loads(file.read_text(encoding="utf-8")):
         folder, start = Path(cell["folder"]), time.perf_counter()
         os.environ["MASTER_PORT"] = str(cell["port"])
         try:
-            runs.train(compose_plain("train", cell["overrides"], folder), folder, {}, "rehearsal")
+            runs.train(cell["config"], folder, {}, "rehearsal")
         except BaseException:
             rank = os.environ.get("LOCAL_RANK", "0")
             (folder.parent / f"{folder.name}.failed.{rank}").write_text(traceback.format_exc(), encoding="utf-8")

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -43,19 +44,19 @@ def make_data(folder: Path) -> Path:
     return folder
 
 
-def watched(clip: float) -> list[str]:
-    return ["+callbacks.watch._target_=tests.rehearsal.watch.Watch", f"+callbacks.watch.clip={clip}"]
+def watch(clip: float, scale: float | None = None) -> dict[str, Any]:
+    """The configuration of ``watch.Watch``."""
+    return {"_target_": "tests.rehearsal.watch.Watch", "clip": clip, "scale": scale}
 
 
-def rehearse(root: Path, name: str, recipes: dict[str, list[str]], processes: int) -> None:
-    """All recipes (folder of ``root`` → overrides) one after the other, in new processes; then their results.
+def rehearse(root: Path, name: str, recipes: dict[str, dict[str, Any]], processes: int) -> None:
+    """All recipes (folder of ``root`` → composed configuration) one after the other, in new processes.
 
     Args:
         processes: 1, which may fork others itself, or 2, as Lightning or ``torchrun`` starts them.
     """
     listed = [
-        {"folder": str(root / recipe), "overrides": overrides, "port": free_port()}
-        for recipe, overrides in recipes.items()
+        {"folder": str(root / recipe), "config": config, "port": free_port()} for recipe, config in recipes.items()
     ]
     file = root / f"{name}.json"
     file.write_text(json.dumps(listed), encoding="utf-8")
@@ -74,8 +75,6 @@ def rehearse(root: Path, name: str, recipes: dict[str, list[str]], processes: in
                 process.kill()
     failed = "\n".join(path.read_text() for path in sorted(root.glob("*.failed.*")))
     assert all(process.returncode == 0 for process in started), failed or (root / f"{name}.log").read_text()[-3000:]
-    for recipe in recipes:
-        check_result(root / recipe)
 
 
 def check_result(folder: Path) -> None:

@@ -21,15 +21,19 @@ class Watch(lightning.Callback):
 
     Args:
         clip: greatest norm of the gradients of a step.
+        scale: FP16's loss scale to start with; None: PyTorch's, which the first steps halve until nothing overflows.
     """
 
-    def __init__(self, clip: float) -> None:
-        self.clip, self.clipped = clip, 0
+    def __init__(self, clip: float, scale: float | None = None) -> None:
+        self.clip, self.scale, self.clipped = clip, scale, 0
         self._first: dict[str, Tensor] = {}
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._first = {name: value.detach().clone() for name, value in trained(pl_module)}
         assert self._first
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        if scaler is not None and self.scale is not None:
+            scaler._init_scale = self.scale
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, *_: Any, **__: Any
