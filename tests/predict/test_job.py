@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
+import multiprocessing
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,25 +25,24 @@ from tests.tiny import SPEC
 
 ALL = ["a.png", "b.png", "c.png", "more/a.png", "more/d.png"]
 
-# Predicts as the fixture ``predict`` does; at the third picture it has written half a line and two half files.
-KILLED = """
-import json, sys
-from pathlib import Path
-from sam3slim.predict import PredictSpec, predict_files
-from sam3slim.predict.writer import OutputFolder
+FORKS = multiprocessing.get_context("fork")  # a process that imports PyTorch anew takes seconds
 
-def add(self, picture, *given, add=OutputFolder.add):
-    if len(self) < 2:
-        return add(self, picture, *given)
-    self._parts.write(b'{"path": "' + str(picture.path).encode())
-    (self.folder / ".detections.0123abcd.tmp.json").write_text("{")
-    (self.folder / "overlays/.c.png.0123abcd.tmp.jpg").write_text("x")
-    print("waiting", flush=True)
-    sys.stdin.read()
 
-OutputFolder.add = add
-predict_files(PredictSpec(**json.loads(sys.argv[1])), progress=False)
-"""
+def killed(predict: Predict, waiting: Any) -> None:
+    """Predicts; at the third picture it has written half a line and two half files, and waits."""
+
+    def add(self: OutputFolder, picture: Any, *given: Any) -> Any:
+        if len(self) < 2:
+            return original(self, picture, *given)
+        self._parts.write(b'{"path": "' + str(picture.path).encode())
+        (self.folder / ".detections.0123abcd.tmp.json").write_text("{")
+        (self.folder / "overlays/.c.png.0123abcd.tmp.jpg").write_text("x")
+        waiting.set()
+        signal.pause()
+
+    original = OutputFolder.add
+    OutputFolder.add = add  # type: ignore[method-assign]
+    predict()
 
 
 @contextmanager
@@ -113,32 +110,21 @@ def test_predict_files__threshold_and_count(predict: Predict, tmp_path: Path) ->
 
 
 def test_predict_files__killed_and_gone_on_with(
-    predict: Predict,
-    undisturbed: dict[str, bytes],
-    artifact: Path,
-    photos: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    predict: Predict, undisturbed: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = tmp_path / "out"
-    given = {
-        "source": str(artifact), "images": [str(photos)], "out": str(out), "prompts": ["red", "a cup"],
-        "threshold": 0.0, "max_per_image": 5, "batch_size": 1, "device": "cpu",
-    }  # fmt: skip
-    command = [sys.executable, "-c", KILLED, json.dumps(given)]
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert child.stdout is not None
+    out, waiting = tmp_path / "out", FORKS.Event()
+    child = FORKS.Process(target=killed, args=(predict, waiting))
+    child.start()
     try:
-        assert child.stdout.readline() == "waiting\n"
+        assert waiting.wait(120)
         before = (out / "parts.jsonl").read_bytes()
         for overwrite in (False, True):
             with pytest.raises(UserError, match=r"^output folder .*/out is in use by another run; wait for it, or ch"):
                 predict(overwrite=overwrite)
         assert (out / "parts.jsonl").read_bytes() == before
-        os.kill(child.pid, signal.SIGKILL)
     finally:
         child.kill()
-        child.wait()
+        child.join()
     with asked(monkeypatch) as seen:
         done = predict()
     assert (done.kept, done.images) == (2, 3)

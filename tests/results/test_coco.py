@@ -18,6 +18,7 @@ from sam3slim.evaluation import gather_images
 from sam3slim.results.coco import NUMBERS, Kind, average_precision
 from sam3slim.results.metrics import measure_all
 from tests.evaluation.conftest import make_truth, rectangle_rle
+from tests.processes import run_two
 
 SIZE = (120, 160)
 KINDS: tuple[Kind, ...] = ("bbox", "segm")
@@ -169,7 +170,7 @@ def part(rank: int, processes: int, folder: Path, images: int) -> None:
 
 
 def test_gather_images__processes_with_unequal_numbers_of_images(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(part, (2, tmp_path, 5), nprocs=2)
+    run_two(part, 2, tmp_path, 5)
     expected = {name: item.numbers for name, item in measure_all(*random_set(0, 5)).items()}
     assert 0.1 < expected["segm"]["map"] < 0.9
     for rank in range(2):

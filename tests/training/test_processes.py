@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from sam3slim import runs
+from sam3slim.launch.compose import compose_run
 from sam3slim.results.record import read_record
+from tests.rehearsal.running import rehearse
 from tests.test_runs import data
 from tests.tiny import OVERRIDES
 
@@ -32,13 +35,19 @@ KINDS = {
 }  # fmt: skip
 
 
+FRUGAL = ["data.max_prompts_per_batch=2", "activation_checkpointing=true"]
+
+
+def overrides_of(root: Path, kind: str) -> list[str]:
+    return [*OVERRIDES, *QUICK, *data(root), *KINDS[kind]]
+
+
 def train(root: Path, kind: str, *more: str, folder: str | None = None) -> Path:
     """``train.py`` into a folder of its name, as a user starts it."""
     out = root / (folder or kind)
-    given = [*OVERRIDES, *QUICK, *data(root), *KINDS[kind], *more, f"hydra.run.dir={out}"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *given],
+        [sys.executable, str(ROOT / "train.py"), *overrides_of(root, kind), *more, f"hydra.run.dir={out}"],
         cwd=root, env=environment, capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
@@ -57,7 +66,17 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def one(root: Path) -> Path:
-    return train(root, "one")
+    out = root / "one"
+    runs.train(compose_run("train", overrides_of(root, "one"), out))
+    return out
+
+
+@pytest.fixture(scope="module")
+def forking(root: Path, one: Path) -> Path:
+    """Trainings that fork, from a new process that has computed no gradient; ``one`` has drawn the data."""
+    found = {name: [*overrides_of(root, "fork"), *more] for name, more in (("fork", []), ("parts", FRUGAL))}
+    rehearse(root, "forking", {k: compose_plain("train", given, root / k) for k, given in found.items()}, processes=1)
+    return root
 
 
 def assert_same_training(run: Path, one: Path) -> None:
@@ -74,14 +93,13 @@ def assert_same_training(run: Path, one: Path) -> None:
     assert (found.model, sorted(found.metrics.values)) == (wanted.model, sorted(wanted.metrics.values))
 
 
-def test_cpu_ddp__loss_curve_of_one_process(root: Path, one: Path) -> None:
-    assert_same_training(train(root, "fork"), one)
+def test_cpu_ddp__loss_curve_of_one_process(forking: Path, one: Path) -> None:
+    assert_same_training(forking / "fork", one)
 
 
-def test_cpu_ddp__prompts_in_parts_and_recomputed(root: Path, one: Path) -> None:
+def test_cpu_ddp__prompts_in_parts_and_recomputed(forking: Path, one: Path) -> None:
     """Each process takes its prompts two at a time, and keeps next to nothing for the backward pass."""
-    frugal = ["data.max_prompts_per_batch=2", "activation_checkpointing=true"]
-    assert_same_training(train(root, "fork", *frugal, folder="parts"), one)
+    assert_same_training(forking / "parts", one)
 
 
 @pytest.mark.slow

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch.multiprocessing.spawn import spawn
 
 from sam3slim.training import RandomState
+from tests.processes import run_two
 
 
 def one_process(rank: int, port: int) -> None:
@@ -35,7 +35,7 @@ def _broadcast(values: list[Any]) -> list[Any]:
 
 
 def test_random_state__of_every_process(unused_port: int) -> None:
-    spawn(one_process, (unused_port,), nprocs=2)
+    run_two(one_process, unused_port)
 
 
 def test_random_state__another_number_of_processes_starts_anew() -> None:

@@ -6,9 +6,9 @@ import os
 
 import torch
 from torch.distributed.device_mesh import init_device_mesh
-from torch.multiprocessing.spawn import spawn
 
 from sam3slim.training.sharded import gathered, shard
+from tests.processes import run_two
 from tests.tiny import tiny_model
 
 
@@ -25,4 +25,4 @@ def one_process(rank: int, port: int) -> None:
 
 
 def test_shard__of_the_first_process_model(unused_port: int) -> None:
-    spawn(one_process, (unused_port,), nprocs=2)
+    run_two(one_process, unused_port)

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from sam3slim.data.batch import Batch, Targets
@@ -19,6 +18,7 @@ from sam3slim.specs import ModelSpec
 from sam3slim.training import ConceptSegmentation, OptimSpec, ScheduleSpec
 from sam3slim.training.untaught import BOX_PROMPTS, narrow, untaught_parameters, untaught_parts
 from tests.distill.lessons import EVERYTHING, phrase_batch
+from tests.processes import run_two
 from tests.tiny import SPEC, tiny_model
 
 FEATURES = DistillSpec("x", fpn=1.0, memory=1.0)
@@ -169,4 +169,4 @@ def one_process(rank: int, port: int) -> None:
 
 
 def test_ddp__waits_for_no_gradient_that_does_not_come(unused_port: int) -> None:
-    spawn(one_process, (unused_port,), nprocs=2)
+    run_two(one_process, unused_port)
