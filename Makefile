@@ -26,9 +26,10 @@ reference: $(STAMP)  ## train nano from scratch and replace assets/nano
 study: $(STAMP)  ## hours: which weights are kept and what is taught, at equal steps; writes docs/slimming.md
 	$(BIN)/python -m scripts.study
 
-# Two processes of one thread each; the tests of a file stay together, they share what took long to make.
+# Two processes of one thread each; the tests of a file stay together, they share what took long to make. In the order
+# they are listed: the files of one long test would otherwise come last, and one process would wait for the other.
 test: lint
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
