@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sam3slim import runs
-from sam3slim.launch.compose import compose_run
+from sam3slim.launch.compose import compose_plain
 from sam3slim.results.record import read_record
+from tests import running as runs
 from tests.rehearsal.running import rehearse
 from tests.test_runs import data
 from tests.tiny import OVERRIDES
@@ -67,7 +67,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def one(root: Path) -> Path:
     out = root / "one"
-    runs.train(compose_run("train", overrides_of(root, "one"), out))
+    runs.train(compose_plain("train", overrides_of(root, "one"), out), out, {}, "python train.py")
     return out
 
 
