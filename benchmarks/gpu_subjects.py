@@ -22,8 +22,8 @@ from sam3slim.models.compiled import STACKS, Compile
 from sam3slim.models.empty import empty_model
 from sam3slim.planning.request import INSTANCES, planned_spec
 from sam3slim.planning.step import make_batch
-from sam3slim.runs import TrainSpec
 from sam3slim.runs.measure import back_to_cpu
+from sam3slim.runs.specs import TrainSpec
 from sam3slim.specs import ModelSpec
 
 TINY = (

@@ -24,7 +24,7 @@ from sam3slim.models.compiled import Compile, compile_layers
 from sam3slim.planning import plan_memory
 from sam3slim.planning.request import INSTANCES
 from sam3slim.planning.step import make_batch
-from sam3slim.runs import TrainSpec
+from sam3slim.runs.specs import TrainSpec
 from sam3slim.runs.train import training_module
 from sam3slim.training import ConceptSegmentation, precision_of, precision_plugins
 from sam3slim.training.precision import check_precision

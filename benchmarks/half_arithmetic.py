@@ -24,11 +24,11 @@ from torch.utils._pytree import tree_map
 from sam3slim.checkpoints import load
 from sam3slim.data.module import ConceptData
 from sam3slim.environment import describe_device, library_versions
-from sam3slim.evaluation import EvalResult, evaluate, paired_bootstrap
-from sam3slim.evaluation.matches import Matches
+from sam3slim.evaluation import EvalResult, evaluate
 from sam3slim.files import write_csv
 from sam3slim.models.arithmetic import HALVES, compute_in
-from sam3slim.runs.drop import matches_of
+from sam3slim.results.metrics import METRICS, Measured
+from sam3slim.results.samples import paired_bootstrap
 
 RESULT = Path(__file__).parent / "results" / "half_arithmetic.csv"
 CASES = (("fp32", "fp32"), ("fp16", "fp32"), ("fp16", "fp16"), ("bf16", "fp32"), ("bf16", "bf16"))
@@ -71,7 +71,7 @@ def measured(checkpoint: str, root: str, limit: int | None, storage: str, arithm
     compute_in(model, arithmetic)
     data = ConceptData(root, image_size=model.spec.vit.image_size, text=model.spec.text, eval_batch_size=8)
     with EmulatedProducts() as products:
-        result = evaluate(model, data.loader("test"), limit=limit, keep_detections=True)
+        result = evaluate(model, data.loader("test"), limit=limit)
     assert (products.count > 0) == (arithmetic in HALVES)
     return result
 
@@ -84,16 +84,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
     versions = {name: value for name, value in library_versions().items() if name in ("torch", "transformers")}
-    full: dict[str, Matches] = {}
+    full: dict[str, Measured] = {}
     rows = []
     for storage, arithmetic in CASES:
         result = measured(arguments.checkpoint, arguments.data, arguments.limit, storage, arithmetic)
-        found = matches_of(result)
-        full = full or found
-        row = {"checkpoint": Path(arguments.checkpoint).name, "storage": storage, "arithmetic": arithmetic}
+        full = full or result.measured
+        row: dict[str, Any] = {"checkpoint": Path(arguments.checkpoint).name}
+        row |= {"storage": storage, "arithmetic": arithmetic}
         for kind in ("segm", "bbox"):
-            drop = paired_bootstrap(full[kind], found[kind])
-            row |= {f"{kind}_map": round(100 * result.metrics[kind]["map"], 3), f"{kind}_drop": round(drop.points, 3)}
+            before, after = full[kind].samples, result.measured[kind].samples
+            assert before is not None
+            assert after is not None
+            drop = paired_bootstrap(METRICS[kind], before, after)
+            assert drop.ci95 is not None
+            number = result.measured[kind].numbers["map"]
+            row |= {f"{kind}_map": round(100 * number, 3), f"{kind}_drop": round(drop.points, 3)}
             row |= {f"{kind}_{name}": round(end, 3) for name, end in zip(("low", "high"), drop.ci95, strict=True)}
         rows.append({**row, "images": result.images, "device": describe_device(), **versions})
         print(json.dumps(rows[-1]), flush=True)

@@ -9,7 +9,7 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 
 from sam3slim.data.batch import GroundTruth
-from sam3slim.evaluation import Detections
+from sam3slim.data.detections import Detections
 from sam3slim.report.pictures import draw_instances, picture_grid
 
 NAMES = {1: "circle", 2: "red circle"}
