@@ -15,11 +15,11 @@ from gpu_rows import Measure, Outcome, Recorder, fewer_images
 from gpu_subjects import Subjects, random_model, wait
 from torch.utils.data import DataLoader
 
-from sam3slim import config as cfg
 from sam3slim.data.batch import Batch
 from sam3slim.data.spec import usable_cores
 from sam3slim.distill import FrozenTeacher
 from sam3slim.evaluation import peak_memory_bytes, reset_peak_memory
+from sam3slim.launch import compose as cfg
 from sam3slim.models.compiled import Compile, compile_layers
 from sam3slim.planning import plan_memory
 from sam3slim.planning.request import INSTANCES
