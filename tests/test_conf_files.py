@@ -147,7 +147,8 @@ def test_group__defaults_of_the_file_are_those_of_its_class(choice: str, spec: t
 def test_logger__options() -> None:
     names = {option: sorted(compose("train", f"logger={option}")["logger"]) for option in choices()["logger"]}
     assert names == {
-        "csv": ["csv"], "tensorboard": ["tensorboard"], "csv_tensorboard": ["csv", "tensorboard"], "none": []
+        "csv": ["csv"], "tensorboard": ["tensorboard"], "csv_tensorboard": ["csv", "tensorboard"], "none": [],
+        "wandb": ["csv", "wandb"], "mlflow": ["csv", "mlflow"],
     }  # fmt: skip
 
 
@@ -193,7 +194,7 @@ def test_sweep__opens_with_a_command_and_every_trial_is_valid(option: str) -> No
     python, script, *overrides = shlex.split(header["command"])
     assert (python, script, overrides[0]) == ("python", "train.py", f"sweep={option}")
     need_plugin(f"sweep={option}")
-    cfg = compose_hydra("train", overrides, with_hydra=True)
+    cfg = compose_hydra("train", overrides)
     assert cfg.hydra.mode is RunMode.MULTIRUN
     assert cfg.trainer.devices == 1
     params = [f"{key}={value}" for key, value in cfg.hydra.sweeper.params.items()]
@@ -224,7 +225,7 @@ def test_sweep__nano_sizes_has_nine_trials_of_as_many_sizes() -> None:
 @pytest.mark.parametrize("option", choices()["hydra/launcher"])
 def test_launcher__options_are_those_of_its_plugin(option: str) -> None:
     need_plugin(f"hydra/launcher={option}")
-    launcher = compose_hydra("train", [f"hydra/launcher={option}"], with_hydra=True).hydra.launcher
+    launcher = compose_hydra("train", [f"hydra/launcher={option}"]).hydra.launcher
     own = yaml.safe_load((CONF / "hydra/launcher" / f"{option}.yaml").read_text())
     assert {key: launcher[key] for key in own if key != "defaults"} == {k: v for k, v in own.items() if k != "defaults"}
 
