@@ -2,10 +2,10 @@
 
 from sam3slim.evaluation.evaluate import (
     Calibration,
+    ConceptMetrics,
     EvalResult,
     evaluate,
     first_images,
-    gather_images,
     ground_truths,
 )
 from sam3slim.evaluation.inference import Segmenter, TextCache, predict_batch
@@ -13,12 +13,12 @@ from sam3slim.evaluation.latency import measure_latency, peak_memory_bytes, rese
 
 __all__ = [
     "Calibration",
+    "ConceptMetrics",
     "EvalResult",
     "Segmenter",
     "TextCache",
     "evaluate",
     "first_images",
-    "gather_images",
     "ground_truths",
     "measure_latency",
     "peak_memory_bytes",

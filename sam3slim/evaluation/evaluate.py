@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
+import torchmetrics
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -26,7 +27,7 @@ from sam3slim.evaluation.inference import Segmenter, TextCache, predict_batch
 from sam3slim.results.metrics import Measured, measure_all
 from sam3slim.results.samples import Samples
 
-Item = TypeVar("Item")
+Pair = tuple[Detections, GroundTruth]
 
 
 @dataclass
@@ -112,8 +113,7 @@ def evaluate(
     """
     started = time.perf_counter()
     calibration, cache = Calibration(), TextCache()
-    detections: list[Detections] = []
-    truths: list[GroundTruth] = []
+    metrics = ConceptMetrics()
     prompts = 0
     with _progress(progress, _image_count(dataloader, limit)) as advance:
         for batch in _limited(dataloader, limit):
@@ -127,19 +127,18 @@ def evaluate(
                 text_cache=cache,
             )
             calibration.update(found, wanted)
-            detections += found
-            truths += wanted
+            metrics.update(found, wanted)
             prompts += len(batch.input_ids)
             advance(len(found))
-    if not detections:
+    if not metrics.images:
         raise UserError(f"nothing to evaluate: the data gives no image (limit={limit}); check data.root and data.split")
     return EvalResult(
-        measured=measure_all(detections, truths),
-        images=len(detections),
+        measured=metrics.measure(),
+        images=len(metrics.images),
         prompts=prompts,
         seconds=time.perf_counter() - started,
         calibration=calibration.compute(),
-        detections=detections,
+        detections=[found for found, _ in metrics.images],
     )
 
 
@@ -152,11 +151,42 @@ def ground_truths(batch: Batch) -> list[GroundTruth]:
     return found
 
 
-def gather_images(items: list[Item]) -> list[Item]:
+class ConceptMetrics(torchmetrics.Metric):
+    """Every registered metric over the images of all processes, as a torchmetrics ``Metric``.
+
+    COCO's numbers need whole detections, which are gathered as objects: torchmetrics' own states are tensors.
+    """
+
+    full_state_update = False
+
+    def __init__(self) -> None:
+        super().__init__(sync_on_compute=False)
+        self.images: list[Pair] = []
+
+    def update(self, found: Sequence[Detections], truths: Sequence[GroundTruth]) -> None:
+        """Add images, each with what was found and what is there."""
+        self.images += zip(found, truths, strict=True)
+
+    def compute(self) -> dict[str, dict[str, Any]]:
+        """Metric → its numbers; {} where no process has seen an image."""
+        return {name: found.numbers for name, found in self.measure().items()}
+
+    def measure(self) -> dict[str, Measured]:
+        """``compute`` with the samples that drops are computed from."""
+        pairs = _gathered(self.images)
+        return measure_all([found for found, _ in pairs], [truth for _, truth in pairs]) if pairs else {}
+
+    def reset(self) -> None:
+        """Forget the images."""
+        super().reset()
+        self.images = []
+
+
+def _gathered(items: list[Pair]) -> list[Pair]:
     """Every process's items, one per image, in the order in which one process would have seen them."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return items
-    everyone: list[list[Item]] = [[]] * torch.distributed.get_world_size()
+    everyone: list[list[Pair]] = [[]] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(everyone, items)
     # The sampler deals images out in turns: rank r has the images r, r + processes, ….
     return [item for turn in zip_longest(*everyone) for item in turn if item is not None]

@@ -10,17 +10,16 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from sam3slim.data.batch import Batch, GroundTruth
-from sam3slim.data.detections import Detections
+from sam3slim.data.batch import Batch
 from sam3slim.data.soft import SoftTargets
 from sam3slim.distill import CachedTeacher, FrozenTeacher, Totals
 from sam3slim.distill.total import Average
 from sam3slim.errors import UserError
-from sam3slim.evaluation import gather_images, ground_truths, predict_batch
+from sam3slim.evaluation import ConceptMetrics, ground_truths, predict_batch
 from sam3slim.losses import Counts, Criterion
 from sam3slim.models import Sam3, part_of
 from sam3slim.models.count import PARTS
-from sam3slim.results.metrics import METRICS, main_of, measure_all
+from sam3slim.results.metrics import METRICS, main_of
 from sam3slim.training.lesson import Lesson
 from sam3slim.training.optim import OptimSpec, ScheduleSpec, build_optimizer, follow_settings
 from sam3slim.training.sharded import gathered, shard
@@ -74,7 +73,7 @@ class ConceptSegmentation(lightning.LightningModule):
         self.optim, self.schedule = optim, schedule
         self.one_to_many, self.teacher = one_to_many, teacher
         self.max_prompts = max_prompts
-        self._validated: list[tuple[Detections, GroundTruth]] = []
+        self.validated = ConceptMetrics()
         self._whole = ExitStack()
         self.untaught = untaught_parameters(
             model.spec,
@@ -187,14 +186,13 @@ class ConceptSegmentation(lightning.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         truths = ground_truths(batch)
         found = predict_batch(self.model, batch, with_masks=truths[0].rles is not None)
-        self._validated += zip(found, truths, strict=True)
+        self.validated.update(found, truths)
 
     def on_validation_epoch_end(self) -> None:
-        pairs = gather_images(self._validated)
-        self._validated = []
-        if not pairs:
+        measured = self.validated.measure()
+        self.validated.reset()
+        if not measured:
             return
-        measured = measure_all([found for found, _ in pairs], [truth for _, truth in pairs])
         for name, found in measured.items():
             metric = METRICS[name]
             for number in dict.fromkeys((metric.headline, *metric.logged)):

@@ -14,7 +14,7 @@ from pycocotools.cocoeval import COCOeval
 
 from sam3slim.data.batch import GroundTruth
 from sam3slim.data.detections import Detections
-from sam3slim.evaluation import gather_images
+from sam3slim.evaluation import ConceptMetrics
 from sam3slim.results.coco import NUMBERS, Kind, average_precision
 from sam3slim.results.metrics import measure_all
 from tests.evaluation.conftest import make_truth, rectangle_rle
@@ -164,12 +164,12 @@ def test_measure_all__lengths_must_agree() -> None:
 def part(rank: int, processes: int, folder: Path, images: int) -> None:
     """One process of an evaluation: its images, dealt out in turns."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=processes)
-    pairs = gather_images(list(zip(*random_set(0, images), strict=True))[rank::processes])
-    found = measure_all([found for found, _ in pairs], [truth for _, truth in pairs])
-    (folder / f"{rank}.json").write_text(json.dumps({name: item.numbers for name, item in found.items()}))
+    metrics, (detections, truths) = ConceptMetrics(), random_set(0, images)
+    metrics.update(detections[rank::processes], truths[rank::processes])
+    (folder / f"{rank}.json").write_text(json.dumps(metrics.compute()))
 
 
-def test_gather_images__processes_with_unequal_numbers_of_images(tmp_path: Path) -> None:
+def test_concept_metrics__processes_with_unequal_numbers_of_images(tmp_path: Path) -> None:
     run_two(part, 2, tmp_path, 5)
     expected = {name: item.numbers for name, item in measure_all(*random_set(0, 5)).items()}
     assert 0.1 < expected["segm"]["map"] < 0.9
