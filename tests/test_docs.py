@@ -116,6 +116,14 @@ def test_prose__keeps_the_width(page: Path) -> None:
     assert [line for line in prose if len(line) > WIDTH and not line.startswith(("|", "!["))] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_paths__are_there(page: Path) -> None:
+    """Files of the project that a page names."""
+    text = page.read_text(encoding="utf-8")
+    paths = re.findall(r"`((?:sam3slim|scripts|tests|benchmarks)/[\w/.-]+?)/?`", text)
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
 def other_blocks(page: Path) -> list[str]:
     """Blocks that are no shell, such as output; a picture of the flow has translated words."""
     blocks = re.findall(r"```(\w*)\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.S)
