@@ -26,7 +26,7 @@ from full_size import random_weights
 from sam3slim.checkpoints.reference_file import reference_tensors
 from sam3slim.environment import describe_device, library_versions
 from sam3slim.files import write_csv
-from sam3slim.models.shapes import state_shapes
+from sam3slim.models.build import state_shapes
 from sam3slim.specs import ModelSpec
 
 RESULTS = Path(__file__).parent / "results" / "extract.csv"
@@ -41,7 +41,7 @@ POLL = 0.01  # seconds between looks at a process's memory
 
 def make_checkpoint(path: Path) -> None:
     """A trainer's checkpoint of SAM 3 with random weights."""
-    model = {key: item.make().clone() for key, item in reference_tensors(ModelSpec(), random_weights()).items()}
+    model = reference_tensors(ModelSpec(), random_weights())
     trained = [value for value in model.values() if value.is_floating_point()]
     moments = {i: {"step": 1.0, "exp_avg": v * 0.1, "exp_avg_sq": v * v} for i, v in enumerate(trained)}
     torch.save({"model": model, "optimizer": {"state": moments, "param_groups": []}, "epoch": 1}, path)

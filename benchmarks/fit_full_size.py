@@ -20,7 +20,7 @@ from sam3slim.environment import describe_device, library_versions
 from sam3slim.evaluation.latency import peak_memory_bytes
 from sam3slim.files import write_csv
 from sam3slim.launch.compose import compose_model
-from sam3slim.models.empty import empty_model
+from sam3slim.models.build import empty_model
 from sam3slim.slimming import fit_vision, inherit
 
 RESULT = Path(__file__).parent / "results" / "fit_full_size.csv"

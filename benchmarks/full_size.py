@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sam3slim.checkpoints.artifact import write_folder
-from sam3slim.models.shapes import state_shapes
+from sam3slim.models.build import state_shapes
 from sam3slim.specs import ModelSpec
 
 

@@ -26,7 +26,7 @@ def one_cut(importance: str, threads: int) -> dict[str, Any]:
 
     from sam3slim.evaluation.latency import peak_memory_bytes
     from sam3slim.launch.compose import compose_model
-    from sam3slim.models.empty import empty_model
+    from sam3slim.models.build import empty_model
     from sam3slim.slimming import inherit
 
     torch.set_num_threads(threads)

@@ -12,6 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sam3slim.errors import UserError
+
 if TYPE_CHECKING:
     import torch
 
@@ -63,6 +65,23 @@ def describe_device(device: torch.device | str | None = None) -> str:
     if kind.type == "cuda":
         return torch.cuda.get_device_name(kind)
     return f"{_cpu_name()}, {torch.get_num_threads()} threads"
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """``auto`` is the GPU if there is one, else the CPU. Raises UserError for a device that is not there."""
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"device {name} is not a device; use auto, cpu or cuda") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device {name} is not supported; use auto, cpu or cuda")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device {name}: no such CUDA device here; use auto or cpu")
+    return device
 
 
 def _cpu_name() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import hashlib
 import json
 import os
 import re
@@ -97,6 +98,24 @@ def require_space(folder: str | Path, size: int) -> None:
         )
 
 
+def read_json(path: str | Path, fix: str, error: type[UserError] = UserError) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Args:
+        fix: what a user can do about a file that is missing, not JSON, or not an object.
+
+    Raises:
+        error: such a file.
+    """
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as reason:
+        raise error(f"cannot read {path} as JSON: {reason}; {fix}") from reason
+    if not isinstance(value, dict):
+        raise error(f"{path} must hold a JSON object, got {type(value).__name__}; {fix}")
+    return value
+
+
 def write_json(path: str | Path, value: Any) -> Path:
     """Write ``value`` as indented JSON, atomically. NaN and infinity are refused (not JSON)."""
     with atomic_path(path) as temporary:
@@ -111,6 +130,12 @@ def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]], columns: Sequ
         writer.writeheader()
         writer.writerows(rows)
     return Path(path)
+
+
+def file_sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of the file. Raises OSError when it cannot be read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_lines(path: Path) -> list[str]:

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from sam3slim.checkpoints.readers import RawCheckpoint
 from sam3slim.checkpoints.report import CheckpointError, LoadReport, bytes_by_part
+from sam3slim.models.build import state_shapes
 from sam3slim.models.count import part_of
-from sam3slim.models.shapes import state_shapes
 
 
 def require_all(raw: RawCheckpoint, tensors: Mapping[str, Tensor], allow_fresh: Collection[str] = ()) -> LoadReport:

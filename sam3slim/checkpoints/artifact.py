@@ -7,27 +7,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sam3slim.checkpoints import int8
 from sam3slim.checkpoints.card import DEFAULT_LICENSE_NOTE, default_card
-from sam3slim.checkpoints.lazy import LazyTensors, described
+from sam3slim.checkpoints.lazy import LazyTensors, described, rounding_of
 from sam3slim.checkpoints.locate import ARTIFACT_FILE, weights_name
-from sam3slim.checkpoints.processor import save_processor
 from sam3slim.checkpoints.readers import SCHEMA
 from sam3slim.checkpoints.report import bytes_by_part
-from sam3slim.checkpoints.rounding import HALVES, Rounding
-from sam3slim.checkpoints.stream import Fetch, Written, write_safetensors
+from sam3slim.checkpoints.stream import Written, write_safetensors
 from sam3slim.checkpoints.trained import KEY, inherited_prompts
 from sam3slim.errors import UserError
 from sam3slim.files import atomic_path
+from sam3slim.models import Sam3, to_sam3_config
+from sam3slim.precisions import Rounding
 from sam3slim.specs import ModelSpec
-
-if TYPE_CHECKING:
-    from sam3slim.models import Sam3
 
 VERSIONED = ("sam3slim", "torch", "transformers", "safetensors", "torchao")
 
@@ -89,7 +86,6 @@ def write_folder(
     tensors: Mapping[str, Tensor],
     *,
     precision: str,
-    dtype: torch.dtype | None = None,
     parent: Any = None,
     metrics: Mapping[str, Any] | None = None,
     extra: Mapping[str, Any] | None = None,
@@ -97,32 +93,29 @@ def write_folder(
     license_note: str = DEFAULT_LICENSE_NOTE,
     card: str | None = None,
     source: Callable[[], Mapping[str, Any]] | None = None,
-    fetch: Fetch = lambda part: part,
     advance: Callable[[int], object] = lambda count: None,
 ) -> ArtifactInfo:
-    """``write_artifact`` without a model: ``tensors`` (all of the architecture's) are rounded to ``dtype`` on the way.
+    """``write_artifact`` without a model: ``tensors`` are all of the architecture's.
 
     Args:
         source: facts of where the weights come from; asked for when they have been written.
-        fetch: as for ``write_safetensors``.
         advance: called with the number of elements just written.
     """
     path = Path(folder).expanduser()
     check_target(path)
     with atomic_path(path) as temporary:
         temporary.mkdir()
-        written = _write_weights(tensors, temporary / weights_name(spec), dtype, fetch, advance)
-        plan = described(tensors)
-        stored = _as_stored(plan, dtype, written.rounding)
-        write_config(spec, stored, temporary)
+        written = _write_weights(tensors, temporary / weights_name(spec), advance)
+        plan, rounding = described(tensors), rounding_of(tensors)
+        write_config(spec, plan, temporary)
         save_processor(spec, temporary)
-        parts = bytes_by_part(int8.flatten(stored)[0])
+        parts = bytes_by_part(int8.flatten(plan)[0])
         facts = {
             "schema": SCHEMA,
             "spec": spec.to_dict(),
             "precision": precision,
             "params": sum(t.numel() for t in plan.values()),
-            "dtypes": dtype_shares(stored),
+            "dtypes": dtype_shares(plan),
             # transformers' loader has no tensor type for INT8 kernels, and its model always has a text tower.
             "opens_in": ["sam3slim", *([] if spec.text.bank or _has_int8_kernels(plan) else ["transformers"])],
             "bytes": written.bytes,
@@ -132,7 +125,7 @@ def write_folder(
             KEY: trained_prompts or inherited_prompts(parent),
             **({"source": dict(source())} if source else {}),
             "metrics": dict(metrics or {}),
-            "extra": {**(extra or {}), **(written.rounding.facts() if dtype in HALVES else {})},
+            "extra": {**(extra or {}), **(rounding.facts() if isinstance(tensors, LazyTensors) else {})},
             "versions": installed_versions(VERSIONED),
         }
         text = json.dumps(facts, indent=2, allow_nan=False) + "\n"
@@ -140,7 +133,7 @@ def write_folder(
         readme = card if card is not None else default_card(facts, spec, license_note)
         (temporary / "README.md").write_text(readme, encoding="utf-8")
     total = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    return ArtifactInfo(path, written.bytes, written.sha256, total, written.rounding, bytes_by_part=parts)
+    return ArtifactInfo(path, written.bytes, written.sha256, total, rounding, bytes_by_part=parts)
 
 
 def _tensors_to_store(model: Sam3, tensors: Mapping[str, Tensor] | None, precision: str) -> Mapping[str, Tensor]:
@@ -177,30 +170,14 @@ def check_target(path: Path) -> None:
         raise UserError(f"output folder {path} is a file; choose a folder")
 
 
-def _write_weights(
-    tensors: Mapping[str, Tensor],
-    path: Path,
-    dtype: torch.dtype | None,
-    fetch: Fetch,
-    advance: Callable[[int], object],
-) -> Written:
+def _write_weights(tensors: Mapping[str, Tensor], path: Path, advance: Callable[[int], object]) -> Written:
     flat, metadata = int8.flatten(described(tensors))
     lazy = LazyTensors(flat, lambda key: int8.stored_part(tensors, key))
-    return write_safetensors(path, lazy, dtype=dtype, metadata=metadata, fetch=fetch, advance=advance)
+    return write_safetensors(path, lazy, metadata=metadata, advance=advance)
 
 
 def _has_int8_kernels(tensors: Mapping[str, Any]) -> bool:
     return any(isinstance(tensor, int8.StoredInt8) for tensor in tensors.values())
-
-
-def _as_stored(tensors: Mapping[str, Tensor], dtype: torch.dtype | None, rounding: Rounding) -> Mapping[str, Tensor]:
-    """The same tensors in the types they were written in; only shapes where the type changed."""
-    if dtype is None:
-        return tensors
-    return {
-        key: tensor if key in rounding.overflowed else torch.empty(tensor.shape, dtype=dtype, device="meta")
-        for key, tensor in tensors.items()
-    }
 
 
 def write_config(spec: ModelSpec, stored: Mapping[str, Tensor], folder: Path) -> None:
@@ -210,8 +187,6 @@ def write_config(spec: ModelSpec, stored: Mapping[str, Tensor], folder: Path) ->
     """
     if spec.text.bank is not None:
         return
-    from sam3slim.models.configuration import to_sam3_config
-
     config = to_sam3_config(spec)
     config.architectures = ["Sam3Model"]
     dtypes = {t.dtype for t in stored.values()}
@@ -221,6 +196,18 @@ def write_config(spec: ModelSpec, stored: Mapping[str, Tensor], folder: Path) ->
     if quantization is not None:
         config.quantization_config = quantization
     config.save_pretrained(folder)
+
+
+def save_processor(spec: ModelSpec, folder: Path) -> None:
+    """Write what lets ``transformers.Sam3Processor`` open ``folder``: image processor and tokenizer of ``spec``."""
+    from transformers import Sam3ImageProcessor, Sam3Processor
+
+    from sam3slim.data.phrases import tokenizer_of
+
+    size, mask = spec.vit.image_size, 4 * spec.vit.grid_size
+    images = Sam3ImageProcessor(size={"height": size, "width": size}, mask_size={"height": mask, "width": mask})
+    processor = Sam3Processor(image_processor=images, tokenizer=tokenizer_of(spec.text), target_size=size)
+    processor.save_pretrained(folder)
 
 
 def installed_versions(names: Sequence[str]) -> dict[str, str]:

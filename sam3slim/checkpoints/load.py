@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,11 +15,9 @@ from sam3slim.checkpoints.readers import Overrides, RawCheckpoint, read
 from sam3slim.checkpoints.report import CheckpointError, LoadReport
 from sam3slim.checkpoints.spec_of import spec_difference
 from sam3slim.errors import UserError
+from sam3slim.models import Sam3, build_model, empty_model, init_for_training
 from sam3slim.models.count import check_parts
 from sam3slim.specs import ModelSpec
-
-if TYPE_CHECKING:
-    from sam3slim.models import Sam3
 
 SHOWN_DIFFERENCES = 3
 NO_TOWER = (
@@ -68,10 +65,6 @@ def load(
         check_architecture(raw, expect)
     tensors = int8.unflatten(raw.tensors, raw.path, dequantize=dequantize, dynamic=raw.dynamic)
     report = require_all(raw, tensors, allow_fresh)
-    # Here, because accounting for a file's keys needs no module.
-    from sam3slim.models import build_model, init_for_training
-    from sam3slim.models.empty import empty_model
-
     model = init_for_training(build_model(raw.spec)) if report.fresh else empty_model(raw.spec)
     _copy(model, tensors, mapped)
     return model.eval(), report

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import struct
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sam3slim.checkpoints.report import CheckpointError
+from sam3slim.files import read_json
 from sam3slim.specs import ModelSpec
 
 ARTIFACT_FILE = "sam3slim.json"
@@ -72,7 +72,7 @@ def graph_format(located: Located) -> str | None:
     """``onnx`` or ``torch-export`` for an artifact of graphs, which are run and not loaded into a model; else None."""
     if located.kind != "artifact":
         return None
-    found = read_json(located.path / ARTIFACT_FILE).get("format")
+    found = read_metadata(located.path / ARTIFACT_FILE).get("format")
     return found if found in GRAPH_FILES else None
 
 
@@ -146,12 +146,6 @@ def _is_safetensors(head: bytes) -> bool:
     return len(head) > 8 and head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] < 2**31
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from ``path``. Raises CheckpointError when it is missing, not JSON or not an object."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {path} as JSON: {error}; write the artifact again") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} must hold a JSON object, got {type(value).__name__}")
-    return value
+def read_metadata(path: Path) -> dict[str, Any]:
+    """A JSON file of an artifact or of transformers. Raises CheckpointError when it is missing or broken."""
+    return read_json(path, "write the artifact again", CheckpointError)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from transformers import Sam3Config
 
 from sam3slim.checkpoints.infer import infer_spec, override_spec
 from sam3slim.checkpoints.int8 import DYNAMIC_METADATA
@@ -25,12 +26,13 @@ from sam3slim.checkpoints.locate import (
     WEIGHTS_FILE,
     Kind,
     Located,
-    read_json,
+    read_metadata,
     weights_name,
 )
 from sam3slim.checkpoints.report import CheckpointError
 from sam3slim.checkpoints.spec_of import spec_from_config
-from sam3slim.models.shapes import state_shapes
+from sam3slim.models.build import state_shapes
+from sam3slim.precisions import name_of
 from sam3slim.specs import ModelSpec
 
 Overrides = Mapping[str, Any]
@@ -105,7 +107,7 @@ def read_artifact(folder: Path, overrides: Overrides) -> RawCheckpoint:
 
 def read_facts(folder: Path) -> dict[str, Any]:
     """``sam3slim.json`` of an artifact, of a schema this version knows. Raises CheckpointError."""
-    facts = read_json(folder / ARTIFACT_FILE)
+    facts = read_metadata(folder / ARTIFACT_FILE)
     schema = facts.get("schema")
     if not isinstance(schema, int) or schema > SCHEMA:
         raise CheckpointError(
@@ -120,7 +122,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 def read_transformers(folder: Path, overrides: Overrides) -> RawCheckpoint:
     """A folder written by ``transformers``: ``Sam3Model``, or the video model whose tracker is ignored."""
-    values = read_json(folder / "config.json")
+    values = read_metadata(folder / "config.json")
     if values.get("model_type") == VIDEO_MODEL and isinstance(values.get("detector_config"), dict):
         values = values["detector_config"]
     elif values.get("model_type") != "sam3":
@@ -128,11 +130,9 @@ def read_transformers(folder: Path, overrides: Overrides) -> RawCheckpoint:
             f"{folder / 'config.json'}: model_type is {values.get('model_type')!r}, "
             f"expected 'sam3' (transformers.Sam3Model) or '{VIDEO_MODEL}'"
         )
-    from transformers import Sam3Config
-
     spec = override_spec(spec_from_config(Sam3Config.from_dict(values), name=folder.resolve().name), overrides)
     if (folder / INDEX_FILE).is_file():
-        shards = sorted(set(read_json(folder / INDEX_FILE).get("weight_map", {}).values()))
+        shards = sorted(set(read_metadata(folder / INDEX_FILE).get("weight_map", {}).values()))
         tensors: dict[str, Tensor] = {}
         for shard in shards:
             tensors.update(_read_safetensors(folder / shard)[0])
@@ -260,6 +260,4 @@ def _one_line(error: Exception) -> str:
 
 
 def _precision(tensors: dict[str, Tensor]) -> str:
-    names = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
-    found = {names.get(t.dtype, str(t.dtype)) for t in tensors.values()}
-    return found.pop() if len(found) == 1 else "mixed"
+    return name_of(str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values())

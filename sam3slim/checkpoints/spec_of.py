@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from transformers import Sam3Config
 
 from sam3slim.checkpoints.report import CheckpointError
+from sam3slim.models.configuration import VOCABULARY_KEY, to_sam3_config
 from sam3slim.specs import (
     DecoderSpec,
     EncoderSpec,
@@ -16,9 +19,6 @@ from sam3slim.specs import (
     mlp_ratio,
 )
 from sam3slim.strict import spec_from_dict
-
-if TYPE_CHECKING:
-    from transformers import Sam3Config
 
 # What a ModelSpec has no word for; a config that differs here computes something else.
 FIXED = {
@@ -41,8 +41,6 @@ def spec_from_config(config: Sam3Config, name: str = "transformers") -> ModelSpe
         CheckpointError: the config sets something a ModelSpec cannot say (the field is named).
         SpecError: sizes that do not fit together.
     """
-    from sam3slim.models.configuration import to_sam3_config
-
     # transformers types its sub-configs as "dict, config or None"; after construction they are configs.
     parts: Any = config
     vit, text = parts.vision_config.backbone_config, parts.text_config
@@ -86,8 +84,6 @@ def spec_from_config(config: Sam3Config, name: str = "transformers") -> ModelSpe
 
 def _vocabulary(config: Sam3Config) -> VocabularySpec | None:
     """What a trimmed model of ours that went through transformers says of its tokens."""
-    from sam3slim.models.configuration import VOCABULARY_KEY
-
     given = getattr(config, VOCABULARY_KEY, None)
     return None if given is None else spec_from_dict(VocabularySpec, given, f"config.json: {VOCABULARY_KEY}")
 

@@ -17,12 +17,10 @@ from sam3slim.checkpoints.load import require_all
 from sam3slim.checkpoints.locate import locate, weight_files
 from sam3slim.checkpoints.readers import Overrides, RawCheckpoint, read
 from sam3slim.checkpoints.report import CheckpointError, by_part
-from sam3slim.checkpoints.single_pass import SinglePass
 from sam3slim.data.vocabulary import kept_tokens, trim, with_boxes_only
 from sam3slim.files import ensure_writable_dir, require_space
-from sam3slim.models import Sam3, part_of
+from sam3slim.models import Sam3, empty_model, part_of
 from sam3slim.models.bank import bank_features, bank_spec
-from sam3slim.models.empty import empty_model
 from sam3slim.specs import DecoderSpec, EncoderSpec, GeometrySpec, ModelSpec, VitSpec
 
 TOKENS = "text_encoder.text_model.embeddings.token_embedding.weight"
@@ -92,18 +90,16 @@ def cut_text(
     require_space(path.parent, sum(part_bytes(tensors).values()))
     total = sum(tensor.numel() for tensor in tensors.values())
     files = weight_files(located)
-    with SinglePass(files) as source_pass:
-        info = write_folder(
-            path,
-            spec,
-            source_pass.in_order(tensors),
-            precision=raw.precision,
-            parent=str(raw.path),
-            extra={"text": _facts(raw.spec, spec, phrases)},
-            source=lambda: provenance(raw, source_pass.hashes()),
-            fetch=source_pass.fetch,
-            advance=lambda count: advance(count, total),
-        )
+    info = write_folder(
+        path,
+        spec,
+        tensors,
+        precision=raw.precision,
+        parent=str(raw.path),
+        extra={"text": _facts(raw.spec, spec, phrases)},
+        source=lambda: provenance(raw, files),
+        advance=lambda count: advance(count, total),
+    )
     return TextCut(
         path, raw.spec, spec, _params(raw.tensors), _params(tensors), part_bytes(raw.tensors), part_bytes(tensors),
         sum(file.stat().st_size for file in files), info.bytes,

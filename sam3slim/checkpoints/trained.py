@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from sam3slim.checkpoints.locate import ARTIFACT_FILE, locate, read_json
+from sam3slim.checkpoints.locate import ARTIFACT_FILE, locate, read_metadata
 from sam3slim.errors import UserError
 
 TEXT, TEXT_AND_BOXES = "text", "text and boxes"
@@ -40,7 +40,7 @@ def inherited_prompts(parent: Any) -> str | None:
     try:
         located = locate(str(parent))
         if located.kind == "artifact":
-            return told_prompts(read_json(located.path / ARTIFACT_FILE))
+            return told_prompts(read_metadata(located.path / ARTIFACT_FILE))
         return _of_training(located.path) if located.path.suffix == ".ckpt" else None
     except UserError:
         return None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from sam3slim.cli.command import Command, megabytes, plain_console, plain_progress, quick_imports
 from sam3slim.cli.inspect import parse_overrides
+from sam3slim.precisions import casts
 
 if TYPE_CHECKING:
     from sam3slim.checkpoints.extract import Extracted
@@ -16,7 +17,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", help="a checkpoint: file, folder or hub id")
     parser.add_argument("target", help="a folder (hf) or a file (safetensors, reference)")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="sizes the file does not tell")
-    parser.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), help="default: as stored")
+    parser.add_argument("--dtype", choices=casts(), help="default: as stored")
     parser.add_argument(
         "--format",
         choices=("hf", "safetensors", "reference"),

@@ -93,10 +93,10 @@ def size_table(spec: ModelSpec) -> dict[str, Any]:
     Returns:
         ``{"params": {"total", "by_part"}, "bytes": {"fp32" | "fp16" | "int8": {"total", "by_part"}}}``
     """
-    from sam3slim.models.count import BYTES, bytes_by_part, count_params
+    from sam3slim.models.count import bytes_by_part, count_params
 
     params, sizes = count_params(spec), bytes_by_part(spec)
-    by_precision = {name: {part: row[name] for part, row in sizes.items()} for name in BYTES}
+    by_precision = {name: {part: row[name] for part, row in sizes.items()} for name in next(iter(sizes.values()))}
     return {
         "params": _with_total(params),
         "bytes": {name: _with_total(column) for name, column in by_precision.items()},

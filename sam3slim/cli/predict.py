@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from sam3slim.cli.command import Command, quick_imports
+from sam3slim.precisions import arithmetics
 
 if TYPE_CHECKING:
     from sam3slim.predict import Done
@@ -28,7 +29,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         "--prompt-chunk", type=int, default=32, metavar="N", help="prompts at once (default: %(default)s)"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
-    parser.add_argument("--dtype", choices=("auto", "fp32", "fp16"), default="auto", help="auto: fp16 on a GPU")
+    parser.add_argument("--dtype", choices=("auto", *arithmetics()), default="auto", help="auto: fp16 on a GPU")
     parser.add_argument(
         "--overlays", action=argparse.BooleanOptionalAction, default=True, help="write pictures with detections"
     )

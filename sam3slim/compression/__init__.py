@@ -1,7 +1,7 @@
 """Fewer bits for the same architecture: a method is a config type, its handler makes the stored tensors."""
 
+from sam3slim.compression.casts import Bf16, Fp16, WeightsOnly
 from sam3slim.compression.groups import GROUPS, weights_by_group
-from sam3slim.compression.half import Bf16, Fp16
 from sam3slim.compression.int8_dynamic import Int8Dynamic, emulated
 from sam3slim.compression.int8_weight import Int8Rules, Int8Weight
 from sam3slim.compression.mixed import Mixed
@@ -14,7 +14,6 @@ from sam3slim.compression.registry import (
     method_names,
     register,
 )
-from sam3slim.compression.weights_only import WeightsOnly
 
 __all__ = [
     "GROUPS",

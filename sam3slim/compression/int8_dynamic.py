@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sam3slim.checkpoints.int8 import is_dynamic
+from sam3slim.checkpoints.lazy import Convert
 from sam3slim.compression.int8_weight import Int8Rules, quantised_names, store_int8
-from sam3slim.compression.registry import Convert, register
+from sam3slim.compression.registry import register
 from sam3slim.models import Sam3, part_of
 from sam3slim.models.count import check_parts
 
@@ -39,7 +40,6 @@ class Int8Dynamic:
     activations: tuple[str, ...] = ("vision", "text")
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "activations", tuple(self.activations))
         check_parts("int8_dynamic.activations", self.activations)
 
 

@@ -1,7 +1,7 @@
 """INT8 weight-only: one scale per output row, activations and arithmetic stay in float.
 
 Symmetric round-to-nearest by torchao (``Int8WeightOnlyConfig``): w ≈ q · s with q in −128..127 and
-s = max|w| / 127.5 of the row. The rest of the model is stored in FP16 by ``half``'s rules.
+s = max|w| / 127.5 of the row. The rest of the model is stored in FP16.
 """
 
 from __future__ import annotations
@@ -9,18 +9,17 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from sam3slim.checkpoints.int8 import int8_tensor
-from sam3slim.compression.half import to_half
-from sam3slim.compression.registry import Convert, Made, register
+from sam3slim.checkpoints.lazy import Convert
+from sam3slim.compression.registry import register
 from sam3slim.errors import UserError
 from sam3slim.models import Sam3, part_of
 from sam3slim.models.count import check_parts
-from sam3slim.strict import spec_from_dict
+from sam3slim.precisions import FP16, Stored
 
 
 @dataclass(frozen=True)
@@ -43,9 +42,6 @@ class Int8Rules:
     min_columns: int = 16
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "parts", tuple(self.parts))
-        object.__setattr__(self, "also", tuple(self.also))
-        object.__setattr__(self, "keep_float", tuple(self.keep_float))
         check_parts("INT8 rules.parts", self.parts)
 
     def selects(self, name: str, weight: Tensor) -> bool:
@@ -55,20 +51,12 @@ class Int8Rules:
         return wanted and wide_enough and not any(fnmatchcase(name, pattern) for pattern in self.keep_float)
 
 
-def rules_of(value: Any, method: str) -> Int8Rules:
-    """``value`` itself, or the rules of the plain dict that a configuration holds. Raises SpecError for a bad key."""
-    return value if isinstance(value, Int8Rules) else spec_from_dict(Int8Rules, value, f"compress.{method}.rules")
-
-
 @dataclass(frozen=True)
 class Int8Weight:
     """Linears and the token embedding in INT8, convolutions and everything else in FP16."""
 
     name: ClassVar[str] = "int8_weight"
     rules: Int8Rules = field(default_factory=Int8Rules)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "rules", rules_of(self.rules, self.name))
 
 
 @register(Int8Weight)
@@ -79,8 +67,8 @@ def int8_weight(model: Sam3, method: Int8Weight) -> Convert:
 def store_int8(chosen: Collection[str], dynamic: Collection[str] = ()) -> Convert:
     """``chosen`` weights in INT8, the rest in FP16; ``dynamic`` ones quantise their activations too."""
 
-    def convert(key: str, tensor: Tensor) -> Made:
-        return Made(quantise(tensor, dynamic=key in dynamic)) if key in chosen else to_half(tensor, torch.float16)
+    def convert(key: str, tensor: Tensor) -> Stored:
+        return Stored(quantise(tensor, dynamic=key in dynamic)) if key in chosen else FP16.store(tensor)
 
     return convert
 

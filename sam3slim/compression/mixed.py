@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Any, ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from sam3slim.checkpoints.int8 import StoredInt8
+from sam3slim.checkpoints.lazy import Convert
 from sam3slim.compression.groups import GROUPS, weights_by_group
-from sam3slim.compression.half import to_half
 from sam3slim.compression.int8_weight import quantise
-from sam3slim.compression.registry import Convert, Made, register
+from sam3slim.compression.registry import register
 from sam3slim.errors import UserError
 from sam3slim.models import Sam3
+from sam3slim.precisions import FP16, FP32, Stored
 
-Precision = Literal["fp32", "fp16", "int8"]
 STEPS = 127.5  # between 0 and the largest weight, as torchao's symmetric scheme has it
+
+
+def store_int8(weight: Tensor, module: nn.Module) -> Stored:
+    """torchao's tensor where its kernels run; elsewhere INT8 is a storage format with one scale per output channel."""
+    if weight.ndim == 2:
+        return Stored(quantise(weight))
+    # A transposed convolution has its output channels second.
+    axis = 1 if isinstance(module, nn.ConvTranspose2d) else 0
+    others = [dim for dim in range(weight.ndim) if dim != axis]
+    scale = weight.abs().amax(dim=others, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / STEPS
+    return Stored(StoredInt8((weight / scale).round().clamp(-128, 127).to(torch.int8), scale))
+
+
+# What a group may be stored in → how its weights are made: (FP32 weight, its module).
+STORES: dict[str, Callable[[Tensor, nn.Module], Stored]] = {
+    "fp32": lambda weight, module: FP32.store(weight),
+    "fp16": lambda weight, module: FP16.store(weight),
+    "int8": store_int8,
+}
 
 
 @dataclass(frozen=True)
@@ -27,12 +46,12 @@ class Mixed:
     """Precisions by group.
 
     Attributes:
-        groups: group → precision; those not named are FP16.
+        groups: group → precision, one of ``STORES``; those not named are FP16.
         rest: of norms, biases and small tables: ``fp16`` or ``fp32``.
     """
 
     name: ClassVar[str] = "mixed"
-    groups: Mapping[str, Precision] = field(default_factory=dict)
+    groups: Mapping[str, str] = field(default_factory=dict)
     rest: Literal["fp32", "fp16"] = "fp16"
 
     def __post_init__(self) -> None:
@@ -41,10 +60,8 @@ class Mixed:
                 near = get_close_matches(group, GROUPS, 1)
                 hint = f"did you mean {near[0]}?" if near else f"groups: {', '.join(GROUPS)}"
                 raise UserError(f"compress=mixed: unknown group {group!r}; {hint}")
-            if precision not in get_args(Precision):
-                raise UserError(
-                    f"compress=mixed: groups.{group}={precision}; expected {', '.join(get_args(Precision))}"
-                )
+            if precision not in STORES:
+                raise UserError(f"compress=mixed: groups.{group}={precision}; expected {', '.join(STORES)}")
         if self.rest not in ("fp32", "fp16"):
             raise UserError(f"compress=mixed: rest={self.rest}; expected fp32 or fp16")
 
@@ -56,21 +73,7 @@ def mixed(model: Sam3, method: Mixed) -> Convert:
         precisions |= dict.fromkeys(names, method.groups.get(group, "fp16"))
     modules = dict(model.named_modules())
 
-    def convert(key: str, tensor: Tensor) -> Made:
-        precision = precisions.get(key, method.rest)
-        if precision == "int8":
-            return Made(_int8(tensor, modules[key.rpartition(".")[0]]))
-        return to_half(tensor, torch.float16) if precision == "fp16" else Made(tensor)
+    def convert(key: str, tensor: Tensor) -> Stored:
+        return STORES[precisions.get(key, method.rest)](tensor, modules[key.rpartition(".")[0]])
 
     return convert
-
-
-def _int8(weight: Tensor, module: nn.Module) -> Any:
-    """torchao's tensor where its kernels run; elsewhere INT8 is a storage format with one scale per output channel."""
-    if weight.ndim == 2:
-        return quantise(weight)
-    # A transposed convolution has its output channels second.
-    axis = 1 if isinstance(module, nn.ConvTranspose2d) else 0
-    others = [dim for dim in range(weight.ndim) if dim != axis]
-    scale = weight.abs().amax(dim=others, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / STEPS
-    return StoredInt8((weight / scale).round().clamp(-128, 127).to(torch.int8), scale)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from sam3slim.checkpoints import ArtifactInfo
-from sam3slim.compression.int8_weight import Int8Rules, quantised_names, rules_of
+from sam3slim.compression.int8_weight import Int8Rules, quantised_names
 from sam3slim.compression.registry import register
 from sam3slim.models import Sam3
 
@@ -26,9 +26,6 @@ class Int8Onnx:
     name: ClassVar[str] = "int8_onnx"
     # Activations are quantised with the weights: none of the decoder's layers are.
     rules: Int8Rules = field(default_factory=lambda: Int8Rules(also=()))
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "rules", rules_of(self.rules, self.name))
 
 
 @dataclass

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
-from torch import Tensor
 
 from sam3slim.checkpoints import ArtifactInfo, write_artifact
 from sam3slim.checkpoints.artifact import dtype_shares
 from sam3slim.checkpoints.int8 import is_quantised
-from sam3slim.checkpoints.lazy import LazyTensors, describe
+from sam3slim.checkpoints.lazy import Convert, LazyTensors, converted
 from sam3slim.environment import release_memory
 from sam3slim.errors import UserError
 from sam3slim.models import Sam3
@@ -25,23 +24,6 @@ class Method(Protocol):
     """A frozen dataclass of options whose ``name`` is what a user types."""
 
     name: ClassVar[str]
-
-
-@dataclass(frozen=True)
-class Made:
-    """A tensor as it will be stored (torchao ``Int8Tensor`` or ``StoredInt8`` where quantised).
-
-    Attributes:
-        overflowed: left in FP32, because FP16 cannot hold its largest value.
-        underflowed: how many of its non-zero values became zero.
-    """
-
-    tensor: Any
-    overflowed: bool = False
-    underflowed: int = 0
-
-
-Convert = Callable[[str, Tensor], Made]  # (key, FP32 tensor on the CPU) → stored tensor
 
 
 class Compressed(Protocol):
@@ -69,15 +51,11 @@ class CompressedTensors:
         tensors: the model's keys → tensors in their stored type, made anew whenever one is asked for, so that no more
             than one is in memory.
         method: the options used, plain values.
-        overflowed: keys left in FP32 because FP16 cannot hold their largest value.
-        underflowed: key → how many of its non-zero values became zero.
     """
 
     precision: str
     tensors: LazyTensors
     method: dict[str, Any] = field(default_factory=dict)
-    overflowed: tuple[str, ...] = ()
-    underflowed: dict[str, int] = field(default_factory=dict)
 
     @property
     def bytes(self) -> int:
@@ -89,8 +67,7 @@ class CompressedTensors:
         return {
             "method": self.method,
             "dtypes": dtype_shares(self.tensors.described),
-            "overflowed": list(self.overflowed),
-            "underflowed": {"tensors": len(self.underflowed), "values": sum(self.underflowed.values())},
+            **self.tensors.rounding.facts(),
         }
 
     def describe(self) -> str:
@@ -98,15 +75,8 @@ class CompressedTensors:
         shares = dtype_shares(self.tensors.described)
         total = sum(row["params"] for row in shares.values())
         parts = [f"{name} {100 * row['params'] / total:.1f} %" for name, row in shares.items()]
-        lines = [f"{self.precision}: {self.bytes / 1e6:.2f} MB; parameters in " + ", ".join(parts)]
-        if self.overflowed:
-            lines.append(
-                f"{len(self.overflowed)} tensors overflow FP16 and stay FP32: {', '.join(self.overflowed[:3])}"
-            )
-        if self.underflowed:
-            worst = max(self.underflowed, key=lambda key: self.underflowed[key])
-            lines.append(f"{sum(self.underflowed.values()):,} values became zero (most in {worst})")
-        return "\n".join(lines)
+        size = f"{self.precision}: {self.bytes / 1e6:.2f} MB; parameters in " + ", ".join(parts)
+        return "\n".join([size, *self.tensors.rounding.describe()])
 
     def write(self, model: Sam3, folder: str | Path, **facts: Any) -> ArtifactInfo:
         """``write_artifact`` with these tensors; ``facts`` are its other keywords."""
@@ -154,32 +124,10 @@ def compress(model: Sam3, method: Any) -> Any:
     made = handler(model, method)
     options = {"name": method.name, **asdict(method)}
     if callable(made):
-        return _tensors(state, made, method, options)
+        sources = LazyTensors(state, lambda key: state[key].detach().to("cpu", torch.float32))
+        return CompressedTensors(getattr(method, "precision", method.name), converted(sources, made), options)
     made.method = options
     return made
-
-
-def _tensors(state: Mapping[str, Tensor], convert: Convert, method: Any, options: dict[str, Any]) -> CompressedTensors:
-    result = CompressedTensors(
-        getattr(method, "precision", method.name),
-        LazyTensors({}, lambda key: convert(key, _source(state[key])).tensor),
-        options,
-    )
-
-    def first(key: str) -> Any:
-        """The first of two passes: what each tensor will be, and what it loses."""
-        made = convert(key, _source(state[key]))
-        result.overflowed += (key,) * made.overflowed
-        if made.underflowed:
-            result.underflowed[key] = made.underflowed
-        return made.tensor
-
-    result.tensors.described = {key: describe(tensor) for key, tensor in LazyTensors(state, first).items()}
-    return result
-
-
-def _source(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", torch.float32)
 
 
 def method_names() -> list[str]:

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sam3slim.compression.groups import GROUPS
-from sam3slim.compression.mixed import Mixed, Precision
+from sam3slim.compression.mixed import Mixed
 from sam3slim.errors import UserError
 
-Plan = Mapping[str, Precision]
+Plan = Mapping[str, str]
 
 
 @dataclass
@@ -22,7 +22,7 @@ class Searched:
         trace: one dict per measurement: ``groups``, ``drop``, ``bytes``, ``kept``.
     """
 
-    plan: dict[str, Precision]
+    plan: dict[str, str]
     drop: float
     bytes: int
     within: bool
@@ -77,7 +77,7 @@ def search(
         return drop
 
     result.drop = measured(result.plan)
-    targets: tuple[Precision, ...] = ("int8",)
+    targets: tuple[str, ...] = ("int8",)
     if result.drop > limit:
         result.plan, targets = dict.fromkeys(GROUPS, "fp32"), ("fp16", "int8")
         result.drop = measured(result.plan)
@@ -91,7 +91,7 @@ def search(
 
 def _lower(
     result: Searched,
-    precision: Precision,
+    precision: str,
     measured: Callable[[Plan], float],
     bytes_of: Callable[[Mixed], int],
     limit: float,
@@ -101,14 +101,14 @@ def _lower(
     start = dict(result.plan)
     cost: dict[str, float] = {}
     for group in GROUPS:
-        alone: dict[str, Precision] = {**start, group: precision}
+        alone: dict[str, str] = {**start, group: precision}
         saved = bytes_of(as_method(start)) - bytes_of(as_method(alone))
         if saved > 0:
             cost[group] = (measured(alone) - result.drop) / saved
     for group in sorted(cost, key=lambda name: cost[name]):
         if max_bytes is not None and limit == float("inf") and bytes_of(as_method(result.plan)) <= max_bytes:
             return  # small enough; what follows would only cost
-        plan: dict[str, Precision] = {**result.plan, group: precision}
+        plan: dict[str, str] = {**result.plan, group: precision}
         drop = measured(plan)
         if drop <= limit:
             result.plan, result.drop = plan, drop

@@ -6,7 +6,6 @@ spoils single annotations (a box outside the image, a polygon without area) is c
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -16,6 +15,7 @@ from pycocotools import mask as mask_utils
 
 from sam3slim.data.rle import Segmentation, is_whole_rle, to_rle
 from sam3slim.errors import UserError
+from sam3slim.files import read_json
 
 Box = tuple[float, float, float, float]
 # Annotation tools round; a box that sticks out by less than this many pixels is clipped without a word.
@@ -105,7 +105,7 @@ def load_index(path: Path) -> CocoIndex:
     Raises:
         UserError: not JSON, not COCO, an id that leads nowhere, a category without a name.
     """
-    content = _read_json(path)
+    content = _read_coco(path)
     records = _image_records(path, content["images"])
     categories = _categories(path, content["categories"])
     known = {category.id for category in categories}
@@ -137,25 +137,18 @@ def category_phrases(path: Path) -> list[str]:
     Raises:
         UserError: not JSON, not COCO, a category without a name.
     """
-    categories = _categories(path, _read_json(path)["categories"])
+    categories = _categories(path, _read_coco(path)["categories"])
     return list(dict.fromkeys(category.phrase for category in categories))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not readable JSON ({error}); expected a COCO annotation file") from error
-    missing = [
-        key
-        for key in ("images", "annotations", "categories")
-        if not isinstance(content, dict) or not isinstance(content.get(key), list)
-    ]
+def _read_coco(path: Path) -> dict[str, Any]:
+    content = read_json(path, "give a COCO annotation file")
+    missing = [key for key in ("images", "annotations", "categories") if not isinstance(content.get(key), list)]
     if missing:
         raise UserError(f"{path} is not a COCO annotation file: no list {', '.join(missing)} in it")
     if not content["images"]:
         raise UserError(f"{path} lists no images")
-    return dict(content)
+    return content
 
 
 def _image_records(path: Path, items: list[Any]) -> dict[Any, ImageRecord]:

@@ -16,12 +16,11 @@ from sam3slim.data.coco import CocoConcepts
 from sam3slim.data.images import UnreadableImage
 from sam3slim.data.soft import SoftTargets
 from sam3slim.data.transforms import AugmentSpec
-from sam3slim.disk import file_sha256
 from sam3slim.distill.spec import DistillSpec
 from sam3slim.distill.store import TeacherStore, pack, read_facts
 from sam3slim.distill.teacher import FrozenTeacher
 from sam3slim.errors import UserError
-from sam3slim.files import ensure_writable_dir, require_space
+from sam3slim.files import ensure_writable_dir, file_sha256, require_space
 
 CHUNK = 32  # prompts that pass the teacher together
 SAMPLED = 4  # views that the size of the cache is estimated from

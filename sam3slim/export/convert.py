@@ -11,10 +11,9 @@ from typing import Any
 from sam3slim.checkpoints import extract, load, weight_files
 from sam3slim.checkpoints.locate import Located, weights_name
 from sam3slim.checkpoints.report import CheckpointError
-from sam3slim.disk import file_sha256
 from sam3slim.export.choice import Format
 from sam3slim.export.pick import KEPT
-from sam3slim.files import require_space
+from sam3slim.files import file_sha256, require_space
 from sam3slim.onnx import export_onnx, export_programs
 from sam3slim.onnx.folder import Provenance
 from sam3slim.predict.source import Source

@@ -10,6 +10,7 @@ from typing import Any
 from sam3slim.errors import UserError
 from sam3slim.export.candidate import Candidate, Pick, summary
 from sam3slim.export.choice import Baseline, Wish, baseline, choose_group, facts_of, interval
+from sam3slim.precisions import FP32, PRECISIONS, precision_named
 from sam3slim.report.collect import Group, Run, collect
 from sam3slim.report.table import megabytes
 from sam3slim.results.metrics import Metric, main_metric
@@ -105,7 +106,8 @@ def cannot_become(artifact: Artifact, format: str) -> str | None:
         return None
     if kind in GRAPHS:
         return f"its {'ONNX graphs' if kind == 'onnx' else 'programs'} cannot be turned into {format}"
-    if artifact.precision == "int8_dynamic" and format != "hf":
+    known = precision_named(str(artifact.precision))
+    if known is not None and known.only and format not in known.only:
         return f"its INT8 products cannot be written as {format}"
     return None
 
@@ -136,11 +138,13 @@ def bytes_as(run: Run, format: str) -> int | None:
     if params is None:
         return None
     if format in GRAPHS:
-        return 4 * params
+        return FP32.bytes * params
     dtypes = _facts(run).get("dtypes")
     if dtypes:
-        return sum(4 * row["params"] if name == "int8" else row["bytes"] for name, row in dtypes.items())
-    return params * (2 if artifact.precision in ("fp16", "bf16") else 4)
+        packed = {precision.dtype for precision in PRECISIONS.values() if not precision.cast}
+        return sum(FP32.bytes * row["params"] if name in packed else row["bytes"] for name, row in dtypes.items())
+    known = precision_named(str(artifact.precision))
+    return params * (known.bytes if known and known.cast else FP32.bytes)
 
 
 def _rank(candidate: Candidate, wish: Wish, metric: Metric) -> tuple[float, float, bool, str]:

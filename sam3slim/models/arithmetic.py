@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from sam3slim.models.precision import FP32_PARTS
+from sam3slim.precisions import halves
 
 MATRICES = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
-HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+HALVES = halves()
 
 
 def compute_in(model: nn.Module, arithmetic: str) -> None:

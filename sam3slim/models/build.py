@@ -1,8 +1,11 @@
-"""Architecture spec → model."""
+"""Architecture spec → model, or the names and shapes of its tensors."""
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
+from transformers.initialization import no_init_weights
 
 from sam3slim.models.bank import TextBank
 from sam3slim.models.configuration import to_sam3_config
@@ -22,3 +25,18 @@ def build_model(spec: ModelSpec, *, device: str | torch.device | None = None) ->
     model.spec = spec
     set_regularisation(model, spec)
     return model
+
+
+def empty_model(spec: ModelSpec, *, device: str | torch.device | None = None) -> Sam3:
+    """``build_model`` without drawing random weights: parameters hold whatever was in memory.
+
+    Drawing 840 M normals takes longer than reading them. Buffers (RoPE, position ids) are computed as usual.
+    """
+    with no_init_weights():
+        return build_model(spec, device=device)
+
+
+@lru_cache(maxsize=32)
+def state_shapes(spec: ModelSpec) -> dict[str, torch.Size]:
+    """Key → shape of every tensor in a model's ``state_dict``, in its order, without allocating. Not to be changed."""
+    return {key: tensor.shape for key, tensor in empty_model(spec, device="meta").state_dict().items()}

@@ -8,7 +8,8 @@ from difflib import get_close_matches
 from torch import nn
 
 from sam3slim.errors import UserError
-from sam3slim.models.shapes import state_shapes
+from sam3slim.models.build import state_shapes
+from sam3slim.precisions import FP16, FP32, INT8
 from sam3slim.specs import ModelSpec
 
 # Part → the prefixes of its parameters; the order is the order of computation.
@@ -21,7 +22,6 @@ PARTS: dict[str, tuple[str, ...]] = {
     "mask": ("mask_decoder.",),
     "scoring": ("dot_product_scoring.",),
 }
-BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
 
 
 def part_of(name: str) -> str:
@@ -67,12 +67,12 @@ def bytes_by_part(spec: ModelSpec) -> dict[str, dict[str, int]]:
     INT8 counts what per-channel weight-only quantisation stores: one byte per weight of a Linear or
     Embedding with one FP32 scale per output row, everything else in FP16.
     """
-    sizes = {part: dict.fromkeys(BYTES, 0) for part in PARTS}
+    sizes = {part: dict.fromkeys((FP32.name, FP16.name, INT8.name), 0) for part in PARTS}
     for name, shape in state_shapes(spec).items():
         row = sizes[part_of(name)]
         count = shape.numel()
         quantised = name.endswith(".weight") and len(shape) == 2  # of a Linear or an Embedding
-        row["fp32"] += 4 * count
-        row["fp16"] += 2 * count
-        row["int8"] += count + 4 * shape[0] if quantised else 2 * count
+        row[FP32.name] += FP32.bytes * count
+        row[FP16.name] += FP16.bytes * count
+        row[INT8.name] += INT8.bytes * count + FP32.bytes * shape[0] if quantised else FP16.bytes * count
     return sizes

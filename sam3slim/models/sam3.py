@@ -24,10 +24,11 @@ from sam3slim.models.decoder import decode
 from sam3slim.models.masks import AskedMasks, AskedSemantic, MaskHead
 from sam3slim.models.outputs import Sam3Output
 from sam3slim.models.precision import ExactPositions, as_weights, full_precision
+from sam3slim.models.prompted import PromptedModel
 from sam3slim.specs import ModelSpec
 
 
-class Sam3(Sam3Model):
+class Sam3(Sam3Model, PromptedModel):
     """SAM 3 (arXiv:2511.16719) image model with a training-grade forward.
 
     Attributes:
@@ -100,15 +101,12 @@ class Sam3(Sam3Model):
         Raises:
             ValueError: inputs that exclude each other, or whose sizes do not fit.
         """
-        if (pixel_values is None) == (vision_embeds is None):
-            raise ValueError("give exactly one of pixel_values and vision_embeds")
-        if vision_embeds is None:
-            vision_embeds = self.get_vision_features(pixel_values)
+        vision_embeds = self.vision_of(pixel_values, vision_embeds)
         fpn = tuple(vision_embeds.fpn_hidden_states[:-1])
         fpn_pos = tuple(vision_embeds.fpn_position_encoding[:-1])
 
         text, text_mask = self.encode_text(input_ids, attention_mask, text_embeds)
-        image_index = self._image_index(image_index, text.shape[0], fpn[0].shape[0])
+        image_index = self.image_index_of(image_index, text.shape[0], fpn[0].shape[0])
         geometry, geometry_mask = self._encode_geometry(fpn, fpn_pos, input_boxes, input_boxes_labels, image_index)
         prompt = torch.cat([text, geometry], dim=1)
         prompt_mask = torch.cat([text_mask, geometry_mask], dim=1)
@@ -149,47 +147,9 @@ class Sam3(Sam3Model):
     def _recomputes(self) -> bool:
         return self.recompute and torch.is_grad_enabled()
 
-    def encode_text(
-        self,
-        input_ids: Tensor | None,
-        attention_mask: Tensor | None,
-        text_embeds: Tensor | BaseModelOutputWithPooling | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Projected text features [P, T, d_model] and their bool mask [P, T], True on real tokens.
-
-        Each distinct row of ``input_ids`` passes the text tower once.
-        """
-        if (input_ids is None) == (text_embeds is None):
-            raise ValueError("give exactly one of input_ids and text_embeds")
-        if text_embeds is not None:
-            text: Any = text_embeds if isinstance(text_embeds, Tensor) else text_embeds.pooler_output
-        else:
-            assert input_ids is not None
-            mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-            rows = torch.stack([input_ids, mask.to(input_ids.dtype)], dim=1)
-            distinct, inverse = torch.unique(rows, dim=0, return_inverse=True)
-            encoded = self.get_text_features(
-                input_ids=distinct[:, 0],
-                attention_mask=None if attention_mask is None else distinct[:, 1],
-                return_dict=True,
-            )
-            text = encoded.pooler_output[inverse]
-        if attention_mask is None:
-            return text, torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
-        return text, attention_mask.bool()
-
-    @staticmethod
-    def _image_index(image_index: Tensor | None, prompts: int, images: int) -> Tensor | None:
-        """None when prompt i asks image i: no copy of the feature maps is needed then."""
-        if image_index is not None:
-            if image_index.shape[0] != prompts:
-                raise ValueError(f"image_index has {image_index.shape[0]} entries for {prompts} prompts")
-            return image_index
-        if prompts == images:
-            return None
-        if images == 1:
-            return torch.zeros(prompts, dtype=torch.long)
-        raise ValueError(f"{prompts} prompts for {images} images: give image_index")
+    def text_features(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        features: Tensor = self.get_text_features(input_ids, attention_mask, return_dict=True).pooler_output
+        return features
 
     def _encode_geometry(
         self,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sam3slim.checkpoints.locate import GRAPH_FILES, ONNX
-from sam3slim.disk import file_sha256
+from sam3slim.files import file_sha256
 from sam3slim.models import part_of
 from sam3slim.models.count import PARTS
 from sam3slim.onnx.graphs import signatures

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from sam3slim.checkpoints import ARTIFACT_FILE, ArtifactInfo
-from sam3slim.checkpoints.artifact import VERSIONED, installed_versions, write_config
+from sam3slim.checkpoints.artifact import VERSIONED, installed_versions, save_processor, write_config
 from sam3slim.checkpoints.card import DEFAULT_LICENSE_NOTE
 from sam3slim.checkpoints.locate import ONNX
-from sam3slim.checkpoints.processor import save_processor
 from sam3slim.checkpoints.readers import SCHEMA
 from sam3slim.checkpoints.trained import KEY, inherited_prompts
 from sam3slim.models.count import count_params

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
 
-from sam3slim.models import Sam3, Sam3Prediction
+from sam3slim.models import Sam3Prediction
+from sam3slim.models.prompted import PromptedModel
 from sam3slim.onnx.graphs import Signature, signatures
 from sam3slim.onnx.packages import require
 from sam3slim.specs import ModelSpec
 
 
-class GraphSam3(nn.Module):
+class GraphSam3(nn.Module, PromptedModel):
     """``vision``, ``text`` and ``prompts`` of an artifact, run on the CPU by whatever ``_run`` calls.
 
     Args:
@@ -41,23 +42,9 @@ class GraphSam3(nn.Module):
             fpn_hidden_states=tuple(self._run("vision", {"pixel_values": pixel_values}).values())
         )
 
-    def encode_text(
-        self, input_ids: Tensor | None, attention_mask: Tensor | None, text_embeds: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """As ``Sam3.encode_text``: features [P, T, d_model] and bool mask [P, T]; a distinct row is encoded once."""
-        if (input_ids is None) == (text_embeds is None):
-            raise ValueError("give exactly one of input_ids and text_embeds")
-        if text_embeds is not None:
-            text = text_embeds
-        else:
-            assert input_ids is not None
-            mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids.dtype)
-            distinct, inverse = torch.unique(torch.stack([input_ids, mask], dim=1), dim=0, return_inverse=True)
-            encoded = self._run("text", {"input_ids": distinct[:, 0], "attention_mask": distinct[:, 1]})
-            text = encoded["text_features"][inverse]
-        if attention_mask is None:
-            return text, torch.ones(text.shape[:2], dtype=torch.bool)
-        return text, attention_mask.bool()
+    def text_features(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        return self._run("text", {"input_ids": input_ids, "attention_mask": mask})["text_features"]
 
     def forward(
         self,
@@ -79,14 +66,11 @@ class GraphSam3(nn.Module):
         Raises:
             ValueError: inputs that exclude each other, or whose sizes do not fit.
         """
-        if (pixel_values is None) == (vision_embeds is None):
-            raise ValueError("give exactly one of pixel_values and vision_embeds")
-        if vision_embeds is None:
-            assert pixel_values is not None
-            vision_embeds = self.get_vision_features(pixel_values)
+        vision_embeds = self.vision_of(pixel_values, vision_embeds)
+        assert vision_embeds is not None
         levels = tuple(vision_embeds.fpn_hidden_states)[: len(self.signatures["vision"].outputs)]
         text, mask = self.encode_text(input_ids, attention_mask, text_embeds)
-        index = Sam3._image_index(image_index, len(text), len(levels[0]))
+        index = self.image_index_of(image_index, len(text), len(levels[0]))
         boxes = torch.zeros(len(text), 0, 4) if input_boxes is None else input_boxes
         labels = torch.ones(boxes.shape[:2]) if input_boxes_labels is None else input_boxes_labels
         answers = self._run("prompts", {

@@ -19,7 +19,7 @@ from sam3slim.data.batch import Batch, Targets
 from sam3slim.data.soft import SoftTargets
 from sam3slim.distill import CachedTeacher, FrozenTeacher
 from sam3slim.launch.compose import build, named
-from sam3slim.models.empty import empty_model
+from sam3slim.models.build import empty_model
 from sam3slim.runs.specs import TrainSpec
 from sam3slim.specs import ModelSpec
 from sam3slim.training import ConceptSegmentation

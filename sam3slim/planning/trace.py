@@ -19,8 +19,8 @@ from transformers.models.sam3.modeling_sam3 import Sam3SinePositionEmbedding
 
 from sam3slim.distill import FrozenTeacher
 from sam3slim.models import Sam3, build_model, init_for_training
+from sam3slim.models.build import empty_model
 from sam3slim.models.count import PARTS
-from sam3slim.models.empty import empty_model
 from sam3slim.planning.cuda import as_on_cuda
 from sam3slim.planning.fake import without_data
 from sam3slim.planning.ledger import Ledger

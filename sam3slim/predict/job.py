@@ -16,7 +16,7 @@ from rich.text import Text
 
 from sam3slim.errors import UserError
 from sam3slim.predict.images import Picture, find_pictures, shared_folder
-from sam3slim.predict.opening import choose_device, choose_dtype, identity
+from sam3slim.predict.opening import choose_dtype, device_for, identity
 from sam3slim.predict.overlay import write_overlay
 from sam3slim.predict.predictor import Predictor
 from sam3slim.predict.prompts import Prompts, read_boxes, read_phrases
@@ -100,7 +100,7 @@ def predict_files(spec: PredictSpec, *, progress: bool = True) -> Done:
     phrases = read_phrases(spec.prompts, spec.prompts_file)
     boxes, digest = read_boxes(spec.boxes_file, pictures) if spec.boxes_file else ({}, "")
     prompts = Prompts(phrases, boxes, digest)
-    device = choose_device(spec.device, spec.source)
+    device = device_for(spec.source, spec.device)
     settings: dict[str, Any] = {
         "model": identity(spec.source), "dtype": choose_dtype(spec.dtype, device), "prompts": list(phrases),
         "boxes": digest, "threshold": spec.threshold, "max_per_image": spec.max_per_image,

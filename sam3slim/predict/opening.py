@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 from sam3slim.checkpoints import ARTIFACT_FILE, load, locate, weight_files
-from sam3slim.checkpoints.locate import graph_format
+from sam3slim.checkpoints.locate import graph_format, read_metadata
+from sam3slim.checkpoints.report import CheckpointError
+from sam3slim.environment import choose_device
 from sam3slim.errors import UserError
 from sam3slim.models import Sam3
 from sam3slim.models.arithmetic import compute_in
 from sam3slim.onnx import GraphSam3, load_runnable
-
-DTYPES = ("fp32", "fp16")
+from sam3slim.precisions import arithmetics
 
 
 def open_model(source: str | Path, device: torch.device, dtype: str) -> Sam3 | GraphSam3:
-    """The model behind ``source``, in eval mode on ``device``, computing in ``dtype`` (one of ``DTYPES``).
+    """The model behind ``source``, in eval mode on ``device``, computing in ``dtype`` (one of ``arithmetics()``).
 
     INT8 weights stay INT8 on the CPU and are widened on a GPU, where half precision is the faster type. Graphs run as
     they are, on the CPU.
@@ -34,39 +36,27 @@ def open_model(source: str | Path, device: torch.device, dtype: str) -> Sam3 | G
     return moved.eval()
 
 
-def choose_device(name: str = "auto", source: str | Path | None = None) -> torch.device:
-    """``auto`` is the GPU if there is one, and the CPU for graphs.
+def device_for(source: str | Path, name: str = "auto") -> torch.device:
+    """``choose_device``, and the CPU for graphs.
 
     Raises:
         UserError: a device that is not there, or on which ``source`` does not run.
         CheckpointError: ``source`` is no checkpoint.
     """
-    graphs = None if source is None else graph_format(locate(source))
+    graphs = graph_format(locate(source))
     if graphs is not None and name not in ("auto", "cpu"):
         raise UserError(f"device {name}: {source} holds {graphs} graphs, which run on the CPU; use auto or cpu")
-    if graphs is not None:
-        return torch.device("cpu")
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"device {name} is not a device; use auto, cpu or cuda") from error
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"device {name} is not supported; use auto, cpu or cuda")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device {name}: no such CUDA device here; use auto or cpu")
-    return device
+    return choose_device("cpu" if graphs is not None else name)
 
 
 def choose_dtype(name: str, device: torch.device) -> str:
-    """``auto`` is fp16 on a GPU, fp32 on a CPU. Raises UserError for fp16 on a CPU, which is seven times slower."""
+    """``auto`` is fp16 on a GPU, fp32 on a CPU. Raises UserError for half types on a CPU: seven times slower."""
     if name == "auto":
         return "fp16" if device.type == "cuda" else "fp32"
-    if name not in DTYPES:
-        raise UserError(f"dtype {name}: expected auto, {', '.join(DTYPES)}")
-    if name == "fp16" and device.type == "cpu":
-        raise UserError("dtype fp16 is seven times slower than fp32 on a CPU; use auto or fp32")
+    if name not in arithmetics():
+        raise UserError(f"dtype {name}: expected auto, {', '.join(arithmetics())}")
+    if name != "fp32" and device.type == "cpu":
+        raise UserError(f"dtype {name} is seven times slower than fp32 on a CPU; use auto or fp32")
     return name
 
 
@@ -78,9 +68,8 @@ def identity(source: str | Path) -> str:
     """
     located = locate(source)
     if located.kind == "artifact":
-        try:
-            return f"sha256:{json.loads((located.path / ARTIFACT_FILE).read_text(encoding='utf-8'))['sha256']}"
-        except (OSError, ValueError, KeyError, TypeError):
-            pass  # a damaged artifact is told, with the fix, when it is opened
+        # A damaged artifact is refused, with the fix, when it is opened.
+        with suppress(CheckpointError, KeyError):
+            return f"sha256:{read_metadata(located.path / ARTIFACT_FILE)['sha256']}"
     files = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in weight_files(located)]
     return "files:" + json.dumps(files)

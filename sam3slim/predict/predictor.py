@@ -21,7 +21,7 @@ from sam3slim.data.phrases import encode_phrases
 from sam3slim.data.transforms import normalise, squash
 from sam3slim.errors import UserError
 from sam3slim.evaluation.inference import TextCache, predict_batch
-from sam3slim.predict.opening import choose_device, choose_dtype, open_model
+from sam3slim.predict.opening import choose_dtype, device_for, open_model
 from sam3slim.predict.prompts import BoxPrompt, Prompts, Question, check_positive, clip_box, questions, read_phrases
 
 Picture = str | Path | Image.Image | NDArray[np.uint8]
@@ -74,7 +74,7 @@ class Predictor:
         for name, value in (("batch_size", batch_size), ("prompt_chunk", prompt_chunk)):
             if value < 1:
                 raise UserError(f"{name}={value}: expected at least 1")
-        place = choose_device(device, source)
+        place = device_for(source, device)
         self.batch_size, self.prompt_chunk = batch_size, prompt_chunk
         self.model = open_model(source, place, choose_dtype(dtype, place))
         spec = self.model.spec

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -13,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from filelock import FileLock, Timeout
 from pycocotools import mask as mask_utils
 
 from sam3slim.data.detections import Detections
@@ -21,6 +21,7 @@ from sam3slim.files import atomic_path, ensure_writable_dir, is_leftover, write_
 from sam3slim.predict.images import Picture
 
 SETTINGS_FILE, PARTS_FILE, FINAL_FILE, OVERLAYS = "predict.json", "parts.jsonl", "detections.json", "overlays"
+LOCK_FILE = ".lock"
 SCHEMA = 1
 LINE = {"path": str, "stamp": list, "height": int, "width": int, "detections": list}
 LONGEST_NAME = 240  # bytes of an overlay's name: file systems end at 255, and a temporary name is 14 longer
@@ -47,6 +48,7 @@ class OutputFolder:
         self.settings = {"schema": SCHEMA, **settings}
         self._overwrite = overwrite
         self._starts: dict[str, tuple[int, list[int]]] = {}
+        self._lock = FileLock(self.folder / LOCK_FILE)
         self._parts: FileIO
         self._reader: IO[bytes]
         check_folder(self.folder, self.settings, overwrite=overwrite)
@@ -56,10 +58,10 @@ class OutputFolder:
         marker, parts = self.folder / SETTINGS_FILE, self.folder / PARTS_FILE
         if not marker.is_file():
             write_json(marker, self.settings)  # first: a folder with anything else in it is refused
-        # Unbuffered: what does not fit on a full disk must not be written again on closing.
-        self._parts = parts.open("ab", buffering=0)
+        self._acquire()
         try:
-            self._lock()
+            # Unbuffered: what does not fit on a full disk must not be written again on closing.
+            self._parts = parts.open("ab", buffering=0)
             # Again: until now another run could have begun the folder.
             old = check_folder(self.folder, self.settings, overwrite=self._overwrite)
             self._remove_leftovers()
@@ -69,21 +71,21 @@ class OutputFolder:
             self._starts = read_index(parts)
             self._reader = parts.open("rb")
         except BaseException:
-            self._parts.close()
+            self._lock.release()
             raise
         return self
 
-    def _lock(self) -> None:
-        """Keep other runs out until the file is closed, or the process ends in any way."""
+    def _acquire(self) -> None:
+        """Keep other runs out until the lock is released, or the process ends in any way."""
         try:
-            fcntl.flock(self._parts, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            self._lock.acquire(blocking=False)
+        except Timeout as error:
             raise UserError(
                 f"output folder {self.folder} is in use by another run; wait for it, or choose another folder"
             ) from error
         except OSError as error:
             raise UserError(
-                f"cannot lock {self.folder / PARTS_FILE}: {error.strerror}; choose an output folder on a local disk"
+                f"cannot lock {self._lock.lock_file}: {error.strerror}; choose an output folder on a local disk"
             ) from error
 
     def _remove_leftovers(self) -> None:
@@ -113,6 +115,7 @@ class OutputFolder:
     ) -> None:
         self._reader.close()
         self._parts.close()
+        self._lock.release()
 
     def __len__(self) -> int:
         return len(self._starts)

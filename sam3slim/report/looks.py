@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-# Okabe and Ito's palette: told apart with every common colour blindness.
-PRECISION_COLORS = {"fp32": "#0072B2", "fp16": "#009E73", "bf16": "#56B4E9", "int8": "#D55E00"}
+from sam3slim.precisions import precision_named
+
 OTHER_COLORS = ("#CC79A7", "#E69F00", "#999999", "#8C564B")  # to be seen on white and on black
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 INK, GREY = "#222222", "#8a8a8a"
@@ -16,8 +16,8 @@ def precision_colors(precisions: Sequence[str]) -> dict[str, str]:
     spare = iter(OTHER_COLORS * len(precisions))
     colors: dict[str, str] = {}
     for precision in dict.fromkeys(precisions):
-        kind = precision.split("_")[0].split("-")[0].lower()
-        color = PRECISION_COLORS.get(kind)
+        known = precision_named(precision)
+        color = known.color if known else None
         colors[precision] = next(spare) if color is None or color in colors.values() else color
     return colors
 

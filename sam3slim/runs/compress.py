@@ -25,7 +25,7 @@ from sam3slim.report.compression import ACCEPTED_DROP, COLUMNS, SHOWN, compressi
 from sam3slim.results.record import RunRecord, read_record
 from sam3slim.results.recording import begin
 from sam3slim.runs.evaluate import loaded_artifact
-from sam3slim.runs.measure import choose_device, measure, model_summary, print_metrics, to_device, written_artifact
+from sam3slim.runs.measure import measure, measuring_device, model_summary, print_metrics, to_device, written_artifact
 from sam3slim.runs.plans import PlanMeter, check_search_split, search_plan, sensitivity, verify_budget
 from sam3slim.runs.reference import Reference, load_reference, print_drop
 from sam3slim.runs.specs import CompressSpec
@@ -51,7 +51,7 @@ def compress(spec: CompressSpec, run: Run) -> list[RunRecord]:
     if budget.given and not any(isinstance(method, Mixed) for method in methods):
         raise UserError("compress.max_drop and compress.max_bytes are budgets of mixed; add compress=[…,mixed]")
     ensure_writable_dir(run.folder)
-    device = choose_device(spec)
+    device = measuring_device(spec)
     require_compiler(spec.compile, device)
     reference: Reference | None = load_reference(spec.reference, spec.data) if spec.reference else None
     model, report = load(spec.checkpoint, overrides=spec.overrides, mapped=True)

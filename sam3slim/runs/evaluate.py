@@ -10,7 +10,7 @@ from sam3slim.launch.run import Run
 from sam3slim.models.compiled import require_compiler
 from sam3slim.onnx import load_runnable
 from sam3slim.results.record import Artifact, RunRecord
-from sam3slim.runs.measure import choose_device, measure, model_summary, print_metrics, to_device, with_rest
+from sam3slim.runs.measure import measure, measuring_device, model_summary, print_metrics, to_device, with_rest
 from sam3slim.runs.reference import load_reference, print_drop
 from sam3slim.runs.specs import EvaluateSpec
 
@@ -23,7 +23,7 @@ def evaluate(spec: EvaluateSpec, run: Run) -> RunRecord:
     """
     ensure_writable_dir(run.folder)
     with run.recording(spec.checkpoint) as record:
-        device = choose_device(spec)
+        device = measuring_device(spec)
         require_compiler(spec.compile, device)
         reference = load_reference(spec.reference, spec.data) if spec.reference else None
         model, report = load_runnable(spec.checkpoint, overrides=spec.overrides)

@@ -15,6 +15,7 @@ from sam3slim.checkpoints.int8 import is_quantised
 from sam3slim.compression import emulated
 from sam3slim.data.module import ConceptData
 from sam3slim.data.spec import DataSpec
+from sam3slim.environment import choose_device
 from sam3slim.errors import UserError
 from sam3slim.evaluation import (
     EvalResult,
@@ -156,18 +157,10 @@ def print_metrics(record: RunRecord) -> None:
         print(f"{name}: {', '.join(shown)}")
 
 
-def choose_device(spec: EvaluateSpec) -> torch.device:
+def measuring_device(spec: EvaluateSpec) -> torch.device:
     """The device to measure on; sets the number of threads. Raises UserError for one that is not there."""
     if spec.threads is not None:
         if spec.threads < 1:
             raise UserError(f"threads={spec.threads} must be at least 1")
         torch.set_num_threads(spec.threads)
-    if spec.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(spec.device)
-    except RuntimeError as error:
-        raise UserError(f"device={spec.device} is not a device; use auto, cpu or cuda") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device={spec.device}: no CUDA device here; use device=cpu")
-    return device
+    return choose_device(spec.device)

@@ -14,7 +14,7 @@ from torch import Tensor
 from sam3slim.data.vocabulary import kept_tokens
 from sam3slim.errors import UserError
 from sam3slim.models import Sam3
-from sam3slim.models.empty import empty_model
+from sam3slim.models.build import empty_model
 from sam3slim.slimming.axes import axes_of, source_key
 from sam3slim.slimming.check import check_slimmer, text_neurons, unit_size
 from sam3slim.slimming.collect import DATA_IMPORTANCES, DataScores

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from sam3slim.checkpoints.locate import ARTIFACT_FILE, read_json
+from sam3slim.checkpoints.locate import ARTIFACT_FILE, read_metadata
 from sam3slim.errors import UserError
 from sam3slim.results.record import RunRecord, read_record
 from scripts.study.results import mask_map
@@ -34,7 +34,7 @@ def headline_markdown(full: RunRecord, folders: Sequence[Path]) -> str:
             raise UserError(f"{folder}: evaluated on other data than the full model")
         params = int(record.model.params or 0)
         artifact = artifact_of(Path(str(record.artifact.path)))
-        size, seconds = read_json(artifact / ARTIFACT_FILE)["bytes"], training_seconds(artifact)
+        size, seconds = read_metadata(artifact / ARTIFACT_FILE)["bytes"], training_seconds(artifact)
         lines.append(
             f"| {folder.name} | {params:,} | {100 * params / whole:.1f} % | {size / 1e6:.2f} MB | "
             f"{mask_map(record):.1f} | {100 * mask_map(record) / mask_map(full):.1f} % | "
@@ -63,7 +63,7 @@ def training_seconds(artifact: Path) -> float:
     """
     place: Path | None = artifact
     while place is not None:
-        facts = read_json(artifact_of(place) / ARTIFACT_FILE)
+        facts = read_metadata(artifact_of(place) / ARTIFACT_FILE)
         if (seconds := (facts.get("extra") or {}).get("training_seconds")) is not None:
             return float(seconds)
         place = Path(facts["parent"]) if facts.get("parent") else None

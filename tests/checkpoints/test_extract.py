@@ -25,7 +25,7 @@ from sam3slim.cli import main
 from sam3slim.compression import Int8Weight, compress
 from sam3slim.errors import UserError
 from sam3slim.models import Sam3, build_model
-from sam3slim.models.shapes import state_shapes
+from sam3slim.models.build import state_shapes
 from sam3slim.specs import ModelSpec
 from tests.checkpoints.test_load import lightning_checkpoint
 

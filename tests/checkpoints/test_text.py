@@ -17,8 +17,8 @@ from sam3slim.cli import main
 from sam3slim.compression import Fp16, Int8Weight, Mixed, compress
 from sam3slim.data.phrases import encode_phrases
 from sam3slim.data.vocabulary import trim
-from sam3slim.disk import file_sha256
 from sam3slim.errors import UserError
+from sam3slim.files import file_sha256
 from sam3slim.models import Sam3
 from sam3slim.slimming import inherit
 from sam3slim.specs import ModelSpec
@@ -188,7 +188,7 @@ def test_cli__text(full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     [
         ([], "error: no phrases; give --phrases FILE, --coco ANNOTATIONS.json or both"),
         (["--phrases", "nowhere.txt"], "error: cannot read nowhere.txt"),
-        (["--coco", "nowhere.json"], "error: nowhere.json is not readable JSON"),
+        (["--coco", "nowhere.json"], "error: cannot read nowhere.json as JSON"),
         (["--phrases", "x", "--bank", "--unknown", "bytes"], "error: --unknown is for a trimmed vocabulary"),
     ],
 )

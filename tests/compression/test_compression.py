@@ -71,7 +71,7 @@ def test_fp16__overflow_stays_fp32_and_is_named(model: Sam3, tmp_path: Path) -> 
     with torch.no_grad():
         model.text_projection.bias[0] = 1e6
     compressed = compress(model, Fp16())
-    assert compressed.overflowed == ("text_projection.bias",)
+    assert compressed.tensors.rounding.overflowed == ["text_projection.bias"]
     assert "text_projection.bias" in compressed.describe()
     loaded = reload(model, compressed, tmp_path / "a")
     assert loaded.text_projection.bias[0] == 1e6
@@ -80,12 +80,12 @@ def test_fp16__overflow_stays_fp32_and_is_named(model: Sam3, tmp_path: Path) -> 
 
 
 def test_fp16__underflow_is_counted(model: Sam3) -> None:
-    before = compress(model, Fp16()).underflowed.get("text_projection.bias", 0)
+    before = compress(model, Fp16()).tensors.rounding.underflowed.get("text_projection.bias", 0)
     with torch.no_grad():
         model.text_projection.bias[:3] = 1e-9
         model.text_projection.bias[3] = 0.0  # already zero: nothing is lost
     assert before == 0
-    assert compress(model, Fp16()).underflowed["text_projection.bias"] == 3
+    assert compress(model, Fp16()).tensors.rounding.underflowed["text_projection.bias"] == 3
 
 
 def test_compress__nan_is_refused_and_named(model: Sam3) -> None:

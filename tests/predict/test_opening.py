@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from sam3slim.checkpoints.report import CheckpointError
+from sam3slim.environment import choose_device
 from sam3slim.errors import UserError
-from sam3slim.predict.opening import choose_device, choose_dtype, identity
+from sam3slim.predict.opening import choose_dtype, device_for, identity
 
 
 @pytest.mark.parametrize(
@@ -28,10 +29,10 @@ def test_choose_device__not_here(name: str, message: str) -> None:
 
 
 def test_choose_device__cpu(artifact: Path) -> None:
-    assert choose_device("cpu", artifact) == torch.device("cpu")
+    assert device_for(artifact, "cpu") == torch.device("cpu")
     assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     with pytest.raises(CheckpointError, match="does not exist"):
-        choose_device("cpu", artifact.parent / "nowhere")
+        device_for(artifact.parent / "nowhere", "cpu")
 
 
 def test_choose_dtype__by_device() -> None:

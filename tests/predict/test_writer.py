@@ -230,7 +230,7 @@ def test_output_folder__a_disk_without_locks(
 
     monkeypatch.setattr("fcntl.flock", refuse)
     with (
-        pytest.raises(UserError, match=r"cannot lock .*parts\.jsonl: No locks available; choose an output folder on a"),
+        pytest.raises(UserError, match=r"cannot lock .*/\.lock: No locks available; choose an output folder on a"),
         OutputFolder(tmp_path / "out", settings(pictures)),
     ):
         pass

@@ -6,8 +6,9 @@ import pytest
 from PIL import Image
 
 from sam3slim.errors import UserError
+from sam3slim.precisions import INT8
 from sam3slim.report import plots
-from sam3slim.report.looks import PRECISION_COLORS, precision_colors
+from sam3slim.report.looks import precision_colors
 from sam3slim.report.plots import map_vs_size
 
 ROWS = [
@@ -52,5 +53,5 @@ def test_map_vs_size__rows_without_numbers_are_left_out(tmp_path: Path) -> None:
 
 def test_precision_colors__kinds_and_variants_differ() -> None:
     colors = precision_colors(["fp32", "int8_weight", "int8_dynamic", "nf4"])
-    assert colors["int8_weight"] == PRECISION_COLORS["int8"]
+    assert colors["int8_weight"] == INT8.color
     assert len(set(colors.values())) == 4

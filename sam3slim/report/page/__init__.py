@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sam3slim.files import atomic_path
-from sam3slim.report.looks import OTHER_COLORS, PRECISION_COLORS
+from sam3slim.precisions import PRECISIONS
+from sam3slim.report.looks import OTHER_COLORS
 
 
 def write_page(data: dict[str, Any], path: str | Path) -> Path:
@@ -18,7 +19,7 @@ def write_page(data: dict[str, Any], path: str | Path) -> Path:
         UserError: the folder cannot be written to.
         ValueError: a number in ``data`` is not finite.
     """
-    colors = {"known": PRECISION_COLORS, "other": OTHER_COLORS}
+    colors = {"known": {name: precision.color for name, precision in PRECISIONS.items()}, "other": OTHER_COLORS}
     text = _asset("page.html").replace("/*STYLE*/", _asset("page.css")).replace("/*SCRIPT*/", _asset("page.js"))
     # The data come last, so that nothing in them is taken for one of the places above.
     text = text.replace("/*DATA*/", script_json({**data, "colors": colors}))
