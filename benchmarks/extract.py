@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from full_size import random_weights
 
-from sam3slim.checkpoints.reference_file import reference_tensors
+from sam3slim.artifacts.reference_file import reference_tensors
 from sam3slim.environment import describe_device, library_versions
 from sam3slim.files import write_csv
 from sam3slim.models.build import state_shapes

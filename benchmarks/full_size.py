@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sam3slim.checkpoints.artifact import write_folder
+from sam3slim.artifacts.write import write_folder
 from sam3slim.models.build import state_shapes
 from sam3slim.specs import ModelSpec
 

@@ -119,7 +119,7 @@ def measured(overrides: list[str]) -> dict[str, Any]:
     from sam3slim.models import build_model, init_for_training
     from sam3slim.planning.request import INSTANCES, planned_spec
     from sam3slim.planning.step import fit, make_batch
-    from sam3slim.planning.trace import Earlier
+    from sam3slim.planning.tracing import Earlier
     from sam3slim.runs.train import training_module
 
     def step(settings: list[str]) -> None:

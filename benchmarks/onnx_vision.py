@@ -30,10 +30,10 @@ from sam3slim.compression import Int8Rules
 from sam3slim.compression.int8_weight import quantised_names
 from sam3slim.environment import describe_device
 from sam3slim.files import write_csv
+from sam3slim.graphs import export_onnx, load_onnx
+from sam3slim.graphs.quantise import quantise
+from sam3slim.graphs.trace import trace
 from sam3slim.models import build_model
-from sam3slim.onnx import export_onnx, load_onnx
-from sam3slim.onnx.quantise import quantise
-from sam3slim.onnx.trace import trace
 from sam3slim.specs import ModelSpec, TextSpec
 
 WARM_UP = 1

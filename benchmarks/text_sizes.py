@@ -13,14 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sam3slim.data.phrases import read_phrase_list
-from sam3slim.data.vocabulary import trim
 from sam3slim.files import write_csv
 from sam3slim.launch.compose import compose_model
 from sam3slim.models import bytes_by_part, count_params
-from sam3slim.models.bank import bank_spec
 from sam3slim.models.count import BYTES
 from sam3slim.specs import ModelSpec
+from sam3slim.text.bank import bank_spec
+from sam3slim.text.phrases import read_phrase_list
+from sam3slim.text.vocabulary import trim
 
 HERE = Path(__file__).parent
 OPTIONS = ("c16", "l12", "w512")

@@ -27,6 +27,7 @@ __all__ = [
     "spec_from_dict",
 ]
 
+PADDED_BOX_LABEL = -10  # transformers' sign for a box slot that is only padding
 CLIP_VOCAB_SIZE = 49408
 # 256 bytes, 256 bytes that end a word, start and end of text: a BPE vocabulary without any merge.
 MIN_VOCAB_SIZE = 514

@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sam3slim.checkpoints import load, write_artifact
+from sam3slim.artifacts import write_artifact
+from sam3slim.checkpoints import load
 from sam3slim.errors import UserError, one_line_exits
 from sam3slim.results.metrics import METRICS
 from sam3slim.results.record import RunRecord, read_record

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sam3slim.checkpoints import load, write_artifact
-from sam3slim.checkpoints.text import cut_text
-from sam3slim.data.phrases import encode_phrases
+from sam3slim.artifacts import write_artifact
+from sam3slim.artifacts.cut import cut_text
+from sam3slim.checkpoints import load
 from sam3slim.models import Sam3
+from sam3slim.text.phrases import encode_phrases
 
 PHRASES = ("red", "cat", "a cup", "Tree")
 

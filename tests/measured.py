@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sam3slim.checkpoints import write_artifact
+from sam3slim.artifacts import write_artifact
 from sam3slim.launch.compose import compose_plain
 from tests import running as runs
 from tests.small import small_model

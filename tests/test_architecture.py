@@ -12,12 +12,14 @@ PACKAGE = ROOT / "sam3slim"
 # Bottom to top; a module imports from its own floor or from below.
 FLOORS = [
     {"errors", "files", "parts", "precisions", "strict"},
-    {"specs"},
-    {"data", "losses"},
-    {"models", "environment"},
-    {"results", "launch", "evaluation", "slimming", "checkpoints", "report"},
-    {"distill", "compression", "onnx", "predict"},
-    {"training", "export", "entry", "entry_sweep", "sweep"},
+    {"environment", "specs"},
+    {"text"},
+    {"data", "launch", "models", "results"},
+    {"checkpoints", "evaluation", "losses", "report"},
+    {"artifacts", "distill", "slimming"},
+    {"compression", "graphs", "training"},
+    {"predict"},
+    {"export"},
     {"runs", "planning", "cli"},
     {"__main__"},
 ]
@@ -47,6 +49,23 @@ def test_imports__nothing_imports_upward(path: Path) -> None:
     rooms = {name.split(".")[1] for name in imports(path) if name.startswith("sam3slim.")}
     above = sorted(room for room in rooms if floor(room) > floor(own))
     assert not above
+
+
+def test_imports__no_circles_between_rooms() -> None:
+    arrows = set()
+    for path in FILES:
+        own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        arrows |= {(own, name.split(".")[1]) for name in imports(path) if name.startswith("sam3slim.")}
+    assert not [(a, b) for a, b in arrows if a < b and (b, a) in arrows]
+
+
+def test_rooms__no_module_hides_behind_a_name_of_its_room() -> None:
+    """``from sam3slim.checkpoints import load`` must not be a function in one place and a module in another."""
+    for path in PACKAGE.rglob("__init__.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        found = [alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names]
+        hidden = [name for name in found if (path.parent / f"{name}.py").is_file()]
+        assert not hidden, path
 
 
 def test_imports__hydra_only_at_the_border() -> None:

@@ -12,7 +12,7 @@ from rich.progress import TextColumn
 from rich.table import Table
 from safetensors.torch import load_file, save_file
 
-from sam3slim.checkpoints import write_artifact
+from sam3slim.artifacts import write_artifact
 from sam3slim.cli import COMMANDS, main
 from sam3slim.cli.command import plain_console, plain_progress
 from tests.small import small_model

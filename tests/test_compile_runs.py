@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sam3slim.checkpoints import load, write_artifact
+from sam3slim.artifacts import write_artifact
+from sam3slim.checkpoints import load
 from sam3slim.errors import UserError
 from sam3slim.launch.compose import compose_plain
 from sam3slim.models import compiled

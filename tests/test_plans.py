@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sam3slim.checkpoints import load, write_artifact
+from sam3slim.artifacts import write_artifact
+from sam3slim.checkpoints import load
 from sam3slim.compression import GROUPS
 from sam3slim.data.shapes import ShapesSpec, make_shapes
 from sam3slim.errors import UserError

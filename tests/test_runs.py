@@ -14,10 +14,8 @@ import torch
 from transformers import CLIPTokenizer, Sam3Model
 
 from sam3slim.checkpoints import load
-from sam3slim.data.phrases import encode_phrases, tokenizer_of
 from sam3slim.data.shapes import ShapesSpec
 from sam3slim.data.spec import DataSpec
-from sam3slim.data.vocabulary import kept_tokens, trim
 from sam3slim.errors import UserError
 from sam3slim.launch.compose import compose_plain
 from sam3slim.results.record import RunRecord, read_record
@@ -26,6 +24,8 @@ from sam3slim.runs.specs import TrainSpec
 from sam3slim.runs.vocabulary import data_phrases
 from sam3slim.specs import TextSpec
 from sam3slim.strict import spec_from_dict
+from sam3slim.text.phrases import encode_phrases, tokenizer_of
+from sam3slim.text.vocabulary import kept_tokens, trim
 from tests import running as runs
 from tests.distill.lessons import EVERYTHING
 from tests.tiny import OVERRIDES

@@ -78,7 +78,7 @@ def test_train__stopped_in_a_validation_loses_none_of_it(
     ("last", "message"),
     [
         ("sam3slim.errors.UserError: data.root=x does not exist: make it", "data.root=x does not exist: make it"),
-        ("sam3slim.checkpoints.report.CheckpointError: it is damaged", "it is damaged"),
+        ("sam3slim.checkpoints.load_report.CheckpointError: it is damaged", "it is damaged"),
         ("KeyError: 3", None),
         (
             "RuntimeError: Unable to handle autograd's threading in combination with fork-based multiprocessing. "

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sam3slim.checkpoints import write_artifact
-from sam3slim.checkpoints.text import cut_text
+from sam3slim.artifacts import write_artifact
+from sam3slim.artifacts.cut import cut_text
 from sam3slim.data.shapes import ShapesSpec
 from sam3slim.errors import UserError
 from sam3slim.launch.compose import compose_plain

@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping
 
 from torch import Tensor
 
+from sam3slim.checkpoints.load_report import CheckpointError, LoadReport, bytes_by_part
 from sam3slim.checkpoints.readers import RawCheckpoint
-from sam3slim.checkpoints.report import CheckpointError, LoadReport, bytes_by_part
 from sam3slim.models.build import state_shapes
 from sam3slim.models.count import part_of
 

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from sam3slim.checkpoints.layout import Layout
-from sam3slim.checkpoints.report import CheckpointError
+from sam3slim.checkpoints.load_report import CheckpointError
 from sam3slim.checkpoints.spec_of import NOT_ARCHITECTURE
 from sam3slim.specs import ModelSpec, mlp_ratio
 from sam3slim.strict import SpecError, spec_from_dict, unknown_key

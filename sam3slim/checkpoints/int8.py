@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sam3slim.checkpoints.report import CheckpointError
+from sam3slim.checkpoints.load_report import CheckpointError
 from sam3slim.errors import UserError
 
 
@@ -103,6 +103,20 @@ def quantization_config(tensors: Mapping[str, Tensor]) -> Any:
     scheme = Int8DynamicActivationInt8WeightConfig() if dynamic else Int8WeightOnlyConfig()
     floats = sorted({k.rsplit(".", 1)[0] for k in tensors} - quantised)
     return TorchAoConfig(scheme, modules_to_not_convert=floats, include_input_output_embeddings=True)
+
+
+def dtype_shares(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, int]]:
+    """Storage type → parameters and bytes; an INT8 weight's scales are counted in its bytes."""
+    shares: dict[str, dict[str, int]] = {}
+    for tensor in tensors.values():
+        if is_quantised(tensor):
+            name, size = "int8", tensor.numel() + tensor.scale.numel() * tensor.scale.element_size()  # type: ignore[attr-defined]
+        else:
+            name, size = str(tensor.dtype).removeprefix("torch."), tensor.numel() * tensor.element_size()
+        row = shares.setdefault(name, {"params": 0, "bytes": 0})
+        row["params"] += tensor.numel()
+        row["bytes"] += size
+    return shares
 
 
 def unflatten(

@@ -18,7 +18,8 @@ from transformers import Sam3Config
 from sam3slim.checkpoints.infer import infer_spec, override_spec
 from sam3slim.checkpoints.int8 import DYNAMIC_METADATA
 from sam3slim.checkpoints.layout import Layout, assign, find_layout
-from sam3slim.checkpoints.locate import (
+from sam3slim.checkpoints.load_report import CheckpointError
+from sam3slim.checkpoints.locating import (
     ARTIFACT_FILE,
     GRAPH_FILES,
     INDEX_FILE,
@@ -29,7 +30,6 @@ from sam3slim.checkpoints.locate import (
     read_metadata,
     weights_name,
 )
-from sam3slim.checkpoints.report import CheckpointError
 from sam3slim.checkpoints.spec_of import spec_from_config
 from sam3slim.models.build import state_shapes
 from sam3slim.precisions import name_of

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import Sam3Config
 
-from sam3slim.checkpoints.report import CheckpointError
+from sam3slim.checkpoints.load_report import CheckpointError
 from sam3slim.models.configuration import VOCABULARY_KEY, to_sam3_config
 from sam3slim.specs import (
     DecoderSpec,

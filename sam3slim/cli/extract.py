@@ -10,7 +10,7 @@ from sam3slim.cli.inspect import parse_overrides
 from sam3slim.precisions import casts
 
 if TYPE_CHECKING:
-    from sam3slim.checkpoints.extract import Extracted
+    from sam3slim.artifacts.extraction import Extracted
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +31,7 @@ def _run(arguments: argparse.Namespace) -> None:
     with quick_imports():
         import torch
 
-        from sam3slim.checkpoints.extract import extract
+        from sam3slim.artifacts.extraction import extract
 
     # Rounding waits for memory; a second core is worth more to hashing and writing.
     torch.set_num_threads(1)

@@ -10,7 +10,7 @@ from sam3slim.cli.command import Command, megabytes, plain_console, quick_import
 from sam3slim.errors import UserError
 
 if TYPE_CHECKING:
-    from sam3slim.checkpoints.inspect import Inspection
+    from sam3slim.checkpoints.inspection import Inspection
     from sam3slim.specs import ModelSpec
 
 
@@ -78,7 +78,7 @@ def _inspect_architecture(overrides: list[str], as_json: bool) -> None:
 
 def _inspect_checkpoint(source: str, overrides: dict[str, Any], as_json: bool) -> None:
     with quick_imports():
-        from sam3slim.checkpoints.inspect import inspect
+        from sam3slim.checkpoints.inspection import inspect
 
     found = inspect(source, overrides)
     if as_json:

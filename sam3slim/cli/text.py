@@ -10,7 +10,7 @@ from sam3slim.cli.inspect import parse_overrides
 from sam3slim.errors import UserError
 
 if TYPE_CHECKING:
-    from sam3slim.checkpoints.text import TextCut
+    from sam3slim.artifacts.cut import TextCut
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,9 +40,9 @@ def _run(arguments: argparse.Namespace) -> None:
     with quick_imports():
         from pathlib import Path
 
-        from sam3slim.checkpoints.text import cut_text
+        from sam3slim.artifacts.cut import cut_text
         from sam3slim.data.annotations import category_phrases
-        from sam3slim.data.phrases import read_phrase_list
+        from sam3slim.text.phrases import read_phrase_list
 
     phrases = read_phrase_list(arguments.phrases) if arguments.phrases else []
     for file in arguments.coco:

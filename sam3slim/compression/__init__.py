@@ -1,11 +1,11 @@
 """Fewer bits for the same architecture: a method is a config type, its handler makes the stored tensors."""
 
 from sam3slim.compression.casts import Bf16, Fp16, WeightsOnly
+from sam3slim.compression.graphs import Int8Onnx, Onnx, OnnxGraphs
 from sam3slim.compression.groups import GROUPS, weights_by_group
 from sam3slim.compression.int8_dynamic import Int8Dynamic, emulated
 from sam3slim.compression.int8_weight import Int8Rules, Int8Weight
 from sam3slim.compression.mixed import Mixed
-from sam3slim.compression.onnx import Int8Onnx, Onnx, OnnxGraphs
 from sam3slim.compression.registry import (
     Compressed,
     CompressedTensors,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sam3slim.checkpoints.lazy import Convert
+from sam3slim.artifacts.lazy import Convert
 from sam3slim.compression.registry import register
 from sam3slim.models import Sam3
 from sam3slim.precisions import PRECISIONS

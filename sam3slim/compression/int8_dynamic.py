@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sam3slim.artifacts.lazy import Convert
 from sam3slim.checkpoints.int8 import is_dynamic
-from sam3slim.checkpoints.lazy import Convert
 from sam3slim.compression.int8_weight import Int8Rules, quantised_names, store_int8
 from sam3slim.compression.registry import register
 from sam3slim.models import Sam3, part_of

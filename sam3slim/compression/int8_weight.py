@@ -13,8 +13,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from sam3slim.artifacts.lazy import Convert
 from sam3slim.checkpoints.int8 import int8_tensor
-from sam3slim.checkpoints.lazy import Convert
 from sam3slim.compression.registry import register
 from sam3slim.errors import UserError
 from sam3slim.models import Sam3, part_of

@@ -10,8 +10,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from sam3slim.artifacts.lazy import Convert
 from sam3slim.checkpoints.int8 import StoredInt8
-from sam3slim.checkpoints.lazy import Convert
 from sam3slim.compression.groups import GROUPS, weights_by_group
 from sam3slim.compression.int8_weight import quantise
 from sam3slim.compression.registry import register

@@ -10,10 +10,9 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 
-from sam3slim.checkpoints import ArtifactInfo, write_artifact
-from sam3slim.checkpoints.artifact import dtype_shares
-from sam3slim.checkpoints.int8 import is_quantised
-from sam3slim.checkpoints.lazy import Convert, LazyTensors, converted
+from sam3slim.artifacts import ArtifactInfo, write_artifact
+from sam3slim.artifacts.lazy import Convert, LazyTensors, converted
+from sam3slim.checkpoints.int8 import dtype_shares, is_quantised
 from sam3slim.environment import release_memory
 from sam3slim.errors import UserError
 from sam3slim.models import Sam3

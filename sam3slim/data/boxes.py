@@ -20,8 +20,8 @@ from torch import Tensor
 from torchvision.ops import box_convert, box_iou
 
 from sam3slim.errors import UserError
+from sam3slim.specs import PADDED_BOX_LABEL
 
-PADDED_BOX_LABEL = -10  # transformers' sign for a box slot that is only padding
 PROMPT_KINDS = ("text", "box", "text+box")
 # From this IoU on two annotations are one object with two names ("circle", "red circle").
 SAME_OBJECT = 0.5

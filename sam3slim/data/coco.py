@@ -17,12 +17,12 @@ from sam3slim.data.batch import GroundTruth, ImageInfo, Sample
 from sam3slim.data.boxes import BoxPrompts, example_boxes, sample_boxes
 from sam3slim.data.images import UnreadableImage, read_image
 from sam3slim.data.locate import find_annotations, find_images, missing_files
-from sam3slim.data.phrases import BOXES_ONLY
 from sam3slim.data.pictures import picture_index
 from sam3slim.data.sampling import PromptSampler, PromptSpec
 from sam3slim.data.store import ImageStore
 from sam3slim.data.transforms import AugmentSpec, Fields, mirror, normalise, transform
 from sam3slim.errors import UserError
+from sam3slim.text.phrases import BOXES_ONLY
 
 log = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from sam3slim.data.batch import Batch, Sample, Targets
 from sam3slim.data.boxes import pack_boxes
-from sam3slim.data.phrases import encode_phrases, tokenizer_of
 from sam3slim.data.soft import SoftTargets
 from sam3slim.specs import TextSpec
+from sam3slim.text.phrases import encode_phrases, tokenizer_of
 
 LookUp = Callable[[Sequence[Sample]], SoftTargets]
 

@@ -13,12 +13,12 @@ from sam3slim.data.coco import CocoConcepts
 from sam3slim.data.collate import Collate, LookUp
 from sam3slim.data.loader import ConceptLoader
 from sam3slim.data.locate import find_annotations
-from sam3slim.data.phrases import BOXES_ONLY, check_known
 from sam3slim.data.sampling import PromptSpec
 from sam3slim.data.shapes import ShapesSpec, make_shapes
 from sam3slim.data.transforms import AugmentSpec
 from sam3slim.errors import UserError
 from sam3slim.specs import TextSpec
+from sam3slim.text.phrases import BOXES_ONLY, check_known
 
 
 class ConceptData(lightning.LightningDataModule):

@@ -11,8 +11,8 @@ from PIL import Image
 
 from sam3slim.data.annotations import Category, CocoIndex, DataReport, ImageRecord
 from sam3slim.data.images import UnreadableImage, upright_size
-from sam3slim.data.phrases import read_phrase_list
 from sam3slim.errors import UserError
+from sam3slim.text.phrases import read_phrase_list
 
 # Pillow knows their endings and cannot draw them: data grids, films, and what needs another program.
 NOT_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}

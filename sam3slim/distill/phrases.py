@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sam3slim.data.phrases import encode_phrases
 from sam3slim.errors import UserError
 from sam3slim.models import Sam3
+from sam3slim.text.phrases import encode_phrases
 
 # Phrases kept; 4096 of them at SAM 3's size take 134 MB.
 KEPT = 4096

@@ -1,6 +1,6 @@
 """Detections, metrics, latency and memory of a model."""
 
-from sam3slim.evaluation.evaluate import (
+from sam3slim.evaluation.evaluating import (
     Calibration,
     ConceptMetrics,
     EvalResult,

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sam3slim.checkpoints.card import LOAD_INT8, LOAD_PLAIN, LOAD_SAM3SLIM, not_plain, traps
-from sam3slim.checkpoints.locate import ONNX, PROGRAMS
-from sam3slim.checkpoints.trained import SENTENCES, inherited_prompts, told_prompts
+from sam3slim.artifacts.card import LOAD_INT8, LOAD_PLAIN, LOAD_SAM3SLIM, not_plain, traps
+from sam3slim.artifacts.trained import SENTENCES, inherited_prompts, told_prompts
+from sam3slim.checkpoints.locating import ONNX, PROGRAMS
 from sam3slim.export.builder import MODULE, builder_lines
 from sam3slim.export.candidate import Pick, candidate_heads, candidate_rows
 from sam3slim.export.choice import Wish
 from sam3slim.export.convert import Converted
 from sam3slim.export.fresh import Verified
+from sam3slim.graphs.card import inputs_lines, loading
 from sam3slim.models import count_params
-from sam3slim.onnx.card import inputs_lines, loading
 from sam3slim.predict.source import Source
 from sam3slim.report.table import megabytes
 from sam3slim.results.metrics import METRICS

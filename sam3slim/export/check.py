@@ -26,10 +26,10 @@ from sam3slim.data.spec import recorded_data
 from sam3slim.errors import UserError
 from sam3slim.evaluation import evaluate
 from sam3slim.files import write_json
+from sam3slim.graphs import GraphSam3, load_runnable
+from sam3slim.graphs.modules import LEVELS
+from sam3slim.graphs.verify import difference, sample_inputs
 from sam3slim.models import Sam3
-from sam3slim.onnx import GraphSam3, load_runnable
-from sam3slim.onnx.graphs import LEVELS
-from sam3slim.onnx.verify import difference, sample_inputs
 
 # Images, prompts, boxes: more than one of everything; the least there is; a prompt with a box for every image.
 CASES = ((2, 3, 2), (1, 1, 0), (2, 2, 1))

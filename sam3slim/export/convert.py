@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sam3slim.checkpoints import extract, load, weight_files
-from sam3slim.checkpoints.locate import Located, weights_name
-from sam3slim.checkpoints.report import CheckpointError
+from sam3slim.artifacts import extract
+from sam3slim.checkpoints import load, weight_files
+from sam3slim.checkpoints.load_report import CheckpointError
+from sam3slim.checkpoints.locating import Located, weights_name
 from sam3slim.export.choice import Format
 from sam3slim.export.pick import KEPT
 from sam3slim.files import file_sha256, require_space
-from sam3slim.onnx import export_onnx, export_programs
-from sam3slim.onnx.folder import Provenance
+from sam3slim.graphs import export_onnx, export_programs
+from sam3slim.graphs.folder import Provenance
 from sam3slim.predict.source import Source
 from sam3slim.specs import ModelSpec
 

@@ -7,11 +7,11 @@ from functools import lru_cache
 import torch
 from transformers.initialization import no_init_weights
 
-from sam3slim.models.bank import TextBank
 from sam3slim.models.configuration import to_sam3_config
 from sam3slim.models.regularise import set_regularisation
 from sam3slim.models.sam3 import Sam3
 from sam3slim.specs import ModelSpec
+from sam3slim.text.bank import TextBank
 
 
 def build_model(spec: ModelSpec, *, device: str | torch.device | None = None) -> Sam3:

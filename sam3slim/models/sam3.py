@@ -18,14 +18,13 @@ from transformers import Sam3Config, Sam3Model
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
 
-from sam3slim.data.boxes import PADDED_BOX_LABEL
-from sam3slim.models.bank import TextBank
 from sam3slim.models.decoder import decode
 from sam3slim.models.masks import AskedMasks, AskedSemantic, MaskHead
 from sam3slim.models.outputs import Sam3Output
 from sam3slim.models.precision import ExactPositions, as_weights, full_precision
 from sam3slim.models.prompted import PromptedModel
-from sam3slim.specs import ModelSpec
+from sam3slim.specs import PADDED_BOX_LABEL, ModelSpec
+from sam3slim.text.bank import TextBank
 
 
 class Sam3(Sam3Model, PromptedModel):

@@ -12,7 +12,7 @@ from torch import nn
 from sam3slim.errors import UserError
 from sam3slim.models import build_model
 from sam3slim.models.count import PARTS
-from sam3slim.planning.trace import ANSWERS, AVERAGE, BATCH, GRADIENTS, LOSSES, OPTIMISER, TEACHER, WEIGHTS, Trace
+from sam3slim.planning.tracing import ANSWERS, AVERAGE, BATCH, GRADIENTS, LOSSES, OPTIMISER, TEACHER, WEIGHTS, Trace
 from sam3slim.runs.specs import TrainSpec
 from sam3slim.training.sharded import STACKS
 

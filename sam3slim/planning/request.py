@@ -13,7 +13,7 @@ from sam3slim.launch.compose import compose_model, compose_plain
 from sam3slim.planning.fake import CHOSEN
 from sam3slim.planning.plan import ASSUMED_DEVICES, MemoryPlan, make_plan, strategy
 from sam3slim.planning.step import WORDS
-from sam3slim.planning.trace import trace
+from sam3slim.planning.tracing import trace
 from sam3slim.runs.specs import TrainSpec
 from sam3slim.runs.teacher import overrides_of
 from sam3slim.specs import ModelSpec

@@ -20,8 +20,8 @@ from sam3slim.data.images import read_image
 from sam3slim.data.spec import recorded_data
 from sam3slim.errors import UserError
 from sam3slim.evaluation import ground_truths, predict_batch
+from sam3slim.graphs import GraphSam3, load_runnable
 from sam3slim.models import Sam3
-from sam3slim.onnx import GraphSam3, load_runnable
 from sam3slim.predict.source import source_of
 from sam3slim.report.collect import Group, Run
 from sam3slim.report.pareto import pareto_front

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 
 from sam3slim.checkpoints import ARTIFACT_FILE, load, locate, weight_files
-from sam3slim.checkpoints.locate import graph_format, read_metadata
-from sam3slim.checkpoints.report import CheckpointError
+from sam3slim.checkpoints.load_report import CheckpointError
+from sam3slim.checkpoints.locating import graph_format, read_metadata
 from sam3slim.environment import choose_device
 from sam3slim.errors import UserError
+from sam3slim.graphs import GraphSam3, load_runnable
 from sam3slim.models import Sam3
 from sam3slim.models.arithmetic import compute_in
-from sam3slim.onnx import GraphSam3, load_runnable
 from sam3slim.precisions import arithmetics
 
 

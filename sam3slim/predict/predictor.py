@@ -17,12 +17,12 @@ from sam3slim.data.boxes import BoxRow
 from sam3slim.data.collate import Collate
 from sam3slim.data.detections import Detections
 from sam3slim.data.images import UnreadableImage, read_upright, to_rgb, upright
-from sam3slim.data.phrases import encode_phrases
 from sam3slim.data.transforms import normalise, squash
 from sam3slim.errors import UserError
 from sam3slim.evaluation.inference import TextCache, predict_batch
 from sam3slim.predict.opening import choose_dtype, device_for, open_model
 from sam3slim.predict.prompts import BoxPrompt, Prompts, Question, check_positive, clip_box, questions, read_phrases
+from sam3slim.text.phrases import encode_phrases
 
 Picture = str | Path | Image.Image | NDArray[np.uint8]
 # Phrases whose features stay from call to call.

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from sam3slim.data.images import UnreadableImage, upright_size
-from sam3slim.data.phrases import BOXES_ONLY, read_phrase_list
 from sam3slim.errors import UserError
 from sam3slim.predict.images import Picture
+from sam3slim.text.phrases import BOXES_ONLY, read_phrase_list
 
 log = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from sam3slim.checkpoints import locate, weight_files
 from sam3slim.checkpoints.infer import override_spec
-from sam3slim.checkpoints.locate import Located, graph_format
+from sam3slim.checkpoints.load_report import CheckpointError
+from sam3slim.checkpoints.locating import Located, graph_format
 from sam3slim.checkpoints.readers import read, read_facts
-from sam3slim.checkpoints.report import CheckpointError
 from sam3slim.report.collect import Run
 from sam3slim.specs import ModelSpec
 

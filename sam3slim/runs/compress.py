@@ -16,10 +16,10 @@ from sam3slim.compression.search import Searched
 from sam3slim.data.module import ConceptData
 from sam3slim.errors import UserError
 from sam3slim.files import ensure_writable_dir
+from sam3slim.graphs import load_runnable
 from sam3slim.launch.run import Run
 from sam3slim.models import Sam3
 from sam3slim.models.compiled import require_compiler
-from sam3slim.onnx import load_runnable
 from sam3slim.report import to_markdown, write_table
 from sam3slim.report.compression import ACCEPTED_DROP, COLUMNS, SHOWN, compression_rows, tells_drops
 from sam3slim.results.record import RunRecord, read_record

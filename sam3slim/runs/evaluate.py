@@ -6,9 +6,9 @@ from typing import Any
 
 from sam3slim.checkpoints import LoadReport, locate, weight_files
 from sam3slim.files import ensure_writable_dir
+from sam3slim.graphs import load_runnable
 from sam3slim.launch.run import Run
 from sam3slim.models.compiled import require_compiler
-from sam3slim.onnx import load_runnable
 from sam3slim.results.record import Artifact, RunRecord
 from sam3slim.runs.measure import measure, measuring_device, model_summary, print_metrics, to_device, with_rest
 from sam3slim.runs.reference import load_reference, print_drop

@@ -13,18 +13,10 @@ from sam3slim.checkpoints import load, locate
 from sam3slim.checkpoints.readers import read
 from sam3slim.data.batch import Batch, Targets
 from sam3slim.data.module import ConceptData
-from sam3slim.data.phrases import encode_phrases
 from sam3slim.environment import local_rank
 from sam3slim.errors import UserError
 from sam3slim.losses import Criterion
-from sam3slim.models import (
-    Sam3,
-    Sam3Output,
-    build_model,
-    fresh_box_labels,
-    init_for_training,
-    set_regularisation,
-)
+from sam3slim.models import Sam3, Sam3Output, build_model, fresh_box_labels, init_for_training, set_regularisation
 from sam3slim.runs.measure import back_to_cpu
 from sam3slim.runs.specs import TrainSpec
 from sam3slim.slimming import (
@@ -37,6 +29,7 @@ from sam3slim.slimming import (
     fit_vision,
     inherit,
 )
+from sam3slim.text.phrases import encode_phrases
 
 
 def initial_model(spec: TrainSpec, data: ConceptData) -> tuple[Sam3, Plan | None]:

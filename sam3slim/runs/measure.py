@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from sam3slim.checkpoints import ArtifactInfo
+from sam3slim.artifacts import ArtifactInfo
 from sam3slim.checkpoints.int8 import is_quantised
 from sam3slim.compression import emulated
 from sam3slim.data.module import ConceptData
@@ -26,10 +26,10 @@ from sam3slim.evaluation import (
     reset_peak_memory,
 )
 from sam3slim.evaluation import evaluate as evaluate_model
+from sam3slim.graphs import GraphSam3
 from sam3slim.models import Sam3, count_params, params_by_part
 from sam3slim.models.arithmetic import HALVES, compute_in
 from sam3slim.models.compiled import compiled
-from sam3slim.onnx import GraphSam3
 from sam3slim.results.metrics import METRICS
 from sam3slim.results.record import Artifact, Data, Latency, Metrics, ModelSummary, RunRecord
 from sam3slim.results.recording import begin

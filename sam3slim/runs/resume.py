@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from sam3slim.checkpoints import locate
-from sam3slim.checkpoints.load import check_architecture
+from sam3slim.checkpoints.loading import check_architecture
 from sam3slim.checkpoints.readers import read
 from sam3slim.errors import UserError
 from sam3slim.models import part_of

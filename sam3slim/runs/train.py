@@ -13,8 +13,9 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch.multiprocessing.spawn import ProcessRaisedException
 
-from sam3slim.checkpoints import load, write_artifact
-from sam3slim.checkpoints.trained import trained_prompts
+from sam3slim.artifacts import write_artifact
+from sam3slim.artifacts.trained import trained_prompts
+from sam3slim.checkpoints import load
 from sam3slim.data.module import ConceptData
 from sam3slim.distill import CachedTeacher, FrozenTeacher
 from sam3slim.errors import UserError

@@ -10,9 +10,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from sam3slim.data.annotations import category_phrases
 from sam3slim.data.locate import find_annotations
 from sam3slim.data.module import of_split
-from sam3slim.data.phrases import read_phrase_list
-from sam3slim.data.vocabulary import trim
 from sam3slim.runs.specs import TrainSpec
+from sam3slim.text.phrases import read_phrase_list
+from sam3slim.text.vocabulary import trim
 
 DATA = "data"
 

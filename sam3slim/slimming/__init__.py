@@ -4,7 +4,7 @@ from sam3slim.slimming.check import check_slimmer
 from sam3slim.slimming.collect import DATA_IMPORTANCES, DataScores, collect_scores
 from sam3slim.slimming.depth import Depth
 from sam3slim.slimming.fit import fit_vision
-from sam3slim.slimming.inherit import check_rule, inherit
+from sam3slim.slimming.inheritance import check_rule, inherit
 from sam3slim.slimming.plan import Fit, Kept, Plan
 from sam3slim.slimming.select import Importance
 from sam3slim.slimming.verify import check_plan

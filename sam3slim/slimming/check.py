@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from sam3slim.data.vocabulary import kept_tokens
 from sam3slim.errors import UserError
 from sam3slim.specs import ModelSpec
+from sam3slim.text.vocabulary import kept_tokens
 
 # Sizes every tensor or position of the model depends on: slimming leaves them alone.
 EQUAL = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from sam3slim.checkpoints.locate import ARTIFACT_FILE, read_metadata
+from sam3slim.checkpoints.locating import ARTIFACT_FILE, read_metadata
 from sam3slim.errors import UserError
 from sam3slim.results.record import RunRecord, read_record
 from scripts.study.results import mask_map

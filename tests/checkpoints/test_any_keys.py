@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from sam3slim.artifacts.reference_file import reference_tensors
 from sam3slim.checkpoints import CheckpointError, load
-from sam3slim.checkpoints.reference_file import reference_tensors
 from sam3slim.checkpoints.reference_keys import FREQS_CIS, POINTS, place_of, template_of
 from sam3slim.models import Sam3, build_model
 from sam3slim.models.build import state_shapes

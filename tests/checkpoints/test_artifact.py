@@ -10,7 +10,8 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import Sam3Model, Sam3Processor
 
-from sam3slim.checkpoints import load, write_artifact
+from sam3slim.artifacts import write_artifact
+from sam3slim.checkpoints import load
 from sam3slim.errors import UserError
 from sam3slim.models import Sam3
 from sam3slim.specs import ModelSpec

@@ -90,7 +90,7 @@ def test_hub_id__not_where_the_folder_is(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 def test_hub_id__is_downloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: Any) -> None:
-    from sam3slim.checkpoints import write_artifact
+    from sam3slim.artifacts import write_artifact
 
     folder = write_artifact(model, tmp_path / "cached").path
     monkeypatch.chdir(tmp_path)

@@ -17,10 +17,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import Sam3Model, Sam3VideoConfig
 
-from sam3slim.checkpoints import Extracted, extract, inspect, load, spec_difference, write_artifact
-from sam3slim.checkpoints import stream as stream_module
-from sam3slim.checkpoints.reference_file import reference_tensors, write_reference
-from sam3slim.checkpoints.stream import write_safetensors
+from sam3slim.artifacts import Extracted, extract, write_artifact
+from sam3slim.artifacts import stream as stream_module
+from sam3slim.artifacts.reference_file import reference_tensors, write_reference
+from sam3slim.artifacts.stream import write_safetensors
+from sam3slim.checkpoints import inspect, load, spec_difference
 from sam3slim.cli import main
 from sam3slim.compression import Int8Weight, compress
 from sam3slim.errors import UserError

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Sam3Config, Sam3Model
 
-from sam3slim.checkpoints import CheckpointError, load, spec_difference, spec_from_config, write_artifact
+from sam3slim.artifacts import write_artifact
+from sam3slim.checkpoints import CheckpointError, load, spec_difference, spec_from_config
 from sam3slim.errors import UserError
 from sam3slim.models import Sam3, to_sam3_config
 from sam3slim.specs import EncoderSpec, ModelSpec

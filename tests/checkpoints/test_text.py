@@ -10,18 +10,19 @@ import torch
 from torch import Tensor
 from transformers import CLIPTokenizer, Sam3Model
 
-from sam3slim.checkpoints import CheckpointError, extract, load, write_artifact
-from sam3slim.checkpoints.inspect import inspect
-from sam3slim.checkpoints.text import cut_text
+from sam3slim.artifacts import extract, write_artifact
+from sam3slim.artifacts.cut import cut_text
+from sam3slim.checkpoints import CheckpointError, load
+from sam3slim.checkpoints.inspection import inspect
 from sam3slim.cli import main
 from sam3slim.compression import Fp16, Int8Weight, Mixed, compress
-from sam3slim.data.phrases import encode_phrases
-from sam3slim.data.vocabulary import trim
 from sam3slim.errors import UserError
 from sam3slim.files import file_sha256
 from sam3slim.models import Sam3
 from sam3slim.slimming import inherit
 from sam3slim.specs import ModelSpec
+from sam3slim.text.phrases import encode_phrases
+from sam3slim.text.vocabulary import trim
 from tests.banked import PHRASES, asked, banked
 from tests.checkpoints.test_load import lightning_checkpoint
 from tests.small import assert_same_outputs

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from sam3slim.checkpoints import extract, write_artifact
-from sam3slim.checkpoints.trained import (
+from sam3slim.artifacts import extract, write_artifact
+from sam3slim.artifacts.trained import (
     SENTENCES,
     TEXT,
     TEXT_AND_BOXES,

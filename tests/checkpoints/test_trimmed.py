@@ -9,14 +9,15 @@ import pytest
 import torch
 from transformers import CLIPTokenizer, Sam3Model, Sam3Processor
 
-from sam3slim.checkpoints import CheckpointError, extract, load, write_artifact
-from sam3slim.checkpoints.inspect import inspect
-from sam3slim.data.phrases import encode_phrases
-from sam3slim.data.vocabulary import trim
+from sam3slim.artifacts import extract, write_artifact
+from sam3slim.checkpoints import CheckpointError, load
+from sam3slim.checkpoints.inspection import inspect
 from sam3slim.errors import UserError
 from sam3slim.models import Sam3
 from sam3slim.slimming import inherit
 from sam3slim.specs import ModelSpec
+from sam3slim.text.phrases import encode_phrases
+from sam3slim.text.vocabulary import trim
 from tests.checkpoints.test_load import lightning_checkpoint
 
 PHRASES = ["red circle", "small tree", "café"]

@@ -16,11 +16,11 @@ from sam3slim.data.boxes import BoxPrompts, BoxSpec, example_boxes, noisy_box, p
 from sam3slim.data.coco import CocoConcepts
 from sam3slim.data.collate import Collate
 from sam3slim.data.module import ConceptData
-from sam3slim.data.phrases import token_rows
 from sam3slim.data.sampling import PromptSpec
 from sam3slim.data.transforms import AugmentSpec
 from sam3slim.errors import UserError
 from sam3slim.specs import BankSpec, TextSpec
+from sam3slim.text.phrases import token_rows
 
 EXACT = BoxSpec(share=1.0, noise=0.0)
 # Prompt 0 has three objects, prompt 1 one; prompt 2 has the first of prompt 0's under another name, prompt 3 nothing.

@@ -18,10 +18,10 @@ from sam3slim.data.collate import Collate
 from sam3slim.data.loader import ConceptLoader, EpochSampler
 from sam3slim.data.module import ConceptData
 from sam3slim.data.sampling import PromptSpec
-from sam3slim.data.tokenizer import clip_tokenizer, encode
 from sam3slim.data.transforms import AugmentSpec
 from sam3slim.errors import UserError
 from sam3slim.specs import TextSpec
+from sam3slim.text.tokenizer import clip_tokenizer, encode
 
 from .samples import TINY, CocoWriter, square
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from sam3slim.data.batch import Batch
 from sam3slim.data.module import ConceptData
-from sam3slim.data.phrases import encode_phrases
 from sam3slim.data.sampling import PromptSpec
 from sam3slim.data.shapes import ShapesSpec
 from sam3slim.data.transforms import AugmentSpec
 from sam3slim.distill import DistillSpec
+from sam3slim.text.phrases import encode_phrases
 from tests.tiny import SPEC, tiny_batch
 
 # Fresh models are sure of nothing; with this threshold they have detections.

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from sam3slim.data.vocabulary import trim
 from sam3slim.distill import DistillSpec, FrozenTeacher, check_teacher, soft_targets
 from sam3slim.errors import UserError
 from sam3slim.models import build_model, init_for_training
 from sam3slim.specs import DecoderSpec, TextSpec
+from sam3slim.text.vocabulary import trim
 from tests.distill.lessons import EVERYTHING, phrase_batch
 from tests.tiny import SPEC, tiny_model
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sam3slim.checkpoints.reference_file import reference_tensors, write_reference
+from sam3slim.artifacts.reference_file import reference_tensors, write_reference
 from sam3slim.distill import FrozenTeacher
 from sam3slim.launch.compose import compose_plain
 from sam3slim.runs.specs import TrainSpec

@@ -9,7 +9,7 @@ import torch
 from sam3slim.data.batch import Batch, Targets
 from sam3slim.data.detections import Detections, PromptScores
 from sam3slim.errors import UserError
-from sam3slim.evaluation.evaluate import Calibration, evaluate, first_images
+from sam3slim.evaluation.evaluating import Calibration, evaluate, first_images
 from sam3slim.models import Sam3
 from sam3slim.results.coco import NUMBERS
 
@@ -39,7 +39,7 @@ def test_evaluate__counts_and_keys(model: Sam3, make_batch: MakeBatch) -> None:
 
 
 def test_evaluate__perfect_model_gets_one(model: Sam3, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(import_module("sam3slim.evaluation.evaluate"), "predict_batch", oracle)
+    monkeypatch.setattr(import_module("sam3slim.evaluation.evaluating"), "predict_batch", oracle)
     result = evaluate(model, [make_batch([[1], [1]])], progress=False)
     assert result.metrics["bbox"]["map"] == pytest.approx(1.0)
     assert result.samples["segm"].value() == pytest.approx(1.0)

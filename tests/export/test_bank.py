@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from sam3slim.checkpoints import write_artifact
-from sam3slim.checkpoints.text import cut_text
+from sam3slim.artifacts import write_artifact
+from sam3slim.artifacts.cut import cut_text
 from sam3slim.data.shapes import ShapesSpec
 from sam3slim.errors import UserError
 from sam3slim.export import export
-from sam3slim.onnx import load_runnable
+from sam3slim.graphs import load_runnable
 from tests.test_runs import evaluate
 from tests.tiny import tiny_model
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sam3slim.checkpoints.reference_file import reference_tensors, write_reference
+from sam3slim.artifacts.reference_file import reference_tensors, write_reference
 from sam3slim.export.builder import MODULE, TEXT_MODULE, builder_lines, builder_sizes
 from sam3slim.specs import ModelSpec
 from tests.small import small_model

@@ -17,8 +17,8 @@ from sam3slim.cli import main
 from sam3slim.errors import UserError
 from sam3slim.export import Exported, export
 from sam3slim.export.fresh import Opening, verify_export
+from sam3slim.graphs import load_runnable
 from sam3slim.launch.compose import compose_plain
-from sam3slim.onnx import load_runnable
 from sam3slim.results.record import read_record
 from tests import running as commands
 from tests.test_runs import data
@@ -187,7 +187,7 @@ def test_verify__another_model_is_found_out(measured: Path, tmp_path: Path, same
     other = load(measured / "model")[0]
     with torch.no_grad():
         other.mask_decoder.instance_projection.bias += 0.01
-    from sam3slim.checkpoints import write_artifact
+    from sam3slim.artifacts import write_artifact
 
     write_artifact(other, tmp_path / "other")
     before = Opening(measured / "runs/fp16/artifact")

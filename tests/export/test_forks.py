@@ -36,9 +36,9 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from sam3slim.checkpoints.reference_file import Pending, write_reference
-from sam3slim.onnx import export_programs
-from sam3slim.onnx.trace import trace
+from sam3slim.artifacts.reference_file import Pending, write_reference
+from sam3slim.graphs import export_programs
+from sam3slim.graphs.trace import trace
 from sam3slim.launch.child import in_child
 from sam3slim.planning.fake import without_data
 from tests.small import small_model

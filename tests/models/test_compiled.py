@@ -11,7 +11,8 @@ from torch import Tensor, distributed, nn
 from torch._dynamo.utils import counters
 from torch.nn.parallel import DistributedDataParallel
 
-from sam3slim.checkpoints import load, write_artifact
+from sam3slim.artifacts import write_artifact
+from sam3slim.checkpoints import load
 from sam3slim.errors import UserError
 from sam3slim.losses import Criterion
 from sam3slim.models.compiled import STACKS, Compile, compile_layers, compiled, require_compiler

@@ -22,7 +22,7 @@ from sam3slim.planning.ledger import Ledger
 from sam3slim.planning.memo import Memo
 from sam3slim.planning.plan import BUCKETS, GATHERED, GIB, strategy
 from sam3slim.planning.request import MISSING, planned_spec
-from sam3slim.planning.trace import GRADIENTS, OPTIMISER, SAVED, STANDING, TEACHER, WEIGHTS, trace
+from sam3slim.planning.tracing import GRADIENTS, OPTIMISER, SAVED, STANDING, TEACHER, WEIGHTS, trace
 from sam3slim.runs.specs import TrainSpec
 from tests.tiny import OVERRIDES
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sam3slim.checkpoints import write_artifact
+from sam3slim.artifacts import write_artifact
 from sam3slim.predict import Done, PredictSpec, predict_files
 from tests.measured import copied, measured
 from tests.small import small_model

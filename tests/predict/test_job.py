@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as mask_utils
 
-from sam3slim.checkpoints import write_artifact
+from sam3slim.artifacts import write_artifact
 from sam3slim.errors import UserError
 from sam3slim.predict import PredictSpec
 from sam3slim.predict.predictor import Asked, Predictor

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sam3slim.checkpoints.report import CheckpointError
+from sam3slim.checkpoints.load_report import CheckpointError
 from sam3slim.environment import choose_device
 from sam3slim.errors import UserError
 from sam3slim.predict.opening import choose_dtype, device_for, identity

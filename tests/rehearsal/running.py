@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from sam3slim.checkpoints import load, write_artifact
+from sam3slim.artifacts import write_artifact
+from sam3slim.checkpoints import load
 from sam3slim.data.shapes import ShapesSpec, make_shapes
 from sam3slim.results.record import read_record
 from tests.small import small_model, tiny_spec

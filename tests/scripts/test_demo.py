@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sam3slim.checkpoints import write_artifact
+from sam3slim.artifacts import write_artifact
 from sam3slim.errors import UserError
 from scripts import demo, reference
 from tests.test_runs import QUICK, SLIMMER, data

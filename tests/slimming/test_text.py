@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from sam3slim.data.phrases import encode_phrases
-from sam3slim.data.vocabulary import kept_tokens, trim
 from sam3slim.launch.compose import compose_model
 from sam3slim.models import Sam3, count_params
 from sam3slim.slimming import check_slimmer, inherit
 from sam3slim.specs import ModelSpec, TextSpec
+from sam3slim.text.phrases import encode_phrases
+from sam3slim.text.vocabulary import kept_tokens, trim
 from tests.banked import PHRASES, asked
 from tests.slimming.cuts import cut
 from tests.small import outputs, small_model

@@ -14,7 +14,14 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 
 from sam3slim.errors import UserError
-from sam3slim.training import OptimSpec, ScheduleSpec, build_optimizer, check_precision, precision_of, precision_plugins
+from sam3slim.training import (
+    OptimSpec,
+    ScheduleSpec,
+    build_optimizer,
+    check_precision,
+    precision_of,
+    precision_plugins,
+)
 from sam3slim.training import module as module_file
 from sam3slim.training import precision as precision_file
 from sam3slim.training.precision import PRECISIONS

@@ -1,0 +1,153 @@
+"""The weights out of any checkpoint, streamed: no optimiser, no tracker, in the precision and format asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from torch import Tensor
+
+from sam3slim.artifacts.lazy import converted, described, rounding_of
+from sam3slim.artifacts.reference_file import reference_tensors, write_reference
+from sam3slim.artifacts.stream import write_safetensors
+from sam3slim.artifacts.write import check_target, write_folder
+from sam3slim.checkpoints import int8
+from sam3slim.checkpoints.account import require_all
+from sam3slim.checkpoints.load_report import by_part
+from sam3slim.checkpoints.locating import ARTIFACT_FILE, Located, locate, weight_files
+from sam3slim.checkpoints.readers import SPEC_METADATA, Overrides, RawCheckpoint, read
+from sam3slim.errors import UserError
+from sam3slim.files import atomic_path, ensure_writable_dir, file_sha256, require_space, write_json
+from sam3slim.models.count import part_of
+from sam3slim.precisions import PRECISIONS, Rounding, casts
+
+Format = Literal["hf", "safetensors", "reference"]
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """What ``extract`` wrote.
+
+    Attributes:
+        path: folder (``hf``) or file.
+        before, after: bytes by part; ``before`` also has what was left behind (``optimizer``, ``tracker``, …).
+        file_before, file_after: bytes of the weights on disk.
+        rounding: what half precision lost.
+    """
+
+    path: Path
+    before: dict[str, int]
+    after: dict[str, int]
+    file_before: int
+    file_after: int
+    rounding: Rounding
+
+
+def extract(
+    source: str | Path,
+    target: str | Path,
+    *,
+    dtype: str | None = None,
+    format: Format = "hf",
+    overrides: Overrides | None = None,
+    overwrite: bool = False,
+    advance: Callable[[int, int], object] = lambda done, total: None,
+) -> Extracted:
+    """Write the weights of ``source`` to ``target``, whole or not at all.
+
+    Args:
+        source: what ``load`` takes.
+        target: a folder for ``hf`` (transformers opens it), a file for ``safetensors`` and ``reference``.
+        dtype: ``fp32``, ``fp16`` or ``bf16``; None keeps each tensor's own (INT8 ones become FP32).
+        overrides: as for ``load``.
+        overwrite: replace what is at ``target``.
+        advance: called with elements just written and elements in all.
+
+    Raises:
+        CheckpointError: the source is damaged, or lacks a tensor.
+        UserError: the target is there or cannot be written to, or an option that does not exist.
+    """
+    located, path = locate(source), Path(target).expanduser()
+    check_options(located, path, dtype, format, overwrite)
+    raw = read(located, overrides)
+    tensors = int8.unflatten(raw.tensors, raw.path, dequantize=True)
+    require_all(raw, tensors)
+    total = sum(tensor.numel() for tensor in tensors.values())
+    size = total * PRECISIONS[dtype].bytes if dtype else sum(part_bytes(tensors).values())
+    require_space(ensure_writable_dir(path.parent), size)
+    stored = tensors if dtype is None else converted(tensors, lambda key, tensor: PRECISIONS[dtype].store(tensor))
+    rounding, files = rounding_of(stored), weight_files(located)
+
+    def done(count: int) -> None:
+        advance(count, total)
+
+    with ThreadPoolExecutor(1) as pool:
+        # The source is hashed while its weights are written: as many seconds as the files have GB.
+        source_facts = pool.submit(provenance, raw, files)
+        if format == "hf":
+            precision, parent = dtype or raw.precision, str(raw.path)
+            size = write_folder(
+                path, raw.spec, stored, precision=precision, parent=parent, source=source_facts.result, advance=done
+            ).bytes
+        else:
+            with atomic_path(path) as temporary:
+                if format == "safetensors":
+                    metadata = {SPEC_METADATA: json.dumps(raw.spec.to_dict())}
+                    written = write_safetensors(temporary, stored, metadata=metadata, advance=done)
+                else:
+                    written = write_reference(temporary, reference_tensors(raw.spec, stored, raw.originals))
+                    done(total)
+            size = written.bytes
+            # Beside a single file, what ``sam3slim.json`` is in a folder.
+            facts = {
+                "spec": raw.spec.to_dict(),
+                "precision": dtype or raw.precision,
+                "bytes": size,
+                "sha256": written.sha256,
+                "source": source_facts.result(),
+                **rounding.facts(),
+            }
+            write_json(path.with_name(f"{path.name}.{ARTIFACT_FILE}"), facts)
+    return Extracted(
+        path,
+        part_bytes(tensors) | {name: size for name, size in {**raw.ignored, **raw.other}.items() if size},
+        part_bytes(described(stored)),
+        sum(file.stat().st_size for file in files),
+        size,
+        rounding,
+    )
+
+
+def provenance(raw: RawCheckpoint, files: Sequence[Path]) -> dict[str, Any]:
+    """Where weights come from: path, kind, precision, and the SHA-256 of ``files``."""
+    hashes = {file.name: file_sha256(file) for file in files}
+    return {"path": str(raw.path), "kind": raw.kind, "precision": raw.precision, "sha256": hashes}
+
+
+def part_bytes(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """Part → bytes of its tensors, without their content."""
+    sizes = dict.fromkeys(by_part(tensors), 0)
+    for key, tensor in tensors.items():
+        sizes[part_of(key)] += tensor.numel() * tensor.element_size()
+    return sizes
+
+
+def check_options(located: Located, path: Path, dtype: str | None, format: str, overwrite: bool) -> None:
+    if dtype is not None and dtype not in casts():
+        raise UserError(f"dtype={dtype}: expected {', '.join(casts())}")
+    if format not in get_args(Format):
+        raise UserError(f"format={format}: expected {', '.join(get_args(Format))}")
+    if path.exists() and path.resolve() in (located.path.resolve(), *(p.resolve() for p in weight_files(located))):
+        raise UserError(f"{path} is the source itself; choose another target")
+    if format == "hf":
+        if path.is_dir() and any(path.iterdir()) and not overwrite:
+            raise UserError(f"output folder {path} is not empty; choose another one or give --overwrite")
+        check_target(path)
+    elif path.is_dir():
+        raise UserError(f"{path} is a folder; format={format} writes one file, e.g. {path / 'sam3.safetensors'}")
+    elif path.exists() and not overwrite:
+        raise UserError(f"{path} is there; choose another file or give --overwrite")

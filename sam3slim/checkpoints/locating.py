@@ -1,0 +1,151 @@
+"""What a path holds, told by its content and never by its name."""
+
+from __future__ import annotations
+
+import re
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from sam3slim.checkpoints.load_report import CheckpointError
+from sam3slim.files import read_json
+from sam3slim.specs import ModelSpec
+
+ARTIFACT_FILE = "sam3slim.json"
+WEIGHTS_FILE = "model.safetensors"
+# Under another name transformers finds no weights. Else it would open a bank with a text tower of random ones.
+BANK_FILE = "bank.safetensors"
+# The formats sam3slim.json names when the weights lie in graphs → the files that hold them.
+ONNX, PROGRAMS = "onnx", "torch-export"
+GRAPH_FILES = {ONNX: (".onnx", ".onnx.data"), PROGRAMS: (".pt2",)}
+INDEX_FILE = "model.safetensors.index.json"
+# Where a run leaves its weights, the best first.
+RUN_CHECKPOINTS = ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "best.ckpt", "last.ckpt")
+
+# A zip, or the bare pickles that torch.save wrote before 1.6.
+TORCH_MAGIC = (b"PK\x03\x04", b"\x80\x02")
+
+Kind = Literal["artifact", "transformers", "torch", "safetensors"]
+
+
+@dataclass(frozen=True)
+class Located:
+    """A readable source: a folder for ``artifact`` and ``transformers``, a file for ``torch`` and ``safetensors``."""
+
+    kind: Kind
+    path: Path
+
+
+def locate(source: str | Path) -> Located:
+    """Find the weights behind ``source``.
+
+    Args:
+        source: a folder (artifact, transformers, run), one of their files, a file of ``torch.save``, a
+            safetensors file, or the id of a repository on the hub (``facebook/sam3``), which is downloaded.
+
+    Raises:
+        CheckpointError: nothing there, an empty folder, or a file that holds no weights.
+    """
+    path = Path(source).expanduser()
+    if not path.exists():
+        if _is_hub_id(str(source)):
+            return _locate_folder(_download(str(source)))
+        raise CheckpointError(f"checkpoint {path} does not exist; give a folder, a file or a hub id (facebook/sam3)")
+    return _locate_folder(path) if path.is_dir() else _locate_file(path)
+
+
+def weight_files(located: Located) -> list[Path]:
+    """The files that hold a source's weights."""
+    if not located.path.is_dir():
+        return [located.path]
+    suffixes = GRAPH_FILES.get(graph_format(located) or "", (".safetensors",))
+    return sorted(path for suffix in suffixes for path in located.path.glob(f"*{suffix}"))
+
+
+def weights_name(spec: ModelSpec) -> str:
+    """What the file of an artifact's weights is called."""
+    return WEIGHTS_FILE if spec.text.bank is None else BANK_FILE
+
+
+def graph_format(located: Located) -> str | None:
+    """``onnx`` or ``torch-export`` for an artifact of graphs, which are run and not loaded into a model; else None."""
+    if located.kind != "artifact":
+        return None
+    found = read_metadata(located.path / ARTIFACT_FILE).get("format")
+    return found if found in GRAPH_FILES else None
+
+
+def _locate_folder(folder: Path) -> Located:
+    if (folder / ARTIFACT_FILE).is_file():
+        return Located("artifact", folder)
+    if (folder / "config.json").is_file():
+        return Located("transformers", folder)
+    for name in RUN_CHECKPOINTS:
+        if (folder / name).is_file():
+            return _locate_file(folder / name)
+    if (folder / "artifact" / ARTIFACT_FILE).is_file():
+        return Located("artifact", folder / "artifact")
+    names = sorted(p.name for p in folder.iterdir())
+    found = f"holds only {', '.join(names[:5])}{', …' if len(names) > 5 else ''}" if names else "is empty"
+    raise CheckpointError(
+        f"checkpoint folder {folder} {found}; expected {ARTIFACT_FILE} (an artifact), config.json (transformers) "
+        f"or checkpoints/best.ckpt (a run)"
+    )
+
+
+def _locate_file(path: Path) -> Located:
+    with path.open("rb") as file:
+        head = file.read(512)
+    size = path.stat().st_size
+    if size == 0:
+        raise CheckpointError(f"checkpoint {path} is an empty file; copy or download it again")
+    if head.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"checkpoint {path} is a Git LFS pointer, not the weights; run `git lfs pull`")
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        raise CheckpointError(f"checkpoint {path} is an HTML page, not weights; download the file itself")
+    if head.startswith(TORCH_MAGIC):
+        return Located("torch", path)
+    if path.name == "config.json" or path.name == ARTIFACT_FILE or _is_safetensors(head):
+        if any((path.parent / name).is_file() for name in (ARTIFACT_FILE, "config.json")):
+            return _locate_folder(path.parent)
+        if path.suffix != ".json":
+            return Located("safetensors", path)
+    raise CheckpointError(
+        f"checkpoint {path} is neither safetensors nor a zip written by torch.save "
+        f"(it starts with {head[:8]!r}); it is damaged or of another type"
+    )
+
+
+def _is_hub_id(source: str) -> bool:
+    """``owner/name``, unless ``owner`` is a folder here: then the name is a mistyped path."""
+    return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source) is not None and not Path(source).parent.exists()
+
+
+def _download(repository: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(repository, allow_patterns=["*.json", "*.safetensors", "*.txt"]))
+    except GatedRepoError as error:
+        raise CheckpointError(
+            f"checkpoint {repository}: access to this repository must be granted; ask for it on its page, "
+            "then log in with `hf auth login`"
+        ) from error
+    except (RepositoryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0][:120]
+        raise CheckpointError(
+            f"checkpoint {repository} is neither a path here nor to be had from the hub ({reason}); "
+            "download it elsewhere and give the folder"
+        ) from error
+
+
+def _is_safetensors(head: bytes) -> bool:
+    """A little-endian header length, then a JSON object."""
+    return len(head) > 8 and head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] < 2**31
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """A JSON file of an artifact or of transformers. Raises CheckpointError when it is missing or broken."""
+    return read_json(path, "write the artifact again", CheckpointError)

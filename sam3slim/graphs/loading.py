@@ -1,0 +1,92 @@
+"""An ONNX artifact → something that runs; and any checkpoint that can be evaluated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sam3slim.checkpoints import CheckpointError, LoadReport, load, locate, spec_difference
+from sam3slim.checkpoints.locating import ONNX, PROGRAMS, Located, graph_format
+from sam3slim.checkpoints.readers import Overrides, read_facts
+from sam3slim.errors import UserError
+from sam3slim.graphs.runner import GraphSam3, OnnxSam3
+from sam3slim.models import Sam3
+from sam3slim.specs import ModelSpec
+
+
+def load_runnable(
+    source: str | Path, *, overrides: Overrides | None = None, expect: ModelSpec | None = None
+) -> tuple[Sam3 | GraphSam3, LoadReport]:
+    """``checkpoints.load``, and artifacts of graphs too: whatever can be evaluated.
+
+    Raises:
+        CheckpointError, UserError: as ``checkpoints.load`` and ``load_onnx``.
+    """
+    located = locate(source)
+    if graph_format(located) is not None:
+        return _load_graphs(located, expect)
+    return load(source, overrides=overrides, expect=expect)
+
+
+def load_onnx(source: str | Path, *, expect: ModelSpec | None = None) -> tuple[OnnxSam3, LoadReport]:
+    """The graphs of an ONNX artifact, ready to run on the CPU.
+
+    Args:
+        source: the folder, or a run folder with ``artifact/``.
+        expect: the architecture the caller is about to use; another one is refused.
+
+    Raises:
+        CheckpointError: not an ONNX artifact, a file missing or of another size, or another architecture.
+        UserError: onnxruntime is not installed.
+    """
+    located = locate(source)
+    if graph_format(located) != ONNX:
+        raise CheckpointError(f"checkpoint {located.path} is not an ONNX artifact; use sam3slim.checkpoints.load")
+    runner, report = _load_graphs(located, expect)
+    assert isinstance(runner, OnnxSam3)
+    return runner, report
+
+
+def _load_graphs(located: Located, expect: ModelSpec | None) -> tuple[GraphSam3, LoadReport]:
+    facts = read_facts(located.path)
+    format = str(facts["format"])
+    key = format.replace("-", "_")
+    _check_files(located.path, facts.get(key), key)
+    spec = ModelSpec.from_dict(facts["spec"])
+    differences = [] if expect is None else spec_difference(spec, expect)
+    if differences:
+        key, found, wanted = differences[0]
+        raise CheckpointError(f"checkpoint of another architecture: {key} is {found} in {located.path}, not {wanted}")
+    runner = _open(located.path, spec, format)
+    parts = {str(part): int(size) for part, size in facts.get("bytes_by_part", {}).items()}
+    return runner, LoadReport(located.path, format, str(facts["precision"]), spec, bytes_by_part=parts)
+
+
+def _open(folder: Path, spec: ModelSpec, format: str) -> GraphSam3:
+    from sam3slim.graphs.programs import ProgramSam3
+
+    try:
+        return ProgramSam3(folder, spec) if format == PROGRAMS else OnnxSam3(folder, spec)
+    except UserError:
+        raise
+    except Exception as error:
+        # ONNX Runtime's exceptions have no common base but Exception; torch raises whatever its zip reader does.
+        if format == PROGRAMS or type(error).__module__.startswith("onnxruntime"):
+            who = "PyTorch" if format == PROGRAMS else "ONNX Runtime"
+            line = str(error).strip().splitlines()[0][:160]
+            raise CheckpointError(f"checkpoint {folder}: {who} refuses it ({line}); write it again") from error
+        raise
+
+
+def _check_files(folder: Path, facts: object, key: str) -> None:
+    graphs = facts.get("graphs") if isinstance(facts, dict) else None
+    if not isinstance(graphs, dict) or not graphs:
+        raise CheckpointError(f"{folder / 'sam3slim.json'} lacks '{key}.graphs'; write the artifact again")
+    for graph in graphs.values():
+        for file in graph["files"]:
+            path = folder / file["name"]
+            if not path.is_file():
+                raise CheckpointError(f"checkpoint {folder} has no {file['name']}; copy the whole folder")
+            if path.stat().st_size != file["bytes"]:
+                raise CheckpointError(
+                    f"{path} has {path.stat().st_size} bytes, {file['bytes']} were written; copy it again"
+                )

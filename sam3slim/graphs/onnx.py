@@ -1,0 +1,110 @@
+"""Writing an ONNX artifact: three graphs, ``sam3slim.json``, processor files and a model card."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sam3slim.artifacts import ArtifactInfo
+from sam3slim.artifacts.card import DEFAULT_LICENSE_NOTE
+from sam3slim.artifacts.write import check_target
+from sam3slim.checkpoints.int8 import is_quantised
+from sam3slim.checkpoints.locating import ONNX
+from sam3slim.errors import UserError
+from sam3slim.evaluation.inference import eval_mode
+from sam3slim.files import atomic_path
+from sam3slim.graphs.contents import shares
+from sam3slim.graphs.folder import Content, Provenance, complete, info
+from sam3slim.graphs.modules import MODULES, signatures, traceable
+from sam3slim.graphs.packages import require
+from sam3slim.graphs.quantise import quantise
+from sam3slim.graphs.runner import OnnxSam3
+from sam3slim.graphs.trace import OPSET, trace
+from sam3slim.graphs.verify import verify
+from sam3slim.models import Sam3
+
+
+def export_onnx(
+    model: Sam3,
+    folder: str | Path,
+    *,
+    precision: str = "fp32",
+    int8: Collection[str] = (),
+    external_data: bool | None = None,
+    parent: Any = None,
+    metrics: Mapping[str, Any] | None = None,
+    extra: Mapping[str, Any] | None = None,
+    license_note: str = DEFAULT_LICENSE_NOTE,
+) -> ArtifactInfo:
+    """Write ``model`` to ``folder`` as ONNX, whole or not at all; an artifact already there is replaced.
+
+    The FP32 graphs are compared with the model (``verify``) before anything is quantised.
+
+    Args:
+        model: in any float type, on any device, in any mode; left as it was.
+        precision: its name in ``sam3slim.json``.
+        int8: names of the Linear and embedding weights to store in INT8; empty: FP32.
+        external_data: weights beside each graph in ``<graph>.onnx.data``; None: only those above 1.5 GB.
+        parent, metrics, extra: JSON values kept in ``sam3slim.json``.
+
+    Returns:
+        ``bytes`` of all graphs and their weights.
+
+    Raises:
+        UserError: onnx, onnxscript or onnxruntime is missing; ``model`` is INT8 already; no graph holds a weight
+            of ``int8``; outputs differ from the model's; ``folder`` is not writable or holds something else.
+    """
+    path = Path(folder).expanduser()
+    check_target(path)
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        require(package)
+    model = plain_model(model, "ONNX export")
+    with atomic_path(path) as temporary:
+        temporary.mkdir()
+        with tempfile.TemporaryDirectory(dir=temporary) as work:
+            floats = Path(work) if int8 else temporary
+            trace_graphs(model, floats, external_data=external_data)
+            differences = verify(model, OnnxSam3(floats, model.spec, lean=True))
+            quantised = _quantise_all(floats, temporary, int8, external_data) if int8 else 0
+        details = {"opset": OPSET, "max_difference_fp32": differences, "int8_weights": quantised}
+        content = Content(ONNX, precision, *shares(temporary, model.spec), details)
+        facts = complete(temporary, model.spec, content, Provenance(parent, metrics, extra, license_note))
+    return info(path, facts)
+
+
+def trace_graphs(model: Sam3, folder: Path, *, external_data: bool | None = None) -> None:
+    """Write ``vision.onnx``, ``text.onnx`` and ``prompts.onnx`` of an FP32 model on the CPU."""
+    limits = {"tokens": model.spec.text.context_length}
+    with eval_mode(model), traceable(model):
+        for name, signature in signatures(model.spec).items():
+            trace(
+                MODULES[name](model).eval(), signature.examples(), folder / f"{name}.onnx",
+                inputs=list(signature.inputs), outputs=list(signature.outputs),
+                dynamic_shapes=signature.dynamic_shapes(limits), external_data=external_data,
+            )  # fmt: skip
+
+
+def plain_model(model: Sam3, what: str) -> Sam3:
+    """``model`` itself where it is FP32 on the CPU, or else such a copy. Raises UserError for an INT8 one."""
+    for name, parameter in model.named_parameters():
+        if is_quantised(parameter):
+            raise UserError(f"{what}: the model is already INT8 ({name}); start from its FP32 or FP16 parent")
+    if all(p.dtype == torch.float32 and p.device.type == "cpu" for p in model.parameters()):
+        return model
+    return copy.deepcopy(model).cpu().float()
+
+
+def _quantise_all(source: Path, target: Path, weights: Collection[str], external_data: bool | None) -> int:
+    """How many of ``weights`` were found; a model has some that no output depends on, and they are in no graph."""
+    found: set[str] = set()
+    for name in MODULES:
+        file = f"{name}.onnx"
+        found.update(quantise(source / file, target / file, weights, external_data=external_data))
+    if not found:
+        raise UserError("ONNX export: none of the weights to quantise is in a graph; choose other parts")
+    return len(found)

@@ -1,0 +1,108 @@
+"""Dynamic INT8 for ONNX Runtime: weights as INT8 per output channel, activations as UINT8 measured at each call.
+
+Reduced range: weights take 7 of the 8 bits. Without VNNI a CPU adds pairs of products in 16 bits, and with all 8 bits
+of the weights those sums saturate (4.8 % error instead of 0.7 %).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sam3slim.graphs.packages import require
+from sam3slim.graphs.trace import LARGEST_FILE
+
+STEPS = 127
+
+
+def quantise(source: Path, target: Path, weights: Collection[str], *, external_data: bool | None = None) -> list[str]:
+    """Write ``source`` (FP32) to ``target`` with the named weights in INT8.
+
+    Matrices of MatMuls are multiplied in INT8; rows of an embedding table are only stored so, each with its own scale.
+
+    Args:
+        weights: the model's names of parameters, ``….q_proj.weight``; those of other graphs are passed over.
+        external_data: weights in ``<target>.data``; None: only where one file cannot hold them.
+
+    Returns:
+        The names that were found in this graph.
+
+    Raises:
+        UserError: onnx or onnxruntime is not installed.
+    """
+    onnx = require("onnx")
+    quantization = require("onnxruntime.quantization")
+    graph_model = onnx.load(str(source))
+    graph = graph_model.graph
+    tables = {tensor.name: tensor for tensor in graph.initializer}
+    matmuls: dict[str, str] = {}
+    found: list[str] = []
+    for node in list(graph.node):
+        weight = f"{node.name.partition('/')[0]}.weight"
+        if weight not in weights:
+            continue
+        if node.op_type == "MatMul" and node.input[1] in tables:
+            matmuls[node.name] = weight
+        elif node.op_type == "Gather" and node.input[0] in tables:
+            _quantise_rows(onnx, graph, node, tables[node.input[0]])
+            found.append(weight)
+    found += matmuls.values()
+    if external_data is None:
+        chosen = {node.input[1] for node in graph.node if node.name in matmuls}
+        # An INT8 weight takes a quarter of its bytes; what is there of scales and names fits in the margin.
+        size = sum(len(t.raw_data) // (4 if t.name in chosen else 1) for t in graph.initializer)
+        external_data = size > LARGEST_FILE
+    if not matmuls:
+        onnx.save(graph_model, str(target), save_as_external_data=external_data, location=f"{target.name}.data")
+        return found
+    # The exporter has already folded and optimised; otherwise the quantiser advises to do so, at every call.
+    quantization.quant_utils.add_pre_process_metadata(graph_model)
+    with _quiet():
+        quantization.quantize_dynamic(
+            graph_model, target, op_types_to_quantize=["MatMul"], nodes_to_quantize=list(matmuls), per_channel=True,
+            reduce_range=True, weight_type=quantization.QuantType.QInt8, use_external_data_format=external_data,
+        )  # fmt: skip
+    return found
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The quantiser tells the root logger of every tensor that it measures at run time, which is all of them."""
+
+    def warnings_only(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.WARNING
+
+    root = logging.getLogger()
+    root.addFilter(warnings_only)
+    try:
+        yield
+    finally:
+        root.removeFilter(warnings_only)
+
+
+def _quantise_rows(onnx: Any, graph: Any, node: Any, table: Any) -> None:
+    """Gather from an INT8 table and multiply with the gathered rows' scales."""
+    values = onnx.numpy_helper.to_array(table)
+    # Nothing is multiplied in INT8 here, so all 8 bits can be used.
+    scale = np.maximum(np.abs(values).max(axis=1, keepdims=True), np.finfo(np.float32).tiny) / STEPS
+    stored = np.clip(np.rint(values / scale), -STEPS, STEPS).astype(np.int8)
+    name, rows, result = table.name, node.input[1], node.output[0]
+    graph.initializer.remove(table)
+    graph.initializer.append(onnx.numpy_helper.from_array(stored, f"{name}_int8"))
+    graph.initializer.append(onnx.numpy_helper.from_array(scale.astype(np.float32), f"{name}_scale"))
+    make = onnx.helper.make_node
+    replacement = [
+        make("Gather", [f"{name}_int8", rows], [f"{result}_int8"], name=f"{node.name}_int8"),
+        make("Cast", [f"{result}_int8"], [f"{result}_float"], name=f"{node.name}_float", to=onnx.TensorProto.FLOAT),
+        make("Gather", [f"{name}_scale", rows], [f"{result}_scale"], name=f"{node.name}_scale"),
+        make("Mul", [f"{result}_float", f"{result}_scale"], [result], name=f"{node.name}_dequantized"),
+    ]
+    place = list(graph.node).index(node)
+    graph.node.remove(node)
+    for offset, new in enumerate(replacement):
+        graph.node.insert(place + offset, new)

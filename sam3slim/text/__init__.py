@@ -1,0 +1,1 @@
+"""Words as tokens: the tokenizer, phrases, trimmed vocabularies and prompt banks."""
