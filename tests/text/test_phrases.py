@@ -9,8 +9,7 @@ import pytest
 from sam3slim.data.annotations import category_phrases
 from sam3slim.errors import UserError
 from sam3slim.text.phrases import read_phrase_list
-
-from .samples import CocoWriter
+from tests.data.samples import CocoWriter
 
 
 def test_read_phrase_list__blank_lines_and_repeats_are_left_out(tmp_path: Path) -> None:
