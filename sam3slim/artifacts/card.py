@@ -1,12 +1,13 @@
-"""The default model card of an artifact, written from its facts."""
+"""Model cards: one template, and the card of an artifact, written from its metadata."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sam3slim.artifacts.trained import SENTENCES, told_prompts
-from sam3slim.checkpoints.locating import weights_name
+from sam3slim.checkpoints.locating import GRAPH_FILES, ONNX, weights_name
 from sam3slim.specs import ModelSpec, TextSpec
 
 DEFAULT_LICENSE_NOTE = (
@@ -39,42 +40,154 @@ model = Sam3Model.from_pretrained("PATH/TO/THIS/FOLDER", dtype=torch.float32).ev
 processor = Sam3Processor.from_pretrained("PATH/TO/THIS/FOLDER")
 ```"""
 
+LOAD_ONNX = """```python
+from sam3slim.graphs import load_onnx
 
-def default_card(facts: dict[str, Any], spec: ModelSpec, license_note: str) -> str:
-    """Markdown from ``sam3slim.json``'s facts: what it is, its numbers, how to load it."""
-    quantised = "int8" in facts["dtypes"]
-    lines = [
-        "---",
-        "library_name: transformers",
-        "pipeline_tag: mask-generation",
-        "---",
-        "",
-        f"# {spec.name} ({facts['precision']})",
-        "",
-        "A SAM 3 image model written by sam3slim. " + SENTENCES[told_prompts(facts)],
-        "",
-        "| | |",
-        "|---|---|",
-        f"| parameters | {facts['params']:,} |",
-        f"| weights | {facts['bytes']:,} bytes |",
-        f"| precision | {facts['precision']} ({_shares(facts['dtypes'])}) |",
+model, report = load_onnx("PATH/TO/THIS/FOLDER")  # called like sam3slim's PyTorch model, on the CPU
+```
+
+or with onnxruntime alone:
+
+```python
+import onnxruntime
+
+vision = onnxruntime.InferenceSession("vision.onnx")    # once per image
+text = onnxruntime.InferenceSession("text.onnx")        # once per phrase
+prompts = onnxruntime.InferenceSession("prompts.onnx")  # once per image and its phrases
+fpn = vision.run(None, {"pixel_values": pixels})
+(features,) = text.run(None, {"input_ids": ids, "attention_mask": mask})
+logits, boxes, presence, masks, semantic = prompts.run(None, {
+    "fpn_0": fpn[0], "fpn_1": fpn[1], "fpn_2": fpn[2], "text_features": features, "attention_mask": mask,
+    "image_index": np.zeros(len(ids), np.int64),
+    "input_boxes": np.zeros((len(ids), 0, 4), np.float32), "input_boxes_labels": np.zeros((len(ids), 0), np.int64),
+})
+```"""
+
+
+LOAD_PROGRAMS = """```python
+import torch
+import torchvision  # the programs call its roi_align
+
+vision = torch.export.load("vision.pt2").module()    # once per image
+text = torch.export.load("text.pt2").module()        # once per phrase
+prompts = torch.export.load("prompts.pt2").module()  # once per image and its phrases
+with torch.inference_mode():
+    fpn = vision(pixels)
+    features = text(ids, mask)
+    logits, boxes, presence, masks, semantic = prompts(
+        *fpn, features, mask, torch.zeros(len(ids), dtype=torch.int64),
+        torch.zeros(len(ids), 0, 4), torch.zeros(len(ids), 0, dtype=torch.int64),
+    )
+```
+
+or as sam3slim's PyTorch model is called: `sam3slim.graphs.load_runnable("PATH/TO/THIS/FOLDER")`. The programs are FP32
+and were traced on the CPU, where they run."""
+
+
+def loading(format: str) -> str:
+    """Markdown: lines of Python that run the graphs."""
+    return LOAD_ONNX if format == ONNX else LOAD_PROGRAMS
+
+
+def model_card(
+    title: str, library: str, intro: str, sections: Iterable[tuple[str, Sequence[str]]], license_note: str
+) -> str:
+    """Markdown with the front matter that model hubs read.
+
+    Args:
+        library: that opens the model, in a hub's words.
+        sections: heading (empty: none) and lines; sections without lines are left out.
+    """
+    lines = ["---", f"library_name: {library}", "pipeline_tag: mask-generation", "---", "", f"# {title}", "", intro]
+    for heading, body in [*sections, ("Licence", [license_note])]:
+        if body:
+            lines += ["", *([f"## {heading}", ""] if heading else []), *body]
+    return "\n".join([*lines, ""])
+
+
+def artifact_card(metadata: Mapping[str, Any], spec: ModelSpec, license_note: str) -> str:
+    """What it is, its numbers, how to load it."""
+    format = metadata.get("format")
+    graphs = format in GRAPH_FILES
+    library = {None: "transformers", ONNX: "onnx"}.get(format, "pytorch")
+    kind = {None: "", ONNX: "ONNX, "}.get(format, "torch.export, ")
+    what = {None: "", ONNX: " as three ONNX graphs,"}.get(format, " as three programs of torch.export,")
+    return model_card(
+        f"{spec.name} ({kind}{metadata['precision']})",
+        library,
+        f"A SAM 3 image model{what} written by sam3slim. {SENTENCES[told_prompts(metadata)]}",
+        [
+            ("", ["| | |", "|---|---|", *(_graph_rows(metadata) if graphs else _weight_rows(metadata, spec))]),
+            *(_graph_tables(metadata[str(format).replace("-", "_")]["graphs"]) if graphs else []),
+            ("Metrics", [*measured_in(metadata), *_json(metadata.get("metrics"))]),
+            ("Parent", _json(metadata.get("parent"))),
+            ("Details", _json(metadata.get("extra"))),
+            ("Running it", [loading(format), "", *inputs_lines(spec)])
+            if graphs
+            else ("Loading", _loading_weights(metadata, spec)),
+        ],
+        license_note,
+    )
+
+
+def measured_in(metadata: Mapping[str, Any]) -> list[str]:
+    """In which arithmetic the metrics were measured; nothing where that is not known."""
+    arithmetic = (metadata.get("metrics") or {}).get("arithmetic")
+    if arithmetic is None:
+        return []
+    return [f"Weights stored in {metadata['precision']}, measured in {arithmetic} arithmetic.", ""]
+
+
+def _json(value: Any) -> list[str]:
+    return ["```json", json.dumps(value, indent=2), "```"] if value else []
+
+
+def _weight_rows(metadata: Mapping[str, Any], spec: ModelSpec) -> list[str]:
+    return [
+        f"| parameters | {metadata['params']:,} |",
+        f"| weights | {metadata['bytes']:,} bytes |",
+        f"| precision | {metadata['precision']} ({_shares(metadata['dtypes'])}) |",
         f"| vision tower | {spec.vit.depth} blocks × {spec.vit.embed_dim}, {spec.vit.image_size} px |",
         f"| text tower | {_text(spec.text)} |",
         f"| encoder / decoder | {spec.encoder.num_layers} / {spec.decoder.num_layers} layers, "
         f"{spec.decoder.num_queries} queries |",
-        f"| sha256 of {weights_name(spec)} | `{facts['sha256']}` |",
+        f"| sha256 of {weights_name(spec)} | `{metadata['sha256']}` |",
     ]
-    for title, key in (("Metrics", "metrics"), ("Parent", "parent"), ("Details", "extra")):
-        if facts.get(key):
-            lines += ["", f"## {title}", "", "```json", json.dumps(facts[key], indent=2), "```"]
-    lines += ["", "## Loading", "", LOAD_SAM3SLIM, ""]
-    if "transformers" in facts["opens_in"]:
-        lines += ["or in plain transformers:", "", LOAD_INT8 if quantised else LOAD_PLAIN, ""]
+
+
+def _graph_rows(metadata: Mapping[str, Any]) -> list[str]:
+    own = metadata[metadata["format"].replace("-", "_")]
+    shares = ", ".join(f"{name} {row['bytes']:,} bytes" for name, row in metadata["dtypes"].items())
+    worst = max(own["max_difference_fp32"].values())
+    return [
+        f"| parameters | {metadata['params']:,} |",
+        f"| graphs | {metadata['bytes']:,} bytes ({shares}) |",
+        *([f"| opset | {own['opset']} |"] if "opset" in own else []),
+        f"| largest difference of the FP32 graphs from PyTorch | {worst:.1e} |",
+    ]
+
+
+def _graph_tables(graphs: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    tables = []
+    for graph in graphs.values():
+        rows = [
+            f"| {kind[:-1]} | `{key}` | {row['dtype']} | {' × '.join(map(str, row['shape']))} |"
+            for kind in ("inputs", "outputs")
+            for key, row in graph[kind].items()
+        ]
+        hashes = [f"sha256 of {file['name']}: `{file['sha256']}`" for file in graph["files"]]
+        head = ["| | name | type | shape |", "|---|---|---|---|"]
+        tables.append((graph["files"][0]["name"], [*head, *rows, "", *hashes]))
+    return tables
+
+
+def _loading_weights(metadata: Mapping[str, Any], spec: ModelSpec) -> list[str]:
+    lines = [LOAD_SAM3SLIM, ""]
+    if "transformers" in metadata["opens_in"]:
+        lines += ["or in plain transformers:", "", LOAD_INT8 if "int8" in metadata["dtypes"] else LOAD_PLAIN, ""]
     else:
         lines += [not_plain(spec), ""]
-    lines += traps(spec)
-    lines += ["", "## Licence", "", license_note, ""]
-    return "\n".join(lines)
+    return lines + traps(spec)
 
 
 def not_plain(spec: ModelSpec) -> str:
@@ -117,3 +230,14 @@ def traps(spec: ModelSpec) -> list[str]:
             f'max_length={spec.text.context_length}, return_tensors="pt")`.',
         ]
     return lines
+
+
+def inputs_lines(spec: ModelSpec) -> list[str]:
+    """Markdown: what the graphs want to be given, and what their numbers mean."""
+    side = spec.vit.image_size
+    return [
+        f"Pixels are RGB, resized to {side} × {side} and scaled to -1..1; tokens are CLIP's, at most "
+        f"{spec.text.context_length}, with an attention mask of 1 on real ones. `image_index` says which image a "
+        "prompt asks; boxes are (cx, cy, w, h) in 0..1 with labels 1 (positive), 0 (negative) and -10 (padding). A "
+        "query's score is sigmoid(pred_logits) · sigmoid(presence_logits); `pred_boxes` are (x1, y1, x2, y2) in 0..1.",
+    ]

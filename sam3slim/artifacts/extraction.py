@@ -12,9 +12,10 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from sam3slim.artifacts.lazy import converted, described, rounding_of
+from sam3slim.artifacts.metadata import check_target
 from sam3slim.artifacts.reference_file import reference_tensors, write_reference
 from sam3slim.artifacts.stream import write_safetensors
-from sam3slim.artifacts.write import check_target, write_folder
+from sam3slim.artifacts.write import write_folder
 from sam3slim.checkpoints import int8
 from sam3slim.checkpoints.account import require_all
 from sam3slim.checkpoints.load_report import by_part

@@ -7,7 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sam3slim.artifacts.card import LOAD_INT8, LOAD_PLAIN, LOAD_SAM3SLIM, not_plain, traps
+from sam3slim.artifacts.card import (
+    LOAD_INT8,
+    LOAD_PLAIN,
+    LOAD_SAM3SLIM,
+    inputs_lines,
+    loading,
+    model_card,
+    not_plain,
+    traps,
+)
 from sam3slim.artifacts.trained import SENTENCES, inherited_prompts, told_prompts
 from sam3slim.checkpoints.locating import ONNX, PROGRAMS
 from sam3slim.export.builder import MODULE, builder_lines
@@ -15,7 +24,6 @@ from sam3slim.export.candidate import Pick, candidate_heads, candidate_rows
 from sam3slim.export.choice import Wish
 from sam3slim.export.convert import Converted
 from sam3slim.export.fresh import Verified
-from sam3slim.graphs.card import inputs_lines, loading
 from sam3slim.models import count_params
 from sam3slim.predict.source import Source
 from sam3slim.report.table import megabytes
@@ -51,38 +59,23 @@ class Facts:
 def export_card(facts: Facts) -> str:
     """Markdown with the architecture, data, metrics, drop, sizes, choice, checks, provenance, use and licence."""
     record = facts.pick.chosen.run.record
-    lines = [
-        "---",
-        f"library_name: {LIBRARIES.get(facts.wish.format, 'pytorch')}",
-        "pipeline_tag: mask-generation",
-        "---",
-        "",
-        f"# {facts.spec.name} ({record.artifact.precision}) as {facts.wish.format}",
-        "",
-        "A SAM 3 image model, chosen from measured runs and exported by sam3slim. "
-        + SENTENCES[told_prompts(facts.source.facts) if facts.source.facts else inherited_prompts(facts.source.path)],
-        "",
-        *_architecture(facts),
-        *_measured(facts),
-        *_sizes(facts),
-        *_choice(facts),
-        "## Checks at export",
-        "",
-        *(f"- {line}" for line in facts.verified.lines()),
-        *(f"- {note}" for note in facts.made.notes),
-        "",
-        *_provenance(facts),
-        "## Use",
-        "",
-        *_use(facts),
-        "",
-        "## Licence",
-        "",
-        LICENSE_SAM,
-        *(["", LICENSE_SHAPES] if record.data.name == SHAPES else []),
-        "",
-    ]
-    return "\n".join(lines)
+    drawn = record.data.name == SHAPES
+    prompts = told_prompts(facts.source.facts) if facts.source.facts else inherited_prompts(facts.source.path)
+    return model_card(
+        f"{facts.spec.name} ({record.artifact.precision}) as {facts.wish.format}",
+        LIBRARIES.get(facts.wish.format, "pytorch"),
+        f"A SAM 3 image model, chosen from measured runs and exported by sam3slim. {SENTENCES[prompts]}",
+        [
+            ("Architecture", _architecture(facts)),
+            ("Data and metrics", _measured(facts)),
+            ("Sizes", _sizes(facts)),
+            ("Why this one", _choice(facts)),
+            ("Checks at export", [f"- {line}" for line in (*facts.verified.lines(), *facts.made.notes)]),
+            ("Provenance", _provenance(facts)),
+            ("Use", _use(facts)),
+        ],
+        "\n\n".join([LICENSE_SAM, *([LICENSE_SHAPES] if drawn else [])]),
+    )
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[Any]], right: int = 1) -> list[str]:
@@ -111,7 +104,7 @@ def _architecture(facts: Facts) -> list[str]:
         ("geometry encoder", f"layers {spec.geometry.num_layers}, boxes pooled to {spec.geometry.roi_size} × "
          f"{spec.geometry.roi_size}"),
     ]  # fmt: skip
-    return ["## Architecture", "", *table(("", ""), rows, right=2)]
+    return [*table(("", ""), rows, right=2)]
 
 
 def _measured(facts: Facts) -> list[str]:
@@ -137,6 +130,8 @@ def _measured(facts: Facts) -> list[str]:
             f"{data.prompts:,} prompts", f"at {data.root}",
         )
     )  # fmt: skip
+    arithmetic = record.artifact.arithmetic
+    computed = f", stored in {record.artifact.precision}, computed in {arithmetic}" if arithmetic else ""
     latency = record.latency_ms
     speed = (
         [f"Latency: {latency.p50:.1f} ms (median; batch {latency.batch}, {latency.prompts} prompts, "
@@ -144,7 +139,7 @@ def _measured(facts: Facts) -> list[str]:
         if latency.p50 is not None else []
     )  # fmt: skip
     return [
-        "## Data and metrics", "", f"Measured on {where}.", "", *table(("", *keys), rows), drop, "", *speed,
+        f"Measured on {where}{computed}.", "", *table(("", *keys), rows), drop, "", *speed,
     ]  # fmt: skip
 
 
@@ -157,13 +152,13 @@ def _sizes(facts: Facts) -> list[str]:
     ]  # fmt: skip
     rows += [(f"– its {part}", f"{size:,}", megabytes(size)) for part, size in artifact.bytes_by_part.items()]
     files = [(f"`{name}`", f"`{sha}`") for name, sha in facts.made.weights.items()]
-    return ["## Sizes", "", *table(("", "bytes", ""), rows), *table(("file", "sha256"), files, right=2)]
+    return [*table(("", "bytes", ""), rows), *table(("file", "sha256"), files, right=2)]
 
 
 def _choice(facts: Facts) -> list[str]:
     rows = candidate_rows(facts.pick)
     shown = table(candidate_heads(facts.pick, facts.wish.format), rows, right=6)
-    return ["## Why this one", "", f"{facts.pick.why}.", "", *(f"Note: {w}.\n" for w in facts.pick.warnings), *shown]
+    return [f"{facts.pick.why}.", "", *(f"Note: {w}.\n" for w in facts.pick.warnings), *shown]
 
 
 def _provenance(facts: Facts) -> list[str]:
@@ -182,7 +177,7 @@ def _provenance(facts: Facts) -> list[str]:
         ("with", versions),
         ("exported by", f"`{facts.command}` (Python {platform.python_version()})"),
     ]
-    return ["## Provenance", "", *table(("", ""), rows, right=2)]
+    return [*table(("", ""), rows, right=2)]
 
 
 def _ancestors(facts: Facts) -> list[str]:

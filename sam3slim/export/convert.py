@@ -16,7 +16,6 @@ from sam3slim.export.choice import Format
 from sam3slim.export.pick import KEPT
 from sam3slim.files import file_sha256, require_space
 from sam3slim.graphs import export_onnx, export_programs
-from sam3slim.graphs.folder import Provenance
 from sam3slim.predict.source import Source
 from sam3slim.specs import ModelSpec
 
@@ -74,11 +73,9 @@ def convert(
         overrides = {"text.num_heads": source.spec.text.num_heads}
     else:
         model, _ = load(source.path, overrides=source.overrides, dequantize=True, mapped=True)
-        origin = Provenance(str(source.path), metrics, {"converted_from": source.facts.get("precision")})
-        if format == "onnx":
-            export_onnx(model, folder, parent=origin.parent, metrics=origin.metrics, extra=origin.extra)
-        else:
-            export_programs(model, folder, origin=origin)
+        write = export_onnx if format == "onnx" else export_programs
+        extra = {"converted_from": source.facts.get("precision")}
+        write(model, folder, parent=str(source.path), metrics=metrics, extra=extra)
     files = [folder / REFERENCE_FILE] if format == "reference" else weight_files(Located("artifact", folder))
     return Converted(
         files[0] if format == "reference" else folder,

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from sam3slim.artifacts import ArtifactInfo
-from sam3slim.artifacts.card import DEFAULT_LICENSE_NOTE
-from sam3slim.artifacts.write import check_target
+from sam3slim.artifacts.metadata import Origin, check_target
 from sam3slim.checkpoints.int8 import is_quantised
 from sam3slim.checkpoints.locating import ONNX
 from sam3slim.errors import UserError
 from sam3slim.evaluation.inference import eval_mode
 from sam3slim.files import atomic_path
 from sam3slim.graphs.contents import shares
-from sam3slim.graphs.folder import Content, Provenance, complete, info
+from sam3slim.graphs.folder import complete, info
 from sam3slim.graphs.modules import MODULES, signatures, traceable
 from sam3slim.graphs.packages import require
 from sam3slim.graphs.quantise import quantise
@@ -36,10 +35,7 @@ def export_onnx(
     precision: str = "fp32",
     int8: Collection[str] = (),
     external_data: bool | None = None,
-    parent: Any = None,
-    metrics: Mapping[str, Any] | None = None,
-    extra: Mapping[str, Any] | None = None,
-    license_note: str = DEFAULT_LICENSE_NOTE,
+    **origin: Any,
 ) -> ArtifactInfo:
     """Write ``model`` to ``folder`` as ONNX, whole or not at all; an artifact already there is replaced.
 
@@ -50,7 +46,7 @@ def export_onnx(
         precision: its name in ``sam3slim.json``.
         int8: names of the Linear and embedding weights to store in INT8; empty: FP32.
         external_data: weights beside each graph in ``<graph>.onnx.data``; None: only those above 1.5 GB.
-        parent, metrics, extra: JSON values kept in ``sam3slim.json``.
+        origin: fields of ``Origin``.
 
     Returns:
         ``bytes`` of all graphs and their weights.
@@ -71,10 +67,12 @@ def export_onnx(
             trace_graphs(model, floats, external_data=external_data)
             differences = verify(model, OnnxSam3(floats, model.spec, lean=True))
             quantised = _quantise_all(floats, temporary, int8, external_data) if int8 else 0
-        details = {"opset": OPSET, "max_difference_fp32": differences, "int8_weights": quantised}
-        content = Content(ONNX, precision, *shares(temporary, model.spec), details)
-        facts = complete(temporary, model.spec, content, Provenance(parent, metrics, extra, license_note))
-    return info(path, facts)
+        dtypes, parts = shares(temporary, model.spec)
+        metadata = complete(
+            temporary, model.spec, Origin(**origin), format=ONNX, precision=precision, dtypes=dtypes, parts=parts,
+            opset=OPSET, max_difference_fp32=differences, int8_weights=quantised,
+        )  # fmt: skip
+    return info(path, metadata)
 
 
 def trace_graphs(model: Sam3, folder: Path, *, external_data: bool | None = None) -> None:

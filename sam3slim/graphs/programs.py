@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from sam3slim.artifacts import ArtifactInfo
-from sam3slim.artifacts.write import check_target
+from sam3slim.artifacts.metadata import Origin, check_target
 from sam3slim.checkpoints.int8 import dtype_shares
 from sam3slim.checkpoints.load_report import bytes_by_part
 from sam3slim.checkpoints.locating import PROGRAMS
 from sam3slim.environment import before_fake_tensors
 from sam3slim.evaluation.inference import eval_mode
 from sam3slim.files import atomic_path
-from sam3slim.graphs.folder import Content, Provenance, complete, info
+from sam3slim.graphs.folder import complete, info
 from sam3slim.graphs.modules import MODULES, signatures, torch_pool, traceable
 from sam3slim.graphs.onnx import plain_model
 from sam3slim.graphs.runner import GraphSam3, plain_inputs
@@ -56,13 +56,14 @@ class ProgramSam3(GraphSam3):
         return dict(zip(signature.outputs, outputs, strict=True))
 
 
-def export_programs(model: Sam3, folder: str | Path, *, origin: Provenance | None = None) -> ArtifactInfo:
+def export_programs(model: Sam3, folder: str | Path, **origin: Any) -> ArtifactInfo:
     """Write ``model`` to ``folder`` as programs, whole or not at all; an artifact already there is replaced.
 
     They are loaded again and compared with the model (``verify``).
 
     Args:
         model: in any float type, on any device, in any mode; left as it was.
+        origin: fields of ``Origin``.
 
     Raises:
         UserError: ``model`` is INT8; outputs differ from the model's; ``folder`` is not writable or holds other files.
@@ -74,11 +75,11 @@ def export_programs(model: Sam3, folder: str | Path, *, origin: Provenance | Non
         temporary.mkdir()
         weights = _trace(model, temporary)
         differences = verify(model, ProgramSam3(temporary, model.spec))
-        content = Content(
-            PROGRAMS, "fp32", dtype_shares(weights), bytes_by_part(weights), {"max_difference_fp32": differences}
-        )
-        facts = complete(temporary, model.spec, content, origin or Provenance())
-    return info(path, facts)
+        metadata = complete(
+            temporary, model.spec, Origin(**origin), format=PROGRAMS, precision="fp32", dtypes=dtype_shares(weights),
+            parts=bytes_by_part(weights), max_difference_fp32=differences,
+        )  # fmt: skip
+    return info(path, metadata)
 
 
 def _trace(model: Sam3, folder: Path) -> dict[str, Tensor]:

@@ -234,7 +234,7 @@ def _write_result(
         back_to_cpu(model)
         add_result(record, result, spec.data)
         save_samples(result.samples, output_dir)
-        metrics = {"split": spec.data.split, **result.metrics}
+        metrics = {"split": spec.data.split, "arithmetic": "fp32", **result.metrics}
     facts = {"command": record.command, "seed": spec.seed, "git": record.git, "device": record.device}
     extra = {
         **facts,

@@ -19,7 +19,6 @@ from sam3slim.checkpoints import CheckpointError, load, locate, weight_files
 from sam3slim.compression import Int8Weight, compress
 from sam3slim.errors import UserError
 from sam3slim.graphs import ProgramSam3, export_programs, load_runnable
-from sam3slim.graphs.folder import Provenance
 from sam3slim.graphs.modules import signatures
 from sam3slim.graphs.programs import NOTES
 from sam3slim.predict import Predictor
@@ -32,7 +31,7 @@ from tests.tiny import SPEC
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     model = small_model(SPEC)
-    info = export_programs(model, tmp_path_factory.mktemp("programs") / "a", origin=Provenance(parent="full"))
+    info = export_programs(model, tmp_path_factory.mktemp("programs") / "a", parent="full")
     return Exported(model, info.path, load_runnable(info.path)[0])  # type: ignore[arg-type]
 
 
