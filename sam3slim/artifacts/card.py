@@ -122,7 +122,7 @@ def artifact_card(metadata: Mapping[str, Any], spec: ModelSpec, license_note: st
             ("Metrics", [*measured_in(metadata), *_json(metadata.get("metrics"))]),
             ("Parent", _json(metadata.get("parent"))),
             ("Details", _json(metadata.get("extra"))),
-            ("Running it", [loading(format), "", *inputs_lines(spec)])
+            ("Running it", [loading(str(format)), "", *inputs_lines(spec)])
             if graphs
             else ("Loading", _loading_weights(metadata, spec)),
         ],

@@ -7,6 +7,7 @@ spoils single annotations (a box outside the image, a polygon without area) is c
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -141,8 +142,16 @@ def category_phrases(path: Path) -> list[str]:
     return list(dict.fromkeys(category.phrase for category in categories))
 
 
+def _read_json(path: Path) -> dict[str, Any]:
+    return read_json(path, "give a COCO annotation file")
+
+
+# File suffix → reader of annotations in another format, as COCO's dict of images, annotations and categories.
+FORMATS: dict[str, Callable[[Path], dict[str, Any]]] = {}
+
+
 def _read_coco(path: Path) -> dict[str, Any]:
-    content = read_json(path, "give a COCO annotation file")
+    content = FORMATS.get(path.suffix, _read_json)(path)
     missing = [key for key in ("images", "annotations", "categories") if not isinstance(content.get(key), list)]
     if missing:
         raise UserError(f"{path} is not a COCO annotation file: no list {', '.join(missing)} in it")

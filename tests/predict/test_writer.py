@@ -184,7 +184,7 @@ def test_output_folder__what_a_killed_run_left_is_removed(tmp_path: Path, pictur
     (out / ".predict.0123abcd.tmp.json").write_text("{")
     with OutputFolder(out, settings(pictures)) as folder:
         keep(folder, pictures[0])
-    assert sorted(path.name for path in out.iterdir()) == ["parts.jsonl", "predict.json"]
+    assert sorted(path.name for path in out.iterdir()) == [".lock", "parts.jsonl", "predict.json"]
     own = [out / ".mine.tmp", out / "notes/.detections.0123abcd.tmp.json", out / "overlays/.x.tmp.jpg"]
     left = [out / ".detections.0123abcd.tmp.json", out / "overlays/more/.a b.png.0123abcd.tmp.jpg"]
     for path in (*own, *left):
@@ -298,7 +298,7 @@ def test_output_folder__overwrite_removes_its_own_files_alone(tmp_path: Path, pi
     with OutputFolder(out, settings(pictures), overwrite=True) as folder:
         assert len(folder) == 0
     assert sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()) == [
-        "mine/0.png.jpg", "notes.txt", "overlays/0.png", "overlays/my.png", "parts.jsonl", "predict.json",
+        ".lock", "mine/0.png.jpg", "notes.txt", "overlays/0.png", "overlays/my.png", "parts.jsonl", "predict.json",
     ]  # fmt: skip
     assert all(path.read_text() == "mine" for path in own)
     assert not (out / "overlays/more").exists()
