@@ -26,7 +26,7 @@ from sam3slim.files import atomic_path, ensure_writable_dir, file_sha256, requir
 from sam3slim.models.count import part_of
 from sam3slim.precisions import PRECISIONS, Rounding, casts
 
-Format = Literal["hf", "safetensors", "reference"]
+WeightFormat = Literal["hf", "safetensors", "reference"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def extract(
     target: str | Path,
     *,
     dtype: str | None = None,
-    format: Format = "hf",
+    format: WeightFormat = "hf",
     overrides: Overrides | None = None,
     overwrite: bool = False,
     advance: Callable[[int, int], object] = lambda done, total: None,
@@ -140,8 +140,8 @@ def part_bytes(tensors: Mapping[str, Tensor]) -> dict[str, int]:
 def check_options(located: Located, path: Path, dtype: str | None, format: str, overwrite: bool) -> None:
     if dtype is not None and dtype not in casts():
         raise UserError(f"dtype={dtype}: expected {', '.join(casts())}")
-    if format not in get_args(Format):
-        raise UserError(f"format={format}: expected {', '.join(get_args(Format))}")
+    if format not in get_args(WeightFormat):
+        raise UserError(f"format={format}: expected {', '.join(get_args(WeightFormat))}")
     if path.exists() and path.resolve() in (located.path.resolve(), *(p.resolve() for p in weight_files(located))):
         raise UserError(f"{path} is the source itself; choose another target")
     if format == "hf":

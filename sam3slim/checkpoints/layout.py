@@ -14,7 +14,7 @@ from sam3slim.checkpoints import reference_keys
 from sam3slim.checkpoints.reference_keys import CLASS_TOKEN, FREQS_CIS, POINTS, POSITIONS, place_of, template_of
 from sam3slim.models.count import PARTS
 
-Format = Literal["reference", "transformers"]
+Naming = Literal["reference", "transformers"]
 # Components of a key that say "video tracking", in the released file and in transformers' video layout.
 _TRACKER = re.compile(r"(^|\.)(tracker|tracker_model|tracker_neck|sam2_convs|interactive_convs)\.")
 _OURS = tuple(prefix for prefixes in PARTS.values() for prefix in prefixes)
@@ -25,7 +25,7 @@ _THEIRS = reference_keys.templates()
 class Layout:
     """Names of ``format`` behind ``prefix`` (``detector.``, ``module.``, ``detector_model.``, or nothing)."""
 
-    format: Format
+    format: Naming
     prefix: str
 
     def name_of(self, key: str) -> str:

@@ -26,14 +26,14 @@ RUN_CHECKPOINTS = ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "best.ckpt"
 # A zip, or the bare pickles that torch.save wrote before 1.6.
 TORCH_MAGIC = (b"PK\x03\x04", b"\x80\x02")
 
-Kind = Literal["artifact", "transformers", "torch", "safetensors"]
+SourceKind = Literal["artifact", "transformers", "torch", "safetensors"]
 
 
 @dataclass(frozen=True)
 class Located:
     """A readable source: a folder for ``artifact`` and ``transformers``, a file for ``torch`` and ``safetensors``."""
 
-    kind: Kind
+    kind: SourceKind
     path: Path
 
 
@@ -76,6 +76,15 @@ def graph_format(located: Located) -> str | None:
     return found if found in GRAPH_FILES else None
 
 
+def refuse_pointer(path: Path) -> bytes:
+    """The file's first bytes. Raises CheckpointError for a Git LFS pointer in place of the weights."""
+    with path.open("rb") as file:
+        head = file.read(512)
+    if head.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"{path} is a Git LFS pointer, not the weights; run `git lfs pull`")
+    return head
+
+
 def _locate_folder(folder: Path) -> Located:
     if (folder / ARTIFACT_FILE).is_file():
         return Located("artifact", folder)
@@ -95,13 +104,9 @@ def _locate_folder(folder: Path) -> Located:
 
 
 def _locate_file(path: Path) -> Located:
-    with path.open("rb") as file:
-        head = file.read(512)
-    size = path.stat().st_size
-    if size == 0:
+    head = refuse_pointer(path)
+    if not head:
         raise CheckpointError(f"checkpoint {path} is an empty file; copy or download it again")
-    if head.startswith(b"version https://git-lfs"):
-        raise CheckpointError(f"checkpoint {path} is a Git LFS pointer, not the weights; run `git lfs pull`")
     if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
         raise CheckpointError(f"checkpoint {path} is an HTML page, not weights; download the file itself")
     if head.startswith(TORCH_MAGIC):

@@ -25,9 +25,10 @@ from sam3slim.checkpoints.locating import (
     INDEX_FILE,
     ONNX,
     WEIGHTS_FILE,
-    Kind,
     Located,
+    SourceKind,
     read_metadata,
+    refuse_pointer,
     weights_name,
 )
 from sam3slim.checkpoints.spec_of import spec_from_config
@@ -42,7 +43,6 @@ OURS = Layout("transformers", "")
 VIDEO_MODEL = "sam3_video"
 WEIGHT_KEYS = ("model", "state_dict")  # where trainers put the weights
 SPEC_METADATA = "sam3slim.spec"  # in the header of safetensors files of ours
-LFS_HEAD = b"version https://git-lfs"
 
 
 @dataclass
@@ -174,7 +174,7 @@ def read_safetensors_file(path: Path, overrides: Overrides) -> RawCheckpoint:
     return _sorted(path, "reference" if layout.format == "reference" else "state_dict", spec, tensors, layout)
 
 
-READERS: dict[Kind, Callable[[Path, Overrides], RawCheckpoint]] = {
+READERS: dict[SourceKind, Callable[[Path, Overrides], RawCheckpoint]] = {
     "artifact": read_artifact,
     "transformers": read_transformers,
     "torch": read_torch,
@@ -232,10 +232,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        with path.open("rb") as file:
-            pointer = file.read(len(LFS_HEAD)) == LFS_HEAD
-        if pointer:
-            raise CheckpointError(f"{path} is a Git LFS pointer, not the weights; run `git lfs pull`") from error
+        refuse_pointer(path)
         raise CheckpointError(f"{path} is truncated or damaged ({_one_line(error)}); copy it again") from error
 
 

@@ -10,7 +10,7 @@ from sam3slim.compression.groups import GROUPS
 from sam3slim.compression.mixed import Mixed
 from sam3slim.errors import UserError
 
-Plan = Mapping[str, str]
+PrecisionPlan = Mapping[str, str]
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Searched:
         return as_method(self.plan)
 
 
-def as_method(plan: Plan) -> Mixed:
+def as_method(plan: PrecisionPlan) -> Mixed:
     """A plan as ``mixed`` takes it."""
     return Mixed(dict(plan), rest="fp32" if set(plan.values()) == {"fp32"} else "fp16")
 
@@ -70,7 +70,7 @@ def search(
         )
     limit = float("inf") if max_drop is None else max_drop
 
-    def measured(plan: Plan) -> float:
+    def measured(plan: PrecisionPlan) -> float:
         method = as_method(plan)
         drop = drop_of(method)
         result.trace.append({"groups": dict(plan), "drop": drop, "bytes": bytes_of(method), "kept": False})
@@ -92,7 +92,7 @@ def search(
 def _lower(
     result: Searched,
     precision: str,
-    measured: Callable[[Plan], float],
+    measured: Callable[[PrecisionPlan], float],
     bytes_of: Callable[[Mixed], int],
     limit: float,
     max_bytes: int | None,

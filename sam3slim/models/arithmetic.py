@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sam3slim.models.precision import FP32_PARTS
+from sam3slim.models.fp32 import FP32_PARTS
 from sam3slim.precisions import halves
 
 MATRICES = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)

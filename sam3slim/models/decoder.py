@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.sam3.modeling_sam3 import Sam3DetrDecoder, inverse_sigmoid
 
-from sam3slim.models.precision import as_weights, full_precision
+from sam3slim.models.fp32 import as_weights, full_precision
 from sam3slim.parts import recomputed
 
 

@@ -19,9 +19,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
 
 from sam3slim.models.decoder import decode
+from sam3slim.models.fp32 import ExactPositions, as_weights, full_precision
 from sam3slim.models.masks import AskedMasks, AskedSemantic, MaskHead
 from sam3slim.models.outputs import Sam3Output
-from sam3slim.models.precision import ExactPositions, as_weights, full_precision
 from sam3slim.models.prompted import PromptedModel
 from sam3slim.specs import PADDED_BOX_LABEL, ModelSpec
 from sam3slim.text.bank import TextBank

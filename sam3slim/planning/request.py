@@ -19,7 +19,7 @@ from sam3slim.runs.teacher import overrides_of
 from sam3slim.specs import ModelSpec
 from sam3slim.strict import spec_from_dict
 from sam3slim.training import ScheduleSpec
-from sam3slim.training.precision import precision_of
+from sam3slim.training.autocast import precision_of
 
 INSTANCES = 2  # of every prompt, present or not
 MISSING = "(not given)"

@@ -23,7 +23,7 @@ from sam3slim.models.build import empty_model
 from sam3slim.runs.specs import TrainSpec
 from sam3slim.specs import ModelSpec
 from sam3slim.training import ConceptSegmentation
-from sam3slim.training.precision import precision_of
+from sam3slim.training.autocast import precision_of
 
 WORDS = 4  # real tokens of every phrase
 

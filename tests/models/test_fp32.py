@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sam3slim.environment import before_fake_tensors
 from sam3slim.models import Sam3, Sam3Output, build_model
-from sam3slim.models.precision import FP32_PARTS
+from sam3slim.models.fp32 import FP32_PARTS
 from tests.tiny import SPEC, tiny_batch, tiny_model
 
 HALVES = [torch.bfloat16, torch.float16]

@@ -24,7 +24,7 @@ from sam3slim.training import (
 )
 from sam3slim.training import module as module_file
 from sam3slim.training import precision as precision_file
-from sam3slim.training.precision import PRECISIONS
+from sam3slim.training.autocast import PRECISIONS
 from tests.tiny import tiny_model
 from tests.training.test_module import loader, module
 
