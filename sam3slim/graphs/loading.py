@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from sam3slim.checkpoints import CheckpointError, LoadReport, load, locate, spec_difference
 from sam3slim.checkpoints.locating import ONNX, PROGRAMS, Located, graph_format
 from sam3slim.checkpoints.readers import Overrides, read_facts
 from sam3slim.errors import UserError
+from sam3slim.graphs.programs import ProgramSam3
 from sam3slim.graphs.runner import GraphSam3, OnnxSam3
 from sam3slim.models import Sam3
 from sam3slim.specs import ModelSpec
+
+# Format of an artifact of graphs → what runs it.
+RUNNERS: dict[str, Callable[[Path, ModelSpec], GraphSam3]] = {ONNX: OnnxSam3, PROGRAMS: ProgramSam3}
 
 
 def load_runnable(
@@ -62,19 +67,17 @@ def _load_graphs(located: Located, expect: ModelSpec | None) -> tuple[GraphSam3,
 
 
 def _open(folder: Path, spec: ModelSpec, format: str) -> GraphSam3:
-    from sam3slim.graphs.programs import ProgramSam3
-
     try:
-        return ProgramSam3(folder, spec) if format == PROGRAMS else OnnxSam3(folder, spec)
+        return RUNNERS[format](folder, spec)
     except UserError:
         raise
     except Exception as error:
         # ONNX Runtime's exceptions have no common base but Exception; torch raises whatever its zip reader does.
-        if format == PROGRAMS or type(error).__module__.startswith("onnxruntime"):
-            who = "PyTorch" if format == PROGRAMS else "ONNX Runtime"
-            line = str(error).strip().splitlines()[0][:160]
-            raise CheckpointError(f"checkpoint {folder}: {who} refuses it ({line}); write it again") from error
-        raise
+        if format == ONNX and not type(error).__module__.startswith("onnxruntime"):
+            raise
+        who = "ONNX Runtime" if format == ONNX else "PyTorch"
+        line = str(error).strip().splitlines()[0][:160]
+        raise CheckpointError(f"checkpoint {folder}: {who} refuses it ({line}); write it again") from error
 
 
 def _check_files(folder: Path, facts: object, key: str) -> None:
