@@ -17,9 +17,9 @@ from sam3slim.artifacts import extract
 from sam3slim.artifacts.lazy import Convert
 from sam3slim.checkpoints import inspect, load
 from sam3slim.compression import compress, method_from_name, register, registry
-from sam3slim.config import compose_model
 from sam3slim.data.annotations import FORMATS, load_index
 from sam3slim.data.batch import Targets
+from sam3slim.launch.compose import compose_model
 from sam3slim.losses import Criterion, LossSpec, Match, Summed
 from sam3slim.losses.criterion import LayerOutputs
 from sam3slim.models import Sam3, build_model, count_params, state_shapes
