@@ -22,8 +22,8 @@ from sam3slim.training import (
     precision_of,
     precision_plugins,
 )
+from sam3slim.training import autocast as precision_file
 from sam3slim.training import module as module_file
-from sam3slim.training import precision as precision_file
 from sam3slim.training.autocast import PRECISIONS
 from tests.tiny import tiny_model
 from tests.training.test_module import loader, module
