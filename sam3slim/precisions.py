@@ -165,10 +165,10 @@ def to_half(tensor: Tensor, dtype: torch.dtype) -> Stored:
     half = tensor.to(dtype)
     if not tensor.numel():
         return Stored(half)
-    if dtype.itemsize != 2:  # 8 bits have no minimum in torch
-        wide = half.float()
-        lost = int(torch.count_nonzero(tensor)) - int(torch.count_nonzero(wide))
-        return Stored(half, underflowed=lost) if bool(wide.isfinite().all()) else Stored(tensor, overflowed=True)
+    if dtype.itemsize != 2:  # torch saturates 8 bits, and knows no minimum of them
+        lost = int(torch.count_nonzero(tensor)) - int(torch.count_nonzero(half.float()))
+        fits = bool(tensor.abs().amax() <= torch.finfo(dtype).max)
+        return Stored(half, underflowed=lost) if fits else Stored(tensor, overflowed=True)
     # aminmax hands NaN on, and is 20 times faster than isfinite on half precision; so are bits without their sign.
     low, high = half.aminmax()
     if not (low.isfinite() and high.isfinite()):
