@@ -13,7 +13,7 @@ from gpu_rows import Measure, Recorder
 from gpu_subjects import Subjects, stored
 from torch import Tensor
 
-from sam3slim.checkpoints import write_artifact
+from sam3slim.artifacts import write_artifact
 from sam3slim.data.batch import Batch
 from sam3slim.data.module import ConceptData
 from sam3slim.data.spec import DataSpec
