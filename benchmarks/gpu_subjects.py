@@ -18,8 +18,8 @@ from sam3slim.compression.int8_weight import int8_weight
 from sam3slim.data.batch import Batch
 from sam3slim.launch.compose import compose_model, conf_dir
 from sam3slim.models import Sam3, init_for_training
+from sam3slim.models.build import empty_model
 from sam3slim.models.compiled import STACKS, Compile
-from sam3slim.models.empty import empty_model
 from sam3slim.planning.request import INSTANCES, planned_spec
 from sam3slim.planning.step import make_batch
 from sam3slim.runs.measure import back_to_cpu

@@ -27,7 +27,7 @@ from sam3slim.planning.step import make_batch
 from sam3slim.runs.specs import TrainSpec
 from sam3slim.runs.train import training_module
 from sam3slim.training import ConceptSegmentation, precision_of, precision_plugins
-from sam3slim.training.precision import check_precision
+from sam3slim.training.autocast import check_precision
 
 GIB = 2**30
 CORES_PER_PLAN = 3  # the GPU is fed meanwhile
