@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "sam3slim"
 # Bottom to top; a module imports from its own floor or from below.
 FLOORS = [
-    {"errors", "files", "parts", "precisions", "strict"},
+    {"errors", "files", "parts", "precisions", "progress", "strict"},
     {"environment", "specs"},
     {"text"},
     {"data", "launch", "models", "results"},

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from pycocotools import mask as mask_utils
-from rich.progress import Progress
 
 from sam3slim.data.shapes_draw import OUTLINES, PALETTE, Mask, ShapeObject, draw_scene, jittered
 from sam3slim.errors import UserError
 from sam3slim.files import atomic_path
+from sam3slim.progress import progress_bar
 
 # Raised whenever the same spec would give other pictures.
 VERSION = 1
@@ -121,7 +121,7 @@ def make_shapes(
         return folder
     with atomic_path(folder) as temporary:
         (temporary / "annotations").mkdir(parents=True)
-        with Progress(transient=True, disable=not progress) as bar:
+        with progress_bar(show=progress) as bar:
             task = bar.add_task("drawing shapes", total=sum(spec.counts().values()))
             for number, split in enumerate(SPLITS):
                 _write_split(temporary, spec, number, split, lambda: bar.advance(task))

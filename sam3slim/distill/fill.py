@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from sam3slim.data.coco import CocoConcepts
 from sam3slim.data.images import UnreadableImage
@@ -21,6 +20,7 @@ from sam3slim.distill.store import TeacherStore, pack, read_facts
 from sam3slim.distill.teacher import FrozenTeacher
 from sam3slim.errors import UserError
 from sam3slim.files import ensure_writable_dir, file_sha256, require_space
+from sam3slim.progress import progress_bar
 
 CHUNK = 32  # prompts that pass the teacher together
 SAMPLED = 4  # views that the size of the cache is estimated from
@@ -128,14 +128,10 @@ class Filler:
             if share.rank == 0:
                 print("\n".join(lines))
             self.store.create(teacher.model_spec.to_dict())
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                   TimeRemainingColumn())  # fmt: skip
-        with Progress(*columns, disable=share.rank > 0) as bar:
-            task = bar.add_task("teacher cache", total=len(mine))
-            for view in mine:
+        with progress_bar(show=share.rank == 0) as bar:
+            for view in bar.track(mine, description="teacher cache"):
                 categories, answers = self._ask(teacher, view)
                 self.store.write(*view, categories, answers)
-                bar.advance(task)
         self._wait()
 
     def _ask(self, teacher: FrozenTeacher, view: tuple[int, bool]) -> tuple[list[int], SoftTargets]:

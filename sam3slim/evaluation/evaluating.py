@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from typing import Any
 
 import torch
 import torchmetrics
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from sam3slim.data.batch import Batch, GroundTruth
 from sam3slim.data.detections import Detections
 from sam3slim.errors import UserError
 from sam3slim.evaluation.inference import Segmenter, TextCache, predict_batch
+from sam3slim.progress import progress_bar
 from sam3slim.results.metrics import Measured, measure_all
 from sam3slim.results.samples import Samples
 
@@ -115,7 +107,8 @@ def evaluate(
     calibration, cache = Calibration(), TextCache()
     metrics = ConceptMetrics()
     prompts = 0
-    with _progress(progress, _image_count(dataloader, limit)) as advance:
+    with progress_bar(show=progress) as bar:
+        task = bar.add_task("evaluating", total=_image_count(dataloader, limit))
         for batch in _limited(dataloader, limit):
             wanted = ground_truths(batch)
             found = predict_batch(
@@ -129,7 +122,7 @@ def evaluate(
             calibration.update(found, wanted)
             metrics.update(found, wanted)
             prompts += len(batch.input_ids)
-            advance(len(found))
+            bar.advance(task, len(found))
     if not metrics.images:
         raise UserError(f"nothing to evaluate: the data gives no image (limit={limit}); check data.root and data.split")
     return EvalResult(
@@ -237,11 +230,3 @@ def _image_count(dataloader: Iterable[Batch], limit: int | None) -> int | None:
     if limit is None or total is None:
         return limit if total is None else total
     return min(total, limit)
-
-
-@contextmanager
-def _progress(show: bool, total: int | None) -> Iterator[Callable[[int], None]]:
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
-    with Progress(*columns, TimeRemainingColumn(), transient=True, disable=not show) as bar:
-        task = bar.add_task("evaluating", total=total)
-        yield lambda count: bar.advance(task, count)

@@ -10,10 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
-
 from sam3slim.errors import UserError
 from sam3slim.predict.images import Picture, find_pictures, shared_folder
 from sam3slim.predict.opening import choose_dtype, device_for, identity
@@ -22,6 +18,7 @@ from sam3slim.predict.predictor import Predictor
 from sam3slim.predict.prompts import Prompts, read_boxes, read_phrases
 from sam3slim.predict.reading import Decoded, Unread, batches, decode
 from sam3slim.predict.writer import FINAL_FILE, OutputFolder
+from sam3slim.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -139,7 +136,7 @@ def _work(
     names = {number: phrase for phrase, number in categories.items()}
     predictor.check_phrases(categories)
     started = time.perf_counter()
-    with _progress(progress) as bar:
+    with progress_bar(show=progress) as bar:
         task = bar.add_task("predicting", total=len(todo))
         pictures = decode(todo, predictor, prompts, ahead=2 * spec.batch_size, keep=spec.overlays)
         for batch in batches(pictures, spec.batch_size):
@@ -156,13 +153,3 @@ def _work(
             done.skipped |= {one.picture.name: one.reason for one in batch if isinstance(one, Unread)}
             bar.advance(task, len(batch))
     done.seconds = time.perf_counter() - started
-
-
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text("" if task.speed is None else f"{task.speed:.1f} images/s")
-
-
-def _progress(show: bool) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), transient=True, disable=not show)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -275,6 +277,7 @@ def build_trainer(spec: TrainSpec, output_dir: Path) -> lightning.Trainer:
     callbacks = list(build(configured).values())
     callbacks += [RandomState(), TrainingClock(), FinalValidation(), GracefulStop(output_dir / "checkpoints")]
     rank_zero_only(_keep_earlier_metrics)(output_dir)
+    _silence_remarks()
     loggers = list((build(spec.logger) if spec.logger else {}).values())
     precision = precision_plugins(spec.trainer, training_device(spec))
     trainer: lightning.Trainer = build(
@@ -288,6 +291,15 @@ def build_trainer(spec: TrainSpec, output_dir: Path) -> lightning.Trainer:
         use_distributed_sampler=False,
     )
     return trainer
+
+
+def _silence_remarks() -> None:
+    """Lightning advertises a logger, says that all batches are used, and misses workers for pictures kept in memory."""
+    remarks = ("Tip: ", "so 100% of the batches")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: not any(remark in record.getMessage() for remark in remarks)
+    )
+    warnings.filterwarnings("ignore", ".*does not have many workers")
 
 
 def _keep_earlier_metrics(output_dir: Path) -> None:

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from rich.progress import track
 from torch import Tensor, nn
 from transformers.models.sam3.modeling_sam3 import window_unpartition
 
@@ -23,6 +22,7 @@ from sam3slim.environment import this_process
 from sam3slim.errors import UserError
 from sam3slim.evaluation.inference import eval_mode
 from sam3slim.models import Sam3
+from sam3slim.progress import progress_bar
 from sam3slim.slimming.check import unit_size
 from sam3slim.slimming.least_squares import LeastSquares
 from sam3slim.slimming.plan import Fit, Plan
@@ -174,14 +174,13 @@ class _Towers:
         full = [self._embedded(self.full, pixels) for pixels in batches]
         slim = [self._embedded(self.slim, pixels) for pixels in batches]
         done = 0
-        blocks = list(enumerate(self.blocks))
-        quiet = this_process().rank > 0
-        for i, block in track(blocks, "fitting the vision tower", transient=True, disable=quiet):
-            for skipped in range(done, block):
-                full = [self.full.layers[skipped](stream) for stream in full]
-            done = block + 1
-            full = self._fit_block(i, block, full, slim)
-            slim = [self.slim.layers[i](stream) for stream in slim]
+        with progress_bar(show=this_process().rank == 0) as bar:
+            for i, block in enumerate(bar.track(self.blocks, description="fitting the vision tower")):
+                for skipped in range(done, block):
+                    full = [self.full.layers[skipped](stream) for stream in full]
+                done = block + 1
+                full = self._fit_block(i, block, full, slim)
+                slim = [self.slim.layers[i](stream) for stream in slim]
         for skipped in range(done, len(self.full.layers)):
             full = [self.full.layers[skipped](stream) for stream in full]
         pairs = [(whole.movedim(-1, 1), cut.movedim(-1, 1)) for whole, cut in zip(full, slim, strict=True)]

@@ -5,6 +5,7 @@ from sam3slim.training.average import WeightAverage
 from sam3slim.training.callbacks import FinalValidation, GracefulStop, RandomState, TrainingClock
 from sam3slim.training.module import ConceptSegmentation
 from sam3slim.training.optim import OptimSpec, ScheduleSpec, build_optimizer, param_groups
+from sam3slim.training.progress import StepProgress
 from sam3slim.training.recompute import recompute_activations
 from sam3slim.training.saving import StreamedCheckpoints
 from sam3slim.training.settings import check_trainer
@@ -18,6 +19,7 @@ __all__ = [
     "OptimSpec",
     "RandomState",
     "ScheduleSpec",
+    "StepProgress",
     "StreamedCheckpoints",
     "TrainingClock",
     "WeightAverage",

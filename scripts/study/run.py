@@ -5,17 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
-
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from sam3slim.errors import UserError
-from sam3slim.launch.compose import compose_plain
+from sam3slim.launch.compose import compose_run
+from sam3slim.launch.run import Run
+from sam3slim.progress import progress_bar
 from sam3slim.results.record import read_record
-from sam3slim.results.recording import config_hash, finished_record, forget_other
+from sam3slim.results.recording import config_hash, forget_other
 from scripts.study.cells import Cell
 from scripts.study.results import Result, read_results, result_of
 
@@ -29,12 +28,15 @@ def overrides_of(cell: Cell, more: Sequence[str] = ()) -> list[str]:
 
 def finished(cell: Cell, out: Path, table: Path, more: Sequence[str] = ()) -> Result | None:
     """The cell's result, if its record or the table says that just this configuration has been run to its end."""
-    config = _config(cell, out, more)
-    record = finished_record(out / cell.name, config)
+    return _result(cell, _composed(cell, out, more), read_results(table))
+
+
+def _result(cell: Cell, run: Run, table: Mapping[str, Result]) -> Result | None:
+    record = run.finished()
     if record is not None:
         return result_of(cell, record)
-    kept = read_results(table).get(cell.name)
-    return kept if kept is not None and kept.config_hash == config_hash(config) else None
+    kept = table.get(cell.name)
+    return kept if kept is not None and kept.config_hash == config_hash(run.config) else None
 
 
 def run_cells(
@@ -57,16 +59,14 @@ def run_cells(
     Returns:
         Cell → the first line of what went wrong, for those that failed.
     """
-    for cell in cells:
-        _config(cell, out, more)  # a mistake is told before hours of work
-    waiting = [cell for cell in cells if finished(cell, out, table, more) is None]
-    for cell in waiting:  # here, because Hydra composes on one thread only
-        forget_other(out / cell.name, _config(cell, out, more))
+    # All of them first: a mistake is told before hours of work, and Hydra composes on one thread only.
+    runs, kept = {cell: _composed(cell, out, more) for cell in cells}, read_results(table)
+    waiting = [cell for cell, run in runs.items() if _result(cell, run, kept) is None]
+    for cell in waiting:
+        forget_other(runs[cell].folder, runs[cell].config)
     say(f"{len(cells) - len(waiting)} of {len(cells)} cells are finished; {len(waiting)} to go, {jobs} at a time")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-               TimeRemainingColumn())  # fmt: skip
     failed: dict[str, str] = {}
-    with Progress(*columns) as bar, ThreadPoolExecutor(jobs) as pool:
+    with progress_bar() as bar, ThreadPoolExecutor(jobs) as pool:
         task = bar.add_task("study", total=len(waiting))
         running = {pool.submit(_run, cell, out, more): cell for cell in waiting}
         try:
@@ -83,8 +83,8 @@ def run_cells(
     return failed
 
 
-def _config(cell: Cell, out: Path, more: Sequence[str]) -> dict[str, Any]:
-    return compose_plain("train", [*overrides_of(cell, more), "resume=auto"], out / cell.name)
+def _composed(cell: Cell, out: Path, more: Sequence[str]) -> Run:
+    return compose_run("train", [*overrides_of(cell, more), "resume=auto"], out / cell.name)
 
 
 def _run(cell: Cell, out: Path, more: Sequence[str]) -> str | None:
