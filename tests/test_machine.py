@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from sam3slim.runs.specs import TrainSpec
 from sam3slim.strict import spec_from_dict
 from tests.test_runs import data
 from tests.tiny import OVERRIDES
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def check(root: Path, *overrides: str) -> None:
@@ -49,6 +52,17 @@ def test_check_machine__one_line_and_a_fix_that_passes(
         check(tmp_path, *overrides)
     assert "\n" not in str(caught.value)
     check(tmp_path, *overrides, *fix)
+
+
+@pytest.mark.parametrize("name", machine.EXTRAS)
+def test_check_machine__a_loggers_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert name in extras
+    monkeypatch.setattr(machine, "find_spec", lambda package: None)
+    with pytest.raises(UserError, match=rf"logger={name} needs .* pip install 'sam3slim\[{name}\]', or use logger=csv"):
+        check(tmp_path, f"logger={name}")
+    monkeypatch.setattr(machine, "find_spec", lambda package: package)
+    check(tmp_path, f"logger={name}")
 
 
 def test_check_machine__gpus_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -14,9 +15,11 @@ from sam3slim.training import check_precision
 
 ON_CPU = "trainer=cpu or trainer=cpu_ddp, or add trainer.accelerator=cpu trainer.devices=2"
 
+EXTRAS = ("mlflow", "wandb")  # loggers whose package has their name
+
 
 def check_machine(spec: TrainSpec) -> None:
-    """Refuse an accelerator, devices, a strategy or a precision that cannot be had here.
+    """Refuse an accelerator, devices, a strategy, a precision or a logger that cannot be had here.
 
     Raises:
         UserError: names the key, and a setting that works.
@@ -32,6 +35,11 @@ def check_machine(spec: TrainSpec) -> None:
     else:
         _check_gpus(devices, torch.cuda.device_count())
     check_precision(trainer, device)
+    for name in spec.logger or {}:
+        if name in EXTRAS and find_spec(name) is None:
+            raise UserError(
+                f"logger={name} needs a package that is missing; pip install 'sam3slim[{name}]', or use logger=csv"
+            )
 
 
 def _check_strategy(strategy: Any) -> None:
