@@ -20,6 +20,12 @@ from sam3slim.cli.text import TEXT
 from sam3slim.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, UserError
 
 COMMANDS: tuple[Command, ...] = (INSPECT, EXTRACT, TEXT, COMPARE, EXPORT, PREDICT)
+# The three scripts, for those who have no checkout; Hydra reads their arguments.
+RUNS = {
+    "train": "train or retrain a model, as python train.py does",
+    "evaluate": "measure a checkpoint's mAP, as python evaluate.py does",
+    "compress": "write and measure smaller artifacts, as python compress.py does",
+}
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -28,6 +34,8 @@ def make_parser() -> argparse.ArgumentParser:
         prog="sam3slim", description="Make SAM 3 small, and prove what each step costs in mAP."
     )
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, text in RUNS.items():
+        subparsers.add_parser(name, help=text, add_help=False).add_argument("overrides", nargs="*")
     for command in COMMANDS:
         epilog = f"example: {command.epilog}" if command.epilog else None
         sub = subparsers.add_parser(command.name, help=command.help, description=command.help, epilog=epilog)
@@ -38,7 +46,13 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the subcommand of ``argv``; 0, or 2 after one line for bad input, or 130 after Ctrl-C."""
-    arguments = make_parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    if words and words[0] in RUNS:
+        from sam3slim.runs import main as run
+
+        run(words[0], words[1:], "sam3slim {kind}")
+        return 0
+    arguments = make_parser().parse_args(words)
     try:
         arguments.run(arguments)
         sys.stdout.flush()

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, open_dict, read_write
 from sam3slim.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, UserError, exit_with
 from sam3slim.launch import messages, sweep
 from sam3slim.launch.compose import CONFIG_DIR, VERSION_BASE, as_user_error, conf_dir, own_hydra, run_of
-from sam3slim.launch.run import PROGRAM, Command
+from sam3slim.launch.run import PROGRAM, RunCommand
 
 # Set by a user who wants Hydra's and our tracebacks for bad input too.
 FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -28,7 +28,7 @@ SHOWING = {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--resolv
            "--shell-completion", "-sc"}  # fmt: skip
 
 
-def main(command: Command, argv: Sequence[str] | None = None, program: str = PROGRAM) -> None:
+def main(command: RunCommand, argv: Sequence[str] | None = None, program: str = PROGRAM) -> None:
     """Run what a command line asks for.
 
     Bad input becomes one ``error: …`` line on stderr and exit status 2, in a plain run before any folder is made;
@@ -95,7 +95,7 @@ def _show(name: str, argv: list[str]) -> None:
         hydra.main(config_path=str(conf_dir()), config_name=name, version_base=VERSION_BASE)(lambda cfg: None)()
 
 
-def _run(command: Command, cfg: DictConfig, program: str) -> None:
+def _run(command: RunCommand, cfg: DictConfig, program: str) -> None:
     """A plain run: checked, then in Hydra's job, which has a folder and a log."""
     folder = str(cfg.hydra.run.dir)
     with read_write(cfg.hydra), open_dict(cfg.hydra):

@@ -68,7 +68,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Command:
+class RunCommand:
     """``conf/<name>.yaml`` and its task, imported only after the cheap checks: torch takes seconds."""
 
     name: Kind

@@ -21,7 +21,7 @@ from sam3slim.errors import EXIT_BAD_INPUT, UserError
 from sam3slim.launch import messages
 from sam3slim.launch.compose import CONFIG_DIR, as_user_error, compose, own_hydra, run_of, to_plain, without_hydra
 from sam3slim.launch.journal import Journal, Outcome, summary
-from sam3slim.launch.run import Command, Run
+from sam3slim.launch.run import Run, RunCommand
 from sam3slim.launch.search import Search
 from sam3slim.launch.trial import run_trial, trial_name
 
@@ -46,7 +46,7 @@ class Sweep:
     varying: tuple[str, ...] = ()
     search: Mapping[str, Any] | None = None
 
-    def run(self, command: Command, overrides: Sequence[str], program: str) -> None:
+    def run(self, command: RunCommand, overrides: Sequence[str], program: str) -> None:
         """All trials, then one line; exits with status 2 if one failed.
 
         Raises:
@@ -138,7 +138,7 @@ def sweep_of(config_name: str, overrides: Sequence[str], multirun: bool) -> Swee
     return Sweep(directory, start, tuple(map(_key, varying)), sweeper if stored else None)
 
 
-def _trial(command: Command, program: str, cfg: DictConfig) -> tuple[float, ...] | float | None:
+def _trial(command: RunCommand, program: str, cfg: DictConfig) -> tuple[float, ...] | float | None:
     """One job of a sweep: it fails for itself alone. Returns what a search compares, None after a failure."""
     context = HydraConfig.get()
     number, folder = int(context.job.num), Path(context.runtime.output_dir)

@@ -6,7 +6,7 @@ from typing import Any
 
 from sam3slim.launch.command import main as launch
 from sam3slim.launch.compose import compose_run
-from sam3slim.launch.run import PROGRAM, Command, Task
+from sam3slim.launch.run import PROGRAM, RunCommand, Task
 
 
 # Imported inside, so that mistyped options and impossible models are answered before torch is loaded.
@@ -33,9 +33,9 @@ def _compress() -> Task:
 
 
 COMMANDS = {
-    "train": Command("train", _train),
-    "evaluate": Command("evaluate", _evaluate),
-    "compress": Command("compress", _compress),
+    "train": RunCommand("train", _train),
+    "evaluate": RunCommand("evaluate", _evaluate),
+    "compress": RunCommand("compress", _compress),
 }
 
 

@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 from hydra.errors import MissingConfigException
 
+from sam3slim import cli, runs
 from sam3slim.errors import UserError
 from sam3slim.launch import child, sweep
 from sam3slim.launch.command import main
-from sam3slim.launch.compose import compose_plain, conf_dir
-from sam3slim.launch.run import Command, Run, Task
+from sam3slim.launch.compose import CONFIG_DIR, compose_plain, conf_dir
+from sam3slim.launch.run import Run, RunCommand, Task
 from sam3slim.results.record import read_record
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,7 +52,7 @@ def run(
 
         capsys.readouterr()
         try:
-            main(Command("train", lambda: Task(Anything, work, lambda spec: check(vars(spec)))), argv)
+            main(RunCommand("train", lambda: Task(Anything, work, lambda spec: check(vars(spec)))), argv)
             status = 0
         except SystemExit as error:
             status = int(error.code or 0)
@@ -306,3 +307,34 @@ def test_main__sweep_of_several_processes_is_refused(run: Any, override: str, ke
     assert (status, jobs) == (2, [])
     assert re.search(rf"error: {key} in a sweep \(-m\): .*one device per job", err)
     assert err.count("\n") == 1
+
+
+def test_main__own_groups_from_a_folder(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CONFIG_DIR, "")
+    for name in ("vit", ""):
+        (tmp_path / "own/model" / name).mkdir(parents=True, exist_ok=True)
+    (tmp_path / "own/model/vit/thin.yaml").write_text("defaults: [nano, _self_]\ndepth: 1\n")
+    status, err, jobs = run("model/vit=thin", "--config-dir", "own")
+    assert (status, err, jobs[0].config["model"]["vit"]["depth"]) == (0, "", 1)
+    status, err, jobs = run("-m", "model/vit=thin,nano", "-cd", "own")
+    assert [job.config["model"]["vit"]["depth"] for job in jobs] == [1, 4]
+    status, err, _ = run("model/vit=thinn", "-cd", "own")
+    assert err.startswith("error: unknown option model/vit=thinn; did you mean model/vit=thin? available: d16, ")
+    assert run("-cd", "nowhere")[:2] == (
+        2, "error: --config-dir nowhere is not a folder; give one with groups such as model/\n"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("flag", ["--config-name=x", "--experimental-rerun", "--foo"])
+def test_main__flags_that_are_not_known(run: Any, flag: str) -> None:
+    status, err, jobs = run("seed=1", flag)
+    assert (status, jobs) == (2, [])
+    assert err.startswith(f"error: unknown flag {flag}; known: -m, ")
+
+
+def test_main__as_a_subcommand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: list[Run] = []
+    task = Task(Anything, lambda spec, run: seen.append(run))
+    monkeypatch.setitem(runs.COMMANDS, "train", RunCommand("train", lambda: task))
+    assert cli.main(["train", "seed=3", f"hydra.run.dir={tmp_path}"]) == 0
+    assert (seen[0].command, seen[0].config["seed"]) == ("sam3slim train seed=3", 3)
