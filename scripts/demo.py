@@ -8,7 +8,9 @@ Started again, it keeps what is finished and goes on with the rest.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from sam3slim.checkpoints import load
 from sam3slim.data.spec import DataSpec
 from sam3slim.errors import UserError, one_line_exits
 from sam3slim.evaluation import ground_truths, predict_batch
+from sam3slim.files import ensure_writable_dir
 from sam3slim.launch.compose import compose_plain, compose_run
 from sam3slim.report import map_vs_size, picture_grid, table_row, to_markdown, write_table
 from sam3slim.results.record import Artifact, Kind, RunRecord, read_record
@@ -26,9 +29,11 @@ from sam3slim.runs import COMMANDS
 from sam3slim.runs.compress import compress_unfinished
 from sam3slim.runs.specs import CompressSpec
 from sam3slim.strict import spec_from_dict
+from scripts.quiet import output_to
 
 REFERENCE = Path("assets/nano")
 METHODS = ("weights_only", "fp16", "int8_weight")
+LOG = "log.txt"
 PICTURES = 6  # val images in the comparison
 
 
@@ -36,7 +41,8 @@ def demo(out: Path, overrides: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Run all stages into ``out`` and return the rows of the table.
 
     Args:
-        out: gets ``table.csv``, ``table.md``, ``map_vs_size.png``, ``predictions.png`` and a folder per stage.
+        out: gets ``table.csv``, ``table.md``, ``map_vs_size.png``, ``predictions.png``, ``log.txt`` and a folder per
+            stage.
         overrides: Hydra overrides; ``data.…`` goes to every stage (``data.shapes.test_images=50`` for a quick
             look), everything else to the training (``trainer.max_steps=100``).
 
@@ -45,27 +51,48 @@ def demo(out: Path, overrides: Sequence[str] = ()) -> list[dict[str, Any]]:
     """
     if not (REFERENCE / "sam3slim.json").is_file():
         raise UserError(f"no reference model at {REFERENCE}; run from the repository, or `make reference` (hours)")
-    training = ["experiment=nano_slim", f"init.checkpoint={REFERENCE}", "resume=auto", *overrides]
+    print(f"Five stages, about nine minutes on two idle cores. Messages go to {ensure_writable_dir(out) / LOG}.")
     data = [text for text in overrides if text.startswith("data")]
-    checkpoint = [f"checkpoint={REFERENCE}", "latency=false"]
-    full = _stage("evaluate", out / "nano", [*checkpoint, *data])
-    slim = _stage("train", out / "nano_slim", training)
-    rows = [table_row(full, full, retrained=False)]
-    given = [f"reference={out / 'nano'}", *data]
-    rows += _compressed(str(REFERENCE), out / "nano_compressed", full, False, given)
-    rows.append(table_row(_training_checkpoint(slim, out / "nano_slim"), full, retrained=True))
-    rows += _compressed(str(out / "nano_slim/artifact"), out / "nano_slim_compressed", full, True, given)
-
-    csv_path, _ = write_table(rows, out)
-    plot = map_vs_size(rows, out / "map_vs_size.png", title="What each step costs: nano on the shapes test split")
-    picture = _pictures(out, data)
-    print("\n" + to_markdown(rows))
-    print(f"written: {csv_path}, {csv_path.with_suffix('.md')}, {plot}, {picture}")
+    given = [f"checkpoint={REFERENCE}", "latency=false"]
+    with _stage(out, 1, "nano measured"):
+        full = _done("evaluate", out / "nano", [*given, *data])
+    given = ["latency=false", f"compress=[{','.join(METHODS)}]", f"reference={out / 'nano'}", *data]
+    with _stage(out, 2, "nano compressed and measured"):
+        compressed = _compressed(out / "nano_compressed", [f"checkpoint={REFERENCE}", *given])
+    training = ["experiment=nano_slim", f"init.checkpoint={REFERENCE}", "resume=auto", *overrides]
+    with _stage(out, 3, "nano_slim cut, fitted, trained and measured"):
+        slim = _done("train", out / "nano_slim", training)
+    with _stage(out, 4, "nano_slim compressed and measured"):
+        artifact = f"checkpoint={out / 'nano_slim/artifact'}"
+        slim_compressed = _compressed(out / "nano_slim_compressed", [artifact, *given])
+    slim = _training_checkpoint(slim, out / "nano_slim")
+    rows = [table_row(record, full, retrained=False) for record in (full, *compressed)]
+    rows += [table_row(record, full, retrained=True) for record in (slim, *slim_compressed)]
+    with _stage(out, 5, "table, plot and pictures"):
+        csv_path, _ = write_table(rows, out)
+        plot = map_vs_size(rows, out / "map_vs_size.png", title="What each step costs: nano on the shapes test split")
+        picture = _pictures(out, data)
+    print(f"\n{to_markdown(rows)}\nwritten: {csv_path}, {csv_path.with_suffix('.md')}, {plot}, {picture}")
+    print(f"next:    sam3slim compare {out} --out {out / 'compare'}   (every run on one page)")
+    print("         docs/tutorial.md                                (the same with your own checkpoint and data)")
     return rows
 
 
-def _stage(name: Kind, folder: Path, overrides: Sequence[str]) -> RunRecord:
-    """Run one command into ``folder``, unless its record says that just this has been done."""
+@contextmanager
+def _stage(out: Path, number: int, title: str) -> Iterator[None]:
+    """One line with the time it took; what is printed goes to the log, and bars to the terminal."""
+    started = time.perf_counter()
+    try:
+        with output_to(out / LOG):
+            yield
+    except UserError as error:
+        raise UserError(f"stage {number} of 5 failed: {error} (see {out / LOG})") from error
+    minutes, seconds = divmod(round(time.perf_counter() - started), 60)
+    print(f"{number}/5  {minutes}:{seconds:02}  {title}", flush=True)
+
+
+def _done(name: Kind, folder: Path, overrides: Sequence[str]) -> RunRecord:
+    """The record of one command in ``folder``, which is run unless its record says that just this has been done."""
     run = compose_run(name, overrides, folder)
     record = run.finished()
     if record is None:
@@ -78,14 +105,11 @@ def _stage(name: Kind, folder: Path, overrides: Sequence[str]) -> RunRecord:
     return record
 
 
-def _compressed(
-    checkpoint: str, folder: Path, full: RunRecord, retrained: bool, overrides: Sequence[str]
-) -> list[dict[str, Any]]:
-    """One row per method; they are measured again only when their settings changed."""
-    given = [f"checkpoint={checkpoint}", f"compress=[{','.join(METHODS)}]", "latency=false", *overrides]
-    run = compose_run("compress", given, folder)
-    records, _ = compress_unfinished(spec_from_dict(CompressSpec, run.config, ""), run)
-    return [table_row(record, full, retrained=retrained) for record in records]
+def _compressed(folder: Path, overrides: Sequence[str]) -> list[RunRecord]:
+    """One record per method; they are measured again only when their settings changed."""
+    run = compose_run("compress", overrides, folder)
+    print(f"\n== {folder.name}: {run.command}", flush=True)
+    return compress_unfinished(spec_from_dict(CompressSpec, run.config, ""), run)[0]
 
 
 def _training_checkpoint(record: RunRecord, folder: Path) -> RunRecord:
