@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sam3slim.records import read_record
+from sam3slim.results.record import read_record
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,6 +55,6 @@ def test_wheel__cuts_and_evaluates_nano_from_any_folder(scripts: Path, tmp_path:
     run(scripts / "sam3slim", "evaluate", "--config-dir", "own", *given, cwd=tmp_path)
     record = read_record(tmp_path / "measured")
     assert record.command.startswith("sam3slim evaluate checkpoint=cut/artifact data=few")
-    assert (record.status, record.data and record.data["images"]) == ("finished", 4)
+    assert (record.status, record.data and record.data.images) == ("finished", 4)
     assert read_record(tmp_path / "cut").artifact
     run(scripts / "sam3slim", "compress", "checkpoint=cut/artifact", *SHAPES, "--cfg", "job", cwd=tmp_path)

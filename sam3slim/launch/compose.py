@@ -230,8 +230,8 @@ def as_user_error(config_name: str, overrides: Sequence[str]) -> Iterator[None]:
         raise UserError(explain(error, config_name, overrides)) from error
 
 
-def explain(error: BaseException, config_name: str, overrides: Sequence[str], output_key: str = "hydra.run.dir") -> str:
-    """One line for an exception raised before a job ran; ``output_key`` is what chooses another output folder."""
+def explain(error: BaseException, config_name: str, overrides: Sequence[str]) -> str:
+    """One line for an exception raised before a job ran."""
     if isinstance(error, UserError):
         return messages.one_line(str(error))
     if isinstance(error, YAMLError):
@@ -256,8 +256,6 @@ def explain(error: BaseException, config_name: str, overrides: Sequence[str], ou
         return messages.unreadable_override(error.override)
     if several := re.search(r"Ambiguous value for argument '([^']+)'", text):
         return messages.several_values(several[1])
-    if isinstance(error, OSError):
-        return messages.unwritable(error, f"choose another with {output_key}=DIR")
     if error.__cause__ is not None and str(error.__cause__) not in text:
         text = f"{text}: {error.__cause__}"
     return messages.one_line(text)

@@ -89,11 +89,6 @@ def broken_yaml(error: YAMLError) -> str:
     return f"not YAML: {one_line(str(error))}"
 
 
-def unwritable(error: OSError, fix: str) -> str:
-    """For an output folder that cannot be made or written."""
-    return f"cannot write to output folder {error.filename or '?'}: {error.strerror or error}; {fix}"
-
-
 def option_names(group_dir: Path) -> list[str]:
     """The options of a group: the YAML files in its folder."""
     return sorted(path.stem for path in group_dir.glob("*.yaml"))

@@ -46,7 +46,7 @@ class Run:
         return finished_record(self.folder, self.config)
 
     def recording(self, parent: str | None = None) -> AbstractContextManager[RunRecord]:
-        """See ``records.recording``; ``parent`` is the record or artifact it starts from."""
+        """See ``results.recording``; ``parent`` is the record or artifact it starts from."""
         return recording(
             self.folder, kind=self.kind, command=self.command, config=self.config, choices=self.choices, parent=parent
         )

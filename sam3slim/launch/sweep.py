@@ -16,10 +16,21 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from sam3slim.errors import EXIT_BAD_INPUT, UserError
 from sam3slim.launch import messages
-from sam3slim.launch.compose import CONFIG_DIR, as_user_error, compose, own_hydra, run_of, to_plain, without_hydra
+from sam3slim.launch.compose import (
+    CONFIG_DIR,
+    as_user_error,
+    compose,
+    explain,
+    own_hydra,
+    run_of,
+    to_plain,
+    without_hydra,
+)
 from sam3slim.launch.journal import Journal, Outcome, summary
 from sam3slim.launch.run import Run, RunCommand
 from sam3slim.launch.search import Search
@@ -28,6 +39,8 @@ from sam3slim.launch.trial import run_trial, trial_name
 # Environment variables of a sweep's jobs, on whatever machine: which start of the sweep they belong to, and which
 # overrides of the command vary (those of hydra.sweeper.params do anyway).
 SWEEP_START, SWEEP_KEYS = "SAM3SLIM_SWEEP", "SAM3SLIM_SWEEP_KEYS"
+# What Hydra raises for it, if no trial has started.
+BAD_INPUT = (HydraException, OmegaConfBaseException, YAMLError)
 
 
 @dataclass(frozen=True)
@@ -50,20 +63,22 @@ class Sweep:
         """All trials, then one line; exits with status 2 if one failed.
 
         Raises:
-            HydraException, UserError, …: bad input, before any trial started.
+            UserError: bad input, before any trial started.
         """
         make_folder(self.directory, "hydra.sweep.dir")
         journal, problem = Journal(self.directory, self.start), None
         try:
-            with as_user_error(command.name, overrides), own_hydra(command.name) as ours:
+            with own_hydra(command.name) as ours:
                 ours.multirun(command.name, lambda cfg: _trial(command, program, cfg), [*overrides, *self._overrides()])
-        except UserError as error:
-            problem = error.__cause__ or error
-            if not journal.read():
-                raise
+        except Exception as error:
+            problem = error
         finally:
             outcomes = journal.read()
             journal.remove()
+        if problem is not None and not outcomes:
+            if isinstance(problem, BAD_INPUT):
+                raise UserError(explain(problem, command.name, overrides)) from problem
+            raise problem
         for outcome in outcomes:
             if outcome.status in ("failed", "interrupted", "running"):
                 print(f"failed: {_short(outcome.folder)}: {outcome.error or 'its process died'}", file=sys.stderr)

@@ -11,7 +11,7 @@ from hydra._internal.hydra import Hydra
 
 from sam3slim import runs
 from sam3slim.launch.run import Run
-from sam3slim.results.record import RunRecord
+from sam3slim.results.record import ModelSummary, RunRecord
 from sam3slim.runs import train
 from sam3slim.runs.specs import TrainSpec
 
@@ -52,7 +52,7 @@ def test_start__compress_after_is_not_done_twice(monkeypatch: pytest.MonkeyPatch
     def trained(spec: TrainSpec, run: Run) -> RunRecord:
         made.append("train")
         with run.recording() as record:
-            record.model = {"params": 1}
+            record.model = ModelSummary(params=1)
         return record
 
     def compressed(spec: Any, run: Run) -> None:
@@ -60,7 +60,7 @@ def test_start__compress_after_is_not_done_twice(monkeypatch: pytest.MonkeyPatch
         assert (run.config["data"], run.config["seed"]) == (asked["data"], 7)
         for name in spec.methods:
             with compress.only(run, name, name).recording() as record:
-                record.model = {"params": 1}
+                record.model = ModelSummary(params=1)
 
     compress = inspect.getmodule(train.compress_unfinished)
     assert compress is not None
