@@ -146,3 +146,11 @@ def read_lines(path: Path) -> list[str]:
         raise UserError(f"cannot read {path}: {error.strerror}; give a text file") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+
+
+def size_text(size: float) -> str:
+    """Bytes as text, in units of 1000: 840 kB, 8.1 MB, 3.36 GB."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= scale:
+            return f"{size / scale:.3g} {unit}"
+    return f"{size:.0f} B"

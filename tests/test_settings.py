@@ -14,8 +14,8 @@ import torch
 from sam3slim.checkpoints import load
 from sam3slim.errors import UserError
 from sam3slim.launch.compose import compose_plain
-from sam3slim.report.collect import collect
-from sam3slim.report.compare import comparison_rows
+from sam3slim.report.rows import comparison_rows
+from sam3slim.results.collect import collect
 from sam3slim.results.record import read_record
 from tests import running as runs
 from tests.test_runs import SLIMMER, data, train

@@ -11,7 +11,7 @@ from sam3slim.cli.command import Command, plain_progress, quick_imports
 from sam3slim.errors import UserError
 
 if TYPE_CHECKING:
-    from sam3slim.report.collect import Collected
+    from sam3slim.results.collect import Collected
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,8 +28,8 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> None:
     with quick_imports():
         from sam3slim.files import ensure_writable_dir
-        from sam3slim.report.collect import collect
-        from sam3slim.report.compare import write_comparison
+        from sam3slim.report.page import write_comparison
+        from sam3slim.results.collect import collect
 
     found = collect(arguments.runs)
     ensure_writable_dir(arguments.out)
@@ -60,13 +60,13 @@ def _galleries(found: Collected, arguments: argparse.Namespace) -> dict[int, dic
     if unknown:
         raise UserError(f"--gallery-of {unknown[0]} is none of the runs; give the folder of one of them")
     with quick_imports():
-        from sam3slim.predict.gallery import gallery_runs, make_gallery
+        from sam3slim.report.gallery import gallery_runs, make_gallery
 
     galleries = {}
     with plain_progress(show=sys.stdout.isatty()) as bar:
         task = bar.add_task("pictures", total=None)
         for number, group in enumerate(found.groups):
-            runs = gallery_runs(group, wanted) if group.data is not None else []
+            runs = gallery_runs(group, wanted) if group.data else []
             if not runs:
                 continue
 

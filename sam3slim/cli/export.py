@@ -11,7 +11,7 @@ from sam3slim.cli.command import Command, plain_console, plain_progress, quick_i
 from sam3slim.errors import UserError
 
 if TYPE_CHECKING:
-    from sam3slim.export.candidate import Pick
+    from sam3slim.results.select import Selection
 
 WIDE = 160
 
@@ -21,9 +21,10 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     add("runs", nargs="+", metavar="RUNS", help="folders; every record.json in and below them is looked at")
     add("--out", metavar="DIR", help="a new or empty folder")
     add("--format", default="hf", metavar="FORMAT", help="hf, reference, onnx or torch-export (default: %(default)s)")
-    add("--max-drop", type=float, metavar="POINTS", help="most points of mAP lost against the full model")
+    add("--max-drop", type=float, metavar="POINTS", help="most points of the metric lost against the full model")
     add("--max-bytes", metavar="SIZE", help="largest size of the export, e.g. 500MB or 1.5GiB")
-    add("--best", metavar="WHAT", help="map: the highest mAP, size: the smallest, of those within the limits")
+    add("--best", metavar="WHAT", help="map: the best metric, size: the smallest, of those within the limits")
+    add("--metric", metavar="NAME", help="the metric that decides (default: segm; bbox where no run has masks)")
     add("--group", metavar="N", help="number or words of the data and protocol, where records have several")
     add("--reference", metavar="RUN", help="folder of the full model's run, which drops then count against")
     add("--data", metavar="DIR", help="where the data lie now, if not where the records say")
@@ -33,16 +34,17 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from sam3slim.export.choice import Wish
     from sam3slim.export.sizes import parse_bytes
+    from sam3slim.results.select import ExportCriteria
 
     max_bytes = None if arguments.max_bytes is None else parse_bytes(arguments.max_bytes)
     limits = {"max_drop": arguments.max_drop, "max_bytes": max_bytes, "best": arguments.best}
-    wish = Wish(arguments.format, **limits)
+    limits["metric"] = arguments.metric
+    criteria = ExportCriteria(arguments.format, **limits)
     if arguments.dry_run:
-        from sam3slim.export.pick import choose
+        from sam3slim.results.select import choose
 
-        _tell(choose(arguments.runs, wish, group=arguments.group, reference=arguments.reference), arguments.format)
+        _tell(choose(arguments.runs, criteria, group=arguments.group, reference=arguments.reference), arguments.format)
         return
     if arguments.out is None:
         raise UserError("--out DIR is missing; give a new or empty folder, or --dry-run")
@@ -65,7 +67,7 @@ def _run(arguments: argparse.Namespace) -> None:
             arguments.runs, arguments.out, format=arguments.format, **limits, group=arguments.group,
             reference=arguments.reference, data=arguments.data, check_images=arguments.check_images,
             overwrite=arguments.overwrite, command=shlex.join(["sam3slim", *sys.argv[1:]]),
-            told=lambda pick: _tell(pick, arguments.format), step=step, advance=advance,
+            on_choice=lambda selection: _tell(selection, arguments.format), step=step, advance=advance,
         )  # fmt: skip
     finally:
         bar.stop()
@@ -74,22 +76,19 @@ def _run(arguments: argparse.Namespace) -> None:
     print(f"written: {done.path} ({done.made.bytes:,} bytes of weights; {done.path / 'README.md'} is its card)")
 
 
-def _tell(pick: Pick, format: str) -> None:
+def _tell(selection: Selection, format: str) -> None:
     """The table of what was looked at, and why the first of it was taken."""
     from rich.table import Table
 
-    from sam3slim.export.candidate import candidate_heads, candidate_rows
-
-    heads = candidate_heads(pick, format)
     shown = Table(title="runs that were looked at", title_justify="left")
-    for i, heading in enumerate(heads):
+    for i, heading in enumerate(selection.headings(format)):
         shown.add_column(heading, justify="right" if 2 <= i <= 4 else "left", overflow="fold")
-    for row in candidate_rows(pick):
+    for row in selection.rows():
         shown.add_row(*row)
     # Into a file or a pipe, lines need not be folded.
     console = plain_console(None if sys.stdout.isatty() else WIDE)
     console.print(shown)
-    for line in [pick.why, *(f"warning: {warning}" for warning in pick.warnings)]:
+    for line in [selection.why, *(f"warning: {warning}" for warning in selection.warnings)]:
         console.print(line, soft_wrap=True)
 
 

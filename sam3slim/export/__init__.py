@@ -2,12 +2,10 @@
 
 from typing import Any
 
-from sam3slim.export.candidate import Pick
-from sam3slim.export.choice import Wish
-from sam3slim.export.pick import choose
 from sam3slim.export.sizes import parse_bytes
+from sam3slim.results.select import ExportCriteria, Selection, choose
 
-__all__ = ["Exported", "Pick", "Wish", "choose", "export", "parse_bytes"]
+__all__ = ["ExportCriteria", "Exported", "Selection", "choose", "export", "parse_bytes"]
 
 
 def __getattr__(name: str) -> Any:

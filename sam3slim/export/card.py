@@ -20,14 +20,13 @@ from sam3slim.artifacts.card import (
 from sam3slim.artifacts.trained import SENTENCES, inherited_prompts, told_prompts
 from sam3slim.checkpoints.locating import ONNX, PROGRAMS
 from sam3slim.export.builder import MODULE, builder_lines
-from sam3slim.export.candidate import Pick, candidate_heads, candidate_rows
-from sam3slim.export.choice import Wish
 from sam3slim.export.convert import Converted
 from sam3slim.export.fresh import Verified
+from sam3slim.files import size_text
 from sam3slim.models import count_params
-from sam3slim.predict.source import Source
-from sam3slim.report.table import megabytes
+from sam3slim.results.artifact import Source
 from sam3slim.results.metrics import METRICS
+from sam3slim.results.select import ExportCriteria, Selection
 from sam3slim.specs import ModelSpec
 
 SHAPES = "shapes"
@@ -47,8 +46,8 @@ LIBRARIES = {"hf": "transformers", ONNX: "onnx"}
 class Facts:
     """All that a card tells."""
 
-    pick: Pick
-    wish: Wish
+    selection: Selection
+    criteria: ExportCriteria
     source: Source
     spec: ModelSpec
     made: Converted
@@ -58,12 +57,12 @@ class Facts:
 
 def export_card(facts: Facts) -> str:
     """Markdown with the architecture, data, metrics, drop, sizes, choice, checks, provenance, use and licence."""
-    record = facts.pick.chosen.run.record
+    record = facts.selection.chosen.run.record
     drawn = record.data.name == SHAPES
     prompts = told_prompts(facts.source.facts) if facts.source.facts else inherited_prompts(facts.source.path)
     return model_card(
-        f"{facts.spec.name} ({record.artifact.precision}) as {facts.wish.format}",
-        LIBRARIES.get(facts.wish.format, "pytorch"),
+        f"{facts.spec.name} ({record.artifact.precision}) as {facts.criteria.format}",
+        LIBRARIES.get(facts.criteria.format, "pytorch"),
         f"A SAM 3 image model, chosen from measured runs and exported by sam3slim. {SENTENCES[prompts]}",
         [
             ("Architecture", _architecture(facts)),
@@ -108,7 +107,7 @@ def _architecture(facts: Facts) -> list[str]:
 
 
 def _measured(facts: Facts) -> list[str]:
-    chosen = facts.pick.chosen
+    chosen = facts.selection.chosen
     record, data = chosen.run.record, chosen.run.record.data
     measured = {METRICS[name]: values for name, values in record.metrics.values.items() if name in METRICS}
     keys = dict.fromkeys(key for values in measured.values() for key in values if key != "per_category")
@@ -116,7 +115,7 @@ def _measured(facts: Facts) -> list[str]:
         (f"{m.title}, {m.unit}", *("–" if (v := values.get(key)) is None else m.text(v, 1) for key in keys))
         for m, values in measured.items()
     ]
-    against, metric = facts.pick.against, facts.pick.metric
+    against, metric = facts.selection.against, facts.selection.metric
     drop = (
         f"Drop in {metric.title}: {chosen.drop.text()} points, against {against.where} "
         f"({metric.text(against.value)} {metric.unit}); in brackets the 95 % interval over images, where the record "
@@ -144,25 +143,24 @@ def _measured(facts: Facts) -> list[str]:
 
 
 def _sizes(facts: Facts) -> list[str]:
-    artifact = facts.pick.chosen.run.record.artifact
+    artifact = facts.selection.chosen.run.record.artifact
     rows = [
-        ("this export, weights", f"{facts.made.bytes:,}", megabytes(facts.made.bytes)),
+        ("this export, weights", f"{facts.made.bytes:,}", size_text(facts.made.bytes)),
         (f"the measured artifact ({artifact.format}, {artifact.precision})", f"{artifact.bytes:,}",
-         megabytes(artifact.bytes or 0)),
+         size_text(artifact.bytes or 0)),
     ]  # fmt: skip
-    rows += [(f"– its {part}", f"{size:,}", megabytes(size)) for part, size in artifact.bytes_by_part.items()]
+    rows += [(f"– its {part}", f"{size:,}", size_text(size)) for part, size in artifact.bytes_by_part.items()]
     files = [(f"`{name}`", f"`{sha}`") for name, sha in facts.made.weights.items()]
     return [*table(("", "bytes", ""), rows), *table(("file", "sha256"), files, right=2)]
 
 
 def _choice(facts: Facts) -> list[str]:
-    rows = candidate_rows(facts.pick)
-    shown = table(candidate_heads(facts.pick, facts.wish.format), rows, right=6)
-    return [f"{facts.pick.why}.", "", *(f"Note: {w}.\n" for w in facts.pick.warnings), *shown]
+    shown = table(facts.selection.headings(facts.criteria.format), facts.selection.rows(), right=6)
+    return [f"{facts.selection.why}.", "", *(f"Note: {w}.\n" for w in facts.selection.warnings), *shown]
 
 
 def _provenance(facts: Facts) -> list[str]:
-    run = facts.pick.chosen.run
+    run = facts.selection.chosen.run
     record, git = run.record, run.record.git or {}
     versions = ", ".join(f"{name} {value}" for name, value in record.versions.items() if value)
     commit = f"{git['sha']}{' with uncommitted changes' if git.get('dirty') else ''}" if git.get("sha") else "unknown"
@@ -182,15 +180,15 @@ def _provenance(facts: Facts) -> list[str]:
 
 def _ancestors(facts: Facts) -> list[str]:
     """Parents as records and artifacts state them, the nearest first; ``unknown`` where none is stated."""
-    found = [str(name) for name in (facts.pick.chosen.run.record.parent, facts.source.facts.get("parent")) if name]
+    found = [str(name) for name in (facts.selection.chosen.run.record.parent, facts.source.facts.get("parent")) if name]
     return list(dict.fromkeys(found)) or ["nothing (trained from scratch), or unknown"]
 
 
 def _use(facts: Facts) -> list[str]:
-    if facts.wish.format == "reference":
+    if facts.criteria.format == "reference":
         return _use_reference(facts)
-    if facts.wish.format in (ONNX, PROGRAMS):
-        return [loading(facts.wish.format), "", *inputs_lines(facts.spec)]
+    if facts.criteria.format in (ONNX, PROGRAMS):
+        return [loading(facts.criteria.format), "", *inputs_lines(facts.spec)]
     lines = [LOAD_SAM3SLIM]
     if facts.verified.transformers is None:
         lines += ["", not_plain(facts.spec)]

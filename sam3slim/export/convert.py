@@ -12,11 +12,10 @@ from sam3slim.artifacts import extract
 from sam3slim.checkpoints import load, weight_files
 from sam3slim.checkpoints.load_report import CheckpointError
 from sam3slim.checkpoints.locating import Located, weights_name
-from sam3slim.export.choice import Format
-from sam3slim.export.pick import KEPT
 from sam3slim.files import file_sha256, require_space
 from sam3slim.graphs import export_onnx, export_programs
-from sam3slim.predict.source import Source
+from sam3slim.results.artifact import Source
+from sam3slim.results.formats import KEPT, Format
 from sam3slim.specs import ModelSpec
 
 REFERENCE_FILE = "model.pt"

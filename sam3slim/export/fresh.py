@@ -17,8 +17,8 @@ import sam3slim
 from sam3slim.checkpoints import spec_difference
 from sam3slim.errors import UserError
 from sam3slim.export.check import Request, write_request
-from sam3slim.export.choice import Format
 from sam3slim.graphs.verify import TOLERANCE, difference
+from sam3slim.results.formats import Format
 from sam3slim.results.metrics import METRICS
 from sam3slim.results.record import Metrics, RunRecord, plain
 from sam3slim.specs import ModelSpec

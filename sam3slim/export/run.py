@@ -10,16 +10,13 @@ from typing import Any
 
 from sam3slim.errors import UserError
 from sam3slim.export.builder import builder_sizes
-from sam3slim.export.candidate import Pick
 from sam3slim.export.card import Facts, export_card
-from sam3slim.export.choice import Wish
 from sam3slim.export.convert import Advance, Converted, convert
 from sam3slim.export.fresh import Opening, Verified, verify_export
-from sam3slim.export.pick import choose
-from sam3slim.files import atomic_path, ensure_writable_dir, write_json
-from sam3slim.predict.source import source_of
-from sam3slim.report.table import megabytes
+from sam3slim.files import atomic_path, ensure_writable_dir, size_text, write_json
+from sam3slim.results.artifact import source_of
 from sam3slim.results.record import plain
+from sam3slim.results.select import ExportCriteria, Selection, choose
 
 EXPORT_FILE = "export.json"
 SCHEMA = 1
@@ -31,7 +28,7 @@ class Exported:
     """What was written, to which folder, why, and what was checked."""
 
     path: Path
-    pick: Pick
+    selection: Selection
     made: Converted
     verified: Verified
 
@@ -44,13 +41,14 @@ def export(
     max_drop: float | None = None,
     max_bytes: int | None = None,
     best: str | None = None,
+    metric: str | None = None,
     group: str | None = None,
     reference: str | Path | None = None,
     data: str | Path | None = None,
     check_images: int = IMAGES,
     overwrite: bool = False,
     command: str = "sam3slim.export.export(…)",
-    told: Callable[[Pick], object] = lambda pick: None,
+    on_choice: Callable[[Selection], object] = lambda selection: None,
     step: Callable[[str], object] = lambda text: None,
     advance: Advance = lambda done, total: None,
 ) -> Exported:
@@ -61,44 +59,45 @@ def export(
         out: a new or empty folder.
         format: ``hf`` (a folder for transformers), ``reference`` (a file for the reference implementation), ``onnx``,
             ``torch-export``.
-        max_drop: most points of mAP lost against the full model.
+        max_drop: most points of the metric lost against the full model.
         max_bytes: of the export's weights.
-        best: ``map`` or ``size``; see ``Wish``.
+        best: ``map`` or ``size``; see ``ExportCriteria``.
+        metric: name of the metric that decides; None: mask mAP, box mAP without masks.
         group, reference: see ``choose``.
         data: where the data lie now, if not where the records say.
         check_images: how many of the record's images both models are evaluated on; 0: none.
         overwrite: replace an export that is there.
         command: what the card says was called.
-        told, step, advance: called with the choice, with what is done next, and with elements written.
+        on_choice, step, advance: called with the choice, with what is done next, and with elements written.
 
     Raises:
         UserError: bad input, a format that a package is missing for, or an export that is not what was picked.
     """
     path = Path(out).expanduser()
-    wish = Wish(format, max_drop, max_bytes, best)  # type: ignore[arg-type]
+    criteria = ExportCriteria(format, max_drop, max_bytes, best, metric)  # type: ignore[arg-type]
     if check_images < 0:
         raise UserError(f"--check-images {check_images}: expected 0 or more")
     _check_out(path, overwrite)
-    choice = choose(runs, wish, group=group, reference=reference)
-    told(choice)
+    choice = choose(runs, criteria, group=group, reference=reference)
+    on_choice(choice)
     source = source_of(choice.chosen.run)
     ensure_writable_dir(path.parent)
     # Answers are compared on the export's own disk: of a full-size model they take a gigabyte.
     work_folder = tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent)
     with atomic_path(path) as temporary, work_folder as work:
-        step(f"writing {wish.format}")
+        step(f"writing {criteria.format}")
         record = choice.chosen.run.record
-        made = convert(source, wish.format, temporary, metrics=plain(record.metrics), advance=advance)
-        _check_size(made, wish)
+        made = convert(source, criteria.format, temporary, metrics=plain(record.metrics), advance=advance)
+        _check_size(made, criteria)
         step("opening it in a fresh process, beside the picked run's model")
         spec = source.spec
-        opens = wish.format == "hf" and "transformers" in source.facts.get("opens_in", ["transformers"])
+        opens = criteria.format == "hf" and "transformers" in source.facts.get("opens_in", ["transformers"])
         verified = verify_export(
-            Opening(source.path, source.overrides), Opening(made.path, made.overrides, opens), record, wish.format,
+            Opening(source.path, source.overrides), Opening(made.path, made.overrides, opens), record, criteria.format,
             Path(work), images=check_images, root=data,
         )  # fmt: skip
         verified = replace(verified, int8=source.int8)
-        facts = Facts(choice, wish, source, spec, made, verified, command)
+        facts = Facts(choice, criteria, source, spec, made, verified, command)
         (temporary / "README.md").write_text(export_card(facts), encoding="utf-8")
         write_json(temporary / EXPORT_FILE, _export_json(facts))
     return Exported(path, choice, replace(made, path=path / made.path.relative_to(temporary)), verified)
@@ -116,17 +115,18 @@ def _check_out(path: Path, overwrite: bool) -> None:
         raise UserError(f"output folder {path} holds an export; choose another folder or give --overwrite")
 
 
-def _check_size(made: Converted, wish: Wish) -> None:
-    if wish.max_bytes is not None and made.bytes > wish.max_bytes:
+def _check_size(made: Converted, criteria: ExportCriteria) -> None:
+    if criteria.max_bytes is not None and made.bytes > criteria.max_bytes:
         raise UserError(
-            f"the {wish.format} export has {made.bytes:,} bytes ({megabytes(made.bytes)}) with names and constants, "
-            f"more than --max-bytes {wish.max_bytes:,}; nothing was written: give a larger limit or another --format"
+            f"the {criteria.format} export has {made.bytes:,} bytes ({size_text(made.bytes)}) with names and "
+            f"constants, more than --max-bytes {criteria.max_bytes:,}; nothing was written: give a larger limit or "
+            "another --format"
         )
 
 
 def _export_json(facts: Facts) -> dict[str, Any]:
     """The card's content for programs."""
-    choice, record = facts.pick, facts.pick.chosen.run.record
+    choice, record = facts.selection, facts.selection.chosen.run.record
     runs = [
         {
             "run": str(c.run.folder), "model": c.name, choice.metric.name: c.value,
@@ -137,8 +137,8 @@ def _export_json(facts: Facts) -> dict[str, Any]:
     values = {
         "schema": SCHEMA,
         "command": facts.command,
-        "format": facts.wish.format,
-        "wish": asdict(facts.wish),
+        "format": facts.criteria.format,
+        "wish": asdict(facts.criteria),
         "why": choice.why,
         "warnings": choice.warnings,
         "drop_against": None if choice.against is None else asdict(choice.against),

@@ -99,10 +99,11 @@ def _attempt(trial: Run, work: Callable[[], Any]) -> Outcome:
             _record_failure(trial, error)
         return Outcome("interrupted" if status == "interrupted" else "failed", folder, " ".join(str(text).split()))
     done = result if isinstance(result, Done) else Done(tuple(result) if isinstance(result, list) else (result,))
-    return Outcome("finished" if done.fresh else "skipped", folder, values=_values(done))
+    return Outcome("finished" if done.fresh else "skipped", folder, values=values_of(done))
 
 
-def _values(done: Done) -> tuple[float, float] | None:
+def values_of(done: Done) -> tuple[float, float] | None:
+    """What a search compares: the main metric (more is better) and the bytes of the last record; None without both."""
     record = done.records[-1] if done.records else None
     if not isinstance(record, RunRecord):
         return None

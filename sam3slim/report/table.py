@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sam3slim.files import atomic_path
+from sam3slim.files import atomic_path, size_text
 from sam3slim.results.metrics import METRICS
 from sam3slim.results.record import Drop, RunRecord
 
@@ -46,21 +47,20 @@ def times_smaller(record: RunRecord, baseline: RunRecord) -> float | None:
 
 
 def metric_cells(record: RunRecord) -> dict[str, Any]:
-    """Of every metric the number, and its drop with the interval's ends and as text."""
+    """Of every metric the number and its drop."""
+    return {m.column: record.metrics.value(m) for m in METRICS.values()} | drop_cells(record.drop)
+
+
+def drop_cells(drops: Mapping[str, Drop]) -> dict[str, Any]:
+    """Of every metric the drop, the ends of its interval, and both as text."""
     cells: dict[str, Any] = {}
-    for name, metric in METRICS.items():
-        cells[metric.column] = record.metrics.value(metric)
-        if (drop := record.drop.get(name)) is not None:
-            cells |= drop_cells(name, drop)
+    for name in METRICS:
+        drop = drops.get(name)
+        cells[f"{name}_drop"] = drop.points if drop else None
+        cells[f"{name}_drop_low"] = drop.low if drop else None
+        cells[f"{name}_drop_high"] = drop.high if drop else None
+        cells[f"{name}_drop_interval"] = drop.text() if drop else None
     return cells
-
-
-def drop_cells(metric: str, drop: Drop) -> dict[str, Any]:
-    """A drop with the ends of its interval, and as text."""
-    return {
-        f"{metric}_drop": drop.points, f"{metric}_drop_low": drop.low, f"{metric}_drop_high": drop.high,
-        f"{metric}_drop_interval": drop.text(),
-    }  # fmt: skip
 
 
 def write_table(
@@ -95,21 +95,15 @@ def write_table(
 
 def to_markdown(rows: Sequence[Row], columns: Sequence[str] = DEMO_COLUMNS) -> str:
     """A Markdown table with headings and units for people; numbers are right-aligned."""
-    headings = [HEADINGS.get(column, column) for column in columns]
+    heads = HEADINGS | _metric_headings()
+    formats = FORMATS | _metric_formats()
+    headings = [heads.get(column, column) for column in columns]
     lines = ["| " + " | ".join(headings) + " |"]
     lines.append("|" + "|".join("---" if column in TEXT_COLUMNS else "---:" for column in columns) + "|")
     for row in rows:
-        cells = [_md_cell(column, row[column]) for column in columns]
+        cells = [_md_cell(row[column], formats.get(column, str)) for column in columns]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
-
-
-def megabytes(size: float) -> str:
-    """Bytes as text, in units of 1000: 840 kB, 8.1 MB, 3.36 GB."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= scale:
-            return f"{size / scale:.3g} {unit}"
-    return f"{size:.0f} B"
 
 
 def _count(number: float) -> str:
@@ -120,12 +114,7 @@ HEADINGS = {
     "params": "parameters",
     "bytes": "size",
     "ratio": "smaller by",
-    "bbox_map": "box mAP %",
-    "segm_map": "mask mAP %",
-    "segm_drop": "mask drop, points",
     "bytes_saved": "bytes saved",
-    "bbox_drop_interval": "box drop, points (95 %)",
-    "segm_drop_interval": "mask drop, points (95 %)",
     "calibration_change": "presence / top score",
     "latency_p50_ms": "latency, ms",
     "retraining_needed": "retraining needed",
@@ -137,19 +126,29 @@ TEXT_COLUMNS = {
 }  # fmt: skip
 FORMATS: dict[str, Callable[[Any], str]] = {
     "params": _count,
-    "bytes": megabytes,
-    "bytes_saved": megabytes,
+    "bytes": size_text,
+    "bytes_saved": size_text,
     "ratio": "{:.1f}×".format,
-    "bbox_map": lambda value: f"{100 * value:.1f}",
-    "segm_map": lambda value: f"{100 * value:.1f}",
-    # A minus sign for a gain, and no "-0.00".
-    "segm_drop": lambda value: f"{round(value, 2) + 0.0:.2f}",
     "latency_p50_ms": "{:.1f}".format,
     "retrained": lambda value: "yes" if value else "no",
     "retraining_needed": lambda value: "yes" if value else "no",
     "recommended": lambda value: "yes" if value else "",
     "pareto": lambda value: "yes" if value else "",
 }
+
+
+def _metric_headings() -> dict[str, str]:
+    headings = {}
+    for name, metric in METRICS.items():
+        headings[metric.column] = f"{metric.title} {metric.unit}"
+        headings |= {f"{name}_drop": f"{metric.short} drop, points"}
+        headings |= {f"{name}_drop_interval": f"{metric.short} drop, points (95 %)"}
+    return headings
+
+
+def _metric_formats() -> dict[str, Callable[[Any], str]]:
+    numbers = {metric.column: partial(metric.text, digits=1) for metric in METRICS.values()}
+    return {**numbers, **{f"{name}_drop": lambda points: Drop(points).text() for name in METRICS}}
 
 
 def _csv_cell(value: Any) -> Any:
@@ -160,8 +159,8 @@ def _csv_cell(value: Any) -> Any:
     return round(value, 6) if isinstance(value, float) else value
 
 
-def _md_cell(column: str, value: Any) -> str:
+def _md_cell(value: Any, shown: Callable[[Any], str]) -> str:
     if value is None:
         return "–"
-    text = FORMATS.get(column, str)(value)
+    text = shown(value)
     return text.replace("|", "\\|").replace("\n", " ")

@@ -48,7 +48,7 @@ class Metric:
     title: str
     short: str
     measure: Callable[[Sequence[Detections], Sequence[GroundTruth]], Measured | None]
-    samples: Callable[[Path], Samples] | None = None
+    samples: Callable[[Path], Samples]
     headline: str = "map"
     logged: tuple[str, ...] = ()
     scale: float = 100.0

@@ -21,7 +21,14 @@ from sam3slim.launch.run import Run
 from sam3slim.models import Sam3
 from sam3slim.models.compiled import require_compiler
 from sam3slim.report import to_markdown, write_table
-from sam3slim.report.compression import ACCEPTED_DROP, COLUMNS, SHOWN, compression_rows, tells_drops
+from sam3slim.report.rows import (
+    ACCEPTED_DROP,
+    compression_columns,
+    compression_rows,
+    compression_shown,
+    tells_drops,
+)
+from sam3slim.results.metrics import main_metric
 from sam3slim.results.record import RunRecord, read_record
 from sam3slim.results.recording import begin
 from sam3slim.runs.evaluate import loaded_artifact
@@ -74,8 +81,9 @@ def compress(spec: CompressSpec, run: Run) -> list[RunRecord]:
     if not records:
         return records
     rows = compression_rows(full, [(method.name, record) for method, record in zip(methods, records, strict=True)])
-    path, _ = write_table(rows, run.folder, columns=COLUMNS, shown=SHOWN, stem="compression")
-    print("\n" + to_markdown(rows, SHOWN) + f"written: {path}, {path.with_suffix('.md')}")
+    shown = compression_shown(main_metric(full))
+    path, _ = write_table(rows, run.folder, columns=compression_columns(), shown=shown, stem="compression")
+    print("\n" + to_markdown(rows, shown) + f"written: {path}, {path.with_suffix('.md')}")
     failed = [f"{method.name}: {r.error}" for method, r in zip(methods, records, strict=True) if r.status != "finished"]
     if failed:
         raise UserError(f"{len(failed)} of {len(methods)} methods failed ({'; '.join(failed)})")

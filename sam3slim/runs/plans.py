@@ -19,6 +19,7 @@ from sam3slim.evaluation import evaluate
 from sam3slim.files import write_json
 from sam3slim.models import Sam3
 from sam3slim.report import to_markdown, write_table
+from sam3slim.report.rows import drop_columns
 from sam3slim.report.table import drop_cells
 from sam3slim.results.metrics import METRICS, main_metric, main_of
 from sam3slim.results.record import Budget, Drop, RunRecord
@@ -26,13 +27,6 @@ from sam3slim.results.samples import paired_bootstrap
 from sam3slim.runs.measure import back_to_cpu, to_device
 from sam3slim.runs.reference import Found
 from sam3slim.runs.specs import BudgetSpec
-
-SENSITIVITY_COLUMNS = (
-    "group", "params", "bytes_saved", "bbox_drop", "bbox_drop_low", "bbox_drop_high", "segm_drop", "segm_drop_low",
-    "segm_drop_high",
-)  # fmt: skip
-
-SENSITIVITY_SHOWN = ("group", "params", "bytes_saved", "bbox_drop_interval", "segm_drop_interval")
 
 
 class PlanMeter:
@@ -100,23 +94,21 @@ def sensitivity(meter: PlanMeter, folder: Path, groups: Sequence[str] = GROUPS) 
     names, state = weights_by_group(meter.model), meter.model.state_dict()
     full = meter.bytes(Mixed(dict.fromkeys(GROUPS, "fp32"), rest="fp32"))
     rows: list[dict[str, Any]] = []
+    columns = ("group", "params", "bytes_saved", *drop_columns())
+    shown = ("group", "params", "bytes_saved", *(f"{name}_drop_interval" for name in METRICS))
     for group in groups:
         if not names[group]:
             continue  # a prompt bank has no text tower
         method = Mixed({name: "int8" if name == group else "fp32" for name in GROUPS}, rest="fp32")
-        row: dict[str, Any] = dict.fromkeys((*SENSITIVITY_COLUMNS, *SENSITIVITY_SHOWN))
-        row |= {
-            "group": group,
-            "params": sum(state[name].numel() for name in names[group]),
-            "bytes_saved": full - meter.bytes(method),
-        }
-        for kind, drop in meter.drops(method).items():
-            row |= drop_cells(kind, drop)
-        rows.append(row)
+        drops = meter.drops(method)
+        rows.append({
+            "group": group, "params": sum(state[name].numel() for name in names[group]),
+            "bytes_saved": full - meter.bytes(method), **drop_cells(drops),
+        })  # fmt: skip
         # After every group, so that an interrupted run leaves what it knows.
-        write_table(rows, folder, columns=SENSITIVITY_COLUMNS, shown=SENSITIVITY_SHOWN, stem="sensitivity")
-        print(f"{group}: {row['segm_drop'] if row['segm_drop'] is not None else row['bbox_drop']:.2f} points")
-    print("\n" + to_markdown(rows, SENSITIVITY_SHOWN))
+        write_table(rows, folder, columns=columns, shown=shown, stem="sensitivity")
+        print(f"{group}: {drops[main_of(drops).name].points:.2f} points")
+    print("\n" + to_markdown(rows, shown))
     return rows
 
 

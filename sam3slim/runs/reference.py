@@ -64,9 +64,10 @@ def save_samples(found: Found, folder: Path) -> None:
         samples.save(_file(folder, name))
 
 
-def has_samples(folder: Path) -> bool:
-    """Whether drops can be counted against the run of this folder."""
-    return any(_file(folder, name).is_file() for name in METRICS)
+def load_samples(folder: Path) -> dict[str, Samples]:
+    """What ``save_samples`` left; {} where drops cannot be counted against the run of this folder."""
+    files = {name: _file(folder, name) for name in METRICS}
+    return {name: METRICS[name].samples(file) for name, file in files.items() if file.is_file()}
 
 
 def _file(folder: Path, metric: str) -> Path:
@@ -79,11 +80,7 @@ def load_reference(run: str | Path, data: DataSpec) -> Reference:
     Raises:
         UserError: nothing there, or it was asked otherwise than ``data`` says.
     """
-    found = {
-        name: metric.samples(file)
-        for name, metric in METRICS.items()
-        if metric.samples is not None and (file := _file(Path(run), name)).is_file()
-    }
+    found = load_samples(Path(run))
     if not found:
         raise UserError(
             f"reference={run} has no matches_bbox.npz; give the output folder of evaluate.py or compress.py, "

@@ -58,7 +58,7 @@ def test_export__in_fresh_processes(measured: Path, tmp_path: Path, capfd: pytes
 def test_export__weights(measured: Path, tmp_path: Path, same_process: list[str], format: str) -> None:
     done = export([measured / "runs/fp16"], tmp_path / "out", format=format, best="map")
     assert len(same_process) == 2
-    assert done.pick.chosen.run.folder == measured / "runs/fp16"
+    assert done.selection.chosen.run.folder == measured / "runs/fp16"
     wanted, _ = load(measured / "runs/fp16/artifact")
     found, report = load(done.made.path, overrides=done.made.overrides)
     assert report.precision == "fp16"
@@ -107,7 +107,7 @@ def test_export__int8_weights_become_numbers_for_the_reference(
     for key, value in wanted.state_dict().items():
         assert torch.equal(found.state_dict()[key], value), key
     assert done.made.notes
-    estimate = done.pick.chosen.bytes
+    estimate = done.selection.chosen.bytes
     assert estimate is not None
     assert 0 < done.made.bytes - estimate < 150_000  # names, rotary tables, point projections
 
@@ -285,15 +285,16 @@ def test_card__tells_what_was_asked_for(measured: Path, tmp_path: Path, same_pro
         [measured / "runs"], tmp_path / "out", format="reference", max_drop=50, command="sam3slim export …"
     )
     card = (tmp_path / "out/README.md").read_text()
-    record = done.pick.chosen.run.record
+    record = done.selection.chosen.run.record
     for text in (
         "embed_dim 32, depth 2, heads 2", "layers 1 and 2", "global blocks 1", "Measured on shapes, split test",
-        "4 images, 92 prompts", "| mask mAP, % |", "Drop in mask mAP: ", done.pick.why, "SAM License", "Apache-2.0",
+        "4 images, 92 prompts", "| mask mAP, % |", "Drop in mask mAP: ", done.selection.why, "SAM License",
+        "Apache-2.0",
         f"| this export, weights | {done.made.bytes:,} |", "– its vision", f"`{record.command}`",
         str(record.config_hash),
         f"`{measured / 'model'}`", "evaluated again on all 4 images", done.made.weights["model.pt"],
         "build_sam3_image_model", "strict=True", "'embed_dim': 32", "`sam3slim export …`",
     ):  # fmt: skip
         assert text in card, text
-    for candidate in done.pick.candidates:
+    for candidate in done.selection.candidates:
         assert candidate.verdict in card

@@ -14,9 +14,9 @@ from PIL import Image
 
 from sam3slim.cli import main
 from sam3slim.errors import UserError
-from sam3slim.report.collect import collect, learning_curves, machine
-from sam3slim.report.compare import comparison_rows
 from sam3slim.report.page import script_json, write_page
+from sam3slim.report.rows import comparison_rows
+from sam3slim.results.collect import collect, learning_curves, machine
 from sam3slim.results.record import Latency
 
 from .compare_runs import add_failed, add_newer, add_run

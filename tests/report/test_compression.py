@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from sam3slim.report.compression import COLUMNS, SHOWN, compression_rows, tells_drops
+from sam3slim.report.rows import compression_columns, compression_rows, compression_shown, tells_drops
+from sam3slim.results.metrics import METRICS
 from sam3slim.results.record import Drop, RunRecord
 
 
@@ -35,7 +36,7 @@ def test_recommended__the_smallest_whose_whole_interval_is_small() -> None:
 def test_rows__ratio_drop_and_failure() -> None:
     failed = record(1, status="failed", error="out of memory")
     rows = compression_rows(FULL, [("int8", record(250, (0.6, 0.2, 0.9))), ("onnx", failed)])
-    assert all(set(COLUMNS) | set(SHOWN) <= row.keys() for row in rows)
+    assert all({*compression_columns(), *compression_shown(METRICS["segm"])} <= row.keys() for row in rows)
     assert rows[0]["ratio"] == 1
     assert (rows[1]["ratio"], rows[1]["segm_drop_interval"]) == (4, "0.60 (0.20 to 0.90)")
     assert (rows[2]["error"], rows[2]["bytes"], rows[2]["segm_map"]) == ("out of memory", None, None)

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from sam3slim.predict.gallery import data_uri
-from sam3slim.report.collect import collect
-from sam3slim.report.compare import comparison_rows, write_comparison
+from sam3slim.report.gallery import data_uri
+from sam3slim.report.page import write_comparison
+from sam3slim.report.rows import comparison_rows
+from sam3slim.results.collect import collect
 
 from .compare_runs import add_failed, add_newer, add_run
 

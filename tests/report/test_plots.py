@@ -8,8 +8,8 @@ from PIL import Image
 from sam3slim.errors import UserError
 from sam3slim.precisions import INT8
 from sam3slim.report import plots
-from sam3slim.report.looks import precision_colors
 from sam3slim.report.plots import map_vs_size
+from sam3slim.report.style import precision_colors
 
 ROWS = [
     {"name": name, "precision": precision, "bytes": size, "segm_map": value, "bbox_map": value}

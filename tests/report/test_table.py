@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from sam3slim.report.table import DEMO_COLUMNS, megabytes, table_row, to_markdown, write_table
+from sam3slim.files import size_text
+from sam3slim.report.table import DEMO_COLUMNS, table_row, to_markdown, write_table
 from sam3slim.results.record import Artifact, Metrics, ModelSummary, RunRecord
 
 
@@ -68,5 +69,5 @@ def test_write_table__missing_column_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("size", "text"), [(3.36e9, "3.36 GB"), (8.12e6, "8.12 MB"), (840_000, "840 kB"), (12, "12 B")]
 )
-def test_megabytes__units(size: float, text: str) -> None:
-    assert megabytes(size) == text
+def test_size_text__units(size: float, text: str) -> None:
+    assert size_text(size) == text

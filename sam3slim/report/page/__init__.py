@@ -1,19 +1,96 @@
-"""One HTML page that needs no network: style, script and data are inside it."""
+"""The comparison of many runs: CSV, Markdown, plots, and one HTML page that needs no network."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from sam3slim.files import atomic_path
 from sam3slim.precisions import PRECISIONS
-from sam3slim.report.looks import OTHER_COLORS
+from sam3slim.report.rows import comparison_columns, comparison_rows, comparison_shown, group_metric
+from sam3slim.report.style import OTHER_COLORS
+from sam3slim.report.table import to_markdown, write_table
+from sam3slim.results.collect import Collected, Run, learning_curves
+from sam3slim.results.metrics import METRICS
+
+Tables = Sequence[Sequence[dict[str, Any]]]
+
+
+def write_comparison(
+    found: Collected, folder: str | Path, galleries: Mapping[int, Mapping[str, Any]] | None = None
+) -> list[Path]:
+    """Write ``compare.csv``, ``compare.md``, ``compare_N.png`` per group with metrics, and ``compare.html``.
+
+    Args:
+        galleries: number of a group → its pictures, as ``report.gallery.Gallery.to_dict`` gives them.
+
+    Returns their paths. Raises UserError when the folder cannot be written to.
+    """
+    from sam3slim.report.plots import plot_fronts
+
+    folder = Path(folder)
+    tables = [comparison_rows(group) for group in found.groups]
+    rows = [row for rows in tables for row in rows]
+    csv_path, _ = write_table(rows, folder, columns=comparison_columns(), stem="compare")
+    written = [csv_path, _write_markdown(found, tables, folder / "compare.md")]
+    for number, (group, rows) in enumerate(zip(found.groups, tables, strict=True), 1):
+        if group.data:
+            written.append(plot_fronts(rows, folder / f"compare_{number}.png", title=group.title))
+    return [*written, write_page(page_data(found, tables, galleries or {}), folder / "compare.html")]
+
+
+def page_data(found: Collected, tables: Tables, galleries: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+    """What the page shows, as JSON values.
+
+    Returns:
+        {"metrics": [{"name", "column", …}, …], "groups": [{"title", "measured", "metric", "runs": [row, …], "gallery"},
+        …], "unread": [line, …]}
+    """
+    groups = []
+    for number, (group, rows) in enumerate(zip(found.groups, tables, strict=True)):
+        runs = [row | _details(run) for row, run in zip(rows, group.runs, strict=True)]
+        groups.append({
+            "title": group.title, "measured": bool(group.data), "metric": group_metric(group).column, "runs": runs,
+            "gallery": galleries.get(number),
+        })  # fmt: skip
+    metrics = [
+        {
+            "name": m.name, "column": m.column, "title": m.title, "short": m.short, "unit": m.unit, "scale": m.scale,
+            "sign": 1 if m.higher_is_better else -1,
+        }
+        for m in METRICS.values()
+    ]  # fmt: skip
+    return {"metrics": metrics, "groups": groups, "unread": found.unread}
+
+
+def _details(run: Run) -> dict[str, Any]:
+    record = run.record
+    curves = {
+        name: [[int(step), float(f"{value:.4g}")] for step, value in points]
+        for name, points in learning_curves(run.folder).items()
+    }
+    parts = {"params": record.model.params_by_part, "bytes": record.artifact.bytes_by_part}
+    return {"command": record.command, "choices": record.choices, "parts": parts, "curves": curves}
+
+
+def _write_markdown(found: Collected, tables: Tables, path: Path) -> Path:
+    texts = ["# Comparison of runs\n"]
+    if len(found.groups) > 1:
+        texts.append("Each section has its own data or protocol; numbers of different sections do not compare.\n")
+    for group, rows in zip(found.groups, tables, strict=True):
+        texts.append(f"## {group.title}\n\n{to_markdown(rows, comparison_shown(group_metric(group)))}")
+    if found.unread:
+        texts.append("## Not read\n\n" + "\n".join(f"- {line}" for line in found.unread) + "\n")
+    with atomic_path(path) as temporary:
+        temporary.write_text("\n".join(texts), encoding="utf-8")
+    return path
 
 
 def write_page(data: dict[str, Any], path: str | Path) -> Path:
-    """Write the page of ``report.compare.page_data`` atomically.
+    """Write the page of ``page_data`` atomically: style, script and data are inside it.
 
     Raises:
         UserError: the folder cannot be written to.

@@ -1,8 +1,10 @@
 "use strict";
 const DATA = JSON.parse(document.getElementById("data").textContent);
+const each = (entry) => Object.fromEntries(DATA.metrics.map(entry));
 const $ = (id) => document.getElementById(id);
 const SVG = "http://www.w3.org/2000/svg";
-const LABELS = { segm_map: "mask mAP, %", bbox_map: "box mAP, %", bytes: "size on disk", params: "parameters", latency_p50_ms: "latency, ms" };
+const METRICS = each((m) => [m.column, m]);
+const LABELS = { bytes: "size on disk", params: "parameters", latency_p50_ms: "latency, ms", ...each((m) => [m.column, `${m.title}, ${m.unit}`]) };
 const PARTS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999", "#F0E442"];
 const SHAPES = [
   "M-6 0a6 6 0 1 0 12 0a6 6 0 1 0 -12 0", "M-5-5H5V5H-5Z", "M0-7L6.5 5H-6.5Z", "M0-7L7 0L0 7L-7 0Z", "M0 7L6.5-5H-6.5Z",
@@ -10,11 +12,11 @@ const SHAPES = [
 ];
 const COLUMNS = [
   ["chosen", "chosen", "text"], ["name", "model", "text"], ["precision", "precision", "text"], ["kind", "kind", "text"],
-  ["params", "parameters"], ["bytes", "size"], ["bbox_map", "box mAP %"], ["segm_map", "mask mAP %"],
-  ["segm_drop", "mask drop (95 %)"], ["bbox_drop", "box drop (95 %)"], ["latency_p50_ms", "latency, ms"],
+  ["params", "parameters"], ["bytes", "size"], ...DATA.metrics.map((m) => [m.column, `${m.title} ${m.unit}`]),
+  ...DATA.metrics.map((m) => [`${m.name}_drop`, `${m.short} drop (95 %)`]), ["latency_p50_ms", "latency, ms"],
   ["note", "note", "text long"], ["run", "folder", "text long"],
 ];
-const state = { sort: "segm_map", down: true, chosen: new Set(), group: 0 };
+const state = { sort: DATA.groups[0].metric, down: true, chosen: new Set(), group: 0 };
 const group = () => DATA.groups[state.group];
 
 /* Small helpers. Text goes in as text, never as markup. */
@@ -37,8 +39,8 @@ function count(number) {
 }
 const fixed = (value, digits) => (+value.toFixed(digits) + 0).toFixed(digits);
 const FORMATS = {
-  bytes: size, params: count, segm_map: (v) => fixed(100 * v, 1), bbox_map: (v) => fixed(100 * v, 1), latency_p50_ms: (v) => fixed(v, 1),
-  "val/segm_map": (v) => fixed(100 * v, 1), "val/bbox_map": (v) => fixed(100 * v, 1), "train/loss": count,
+  bytes: size, params: count, latency_p50_ms: (v) => fixed(v, 1), "train/loss": count,
+  ...each((m) => [m.column, (v) => fixed(m.scale * v, 1)]), ...each((m) => [`val/${m.column}`, (v) => fixed(m.scale * v, 1)]),
 };
 function cell(run, key) {
   if (!known(run[key])) return "–";
@@ -77,9 +79,10 @@ function plotted(runs) {
 }
 function front(runs, cost, metric) {
   let best = null;
-  const sorted = [...runs].sort((a, b) => a[cost] - b[cost] || b[metric] - a[metric]);
+  const score = (run) => METRICS[metric].sign * run[metric];
+  const sorted = [...runs].sort((a, b) => a[cost] - b[cost] || score(b) - score(a));
   return sorted.filter((run) => {
-    if (best && !(run[metric] > best[metric]) && !(run[metric] === best[metric] && run[cost] === best[cost])) return false;
+    if (best && !(score(run) > score(best)) && !(score(run) === score(best) && run[cost] === best[cost])) return false;
     best = run;
     return true;
   });
@@ -89,7 +92,7 @@ function front(runs, cost, metric) {
 function describe(run) {
   const choices = Object.entries(run.choices).map(([key, value]) => `${key}=${value}`).join(" ");
   return [`${run.family} ${run.precision} (${run.kind})`,
-    `box mAP ${cell(run, "bbox_map")} %, mask mAP ${cell(run, "segm_map")} %, drop ${cell(run, "segm_drop")}`,
+    DATA.metrics.map((m) => `${m.title} ${cell(run, m.column)} ${m.unit}`).join(", ") + `, drop ${cell(run, `${METRICS[group().metric].name}_drop`)}`,
     `${cell(run, "bytes")}, ${cell(run, "params")} parameters, ${cell(run, "latency_p50_ms")} ms`,
     choices, run.command, run.run, run.note].filter(Boolean).join("\n");
 }
@@ -152,11 +155,11 @@ function drawPlot(runs) {
   const pad = Math.max(0.12 * (Math.max(...values) - Math.min(...values)), 0.005);
   const bottom = Math.min(...values) - pad, top = Math.max(...values) + pad;
   const lx = scale(Math.log(low), Math.log(high), f.left, f.right), x = (v) => lx(Math.log(v)), y = scale(bottom, top, f.bottom, f.top);
-  axes(f, logSteps(low, high), steps(bottom, top), x, y, FORMATS[cost] === fixed ? count : cost === "bytes" ? size : count, (t) => `${+(100 * t).toFixed(2)}`, `${LABELS[cost]} (log scale)`, LABELS[metric]);
+  axes(f, logSteps(low, high), steps(bottom, top), x, y, FORMATS[cost] === fixed ? count : cost === "bytes" ? size : count, (t) => `${+(METRICS[metric].scale * t).toFixed(2)}`, `${LABELS[cost]} (log scale)`, LABELS[metric]);
   f.svg.append(draw("path", { class: "front", d: best.map((run, i) => (i ? `H${x(run[cost])}V${y(run[metric])}` : `M${x(run[cost])} ${y(run[metric])}`)).join("") }));
   for (const run of [...points].sort((a, b) => a[cost] - b[cost])) {
     const point = draw("path", { class: state.chosen.has(run.id) ? "point chosen" : "point", d: shape(run.family), fill: COLORS[run.precision], transform: `translate(${x(run[cost])} ${y(run[metric])})`,
-      tabindex: 0, role: "button", "data-id": run.id, "aria-pressed": state.chosen.has(run.id), "aria-label": `${run.family} ${run.precision}: ${LABELS[metric].split(",")[0]} ${cell(run, metric)} %, ${cell(run, cost)}${best.includes(run) ? ", on the Pareto front" : ""}` });
+      tabindex: 0, role: "button", "data-id": run.id, "aria-pressed": state.chosen.has(run.id), "aria-label": `${run.family} ${run.precision}: ${LABELS[metric].split(",")[0]} ${cell(run, metric)} ${METRICS[metric].unit}, ${cell(run, cost)}${best.includes(run) ? ", on the Pareto front" : ""}` });
     for (const event of ["mouseenter", "focus"]) point.addEventListener(event, () => showTip(run, point));
     for (const event of ["mouseleave", "blur"]) point.addEventListener(event, hideTip);
     point.addEventListener("click", () => choose(run));
@@ -333,9 +336,11 @@ function changeGroup() {
   const machines = unique(runs.map((run) => run.machine).filter(known));
   options("machine", machines.map((name) => [name, name]));
   $("unit").value = runs.some((run) => Object.keys(run.parts.bytes).length) ? "bytes" : "params";
-  $("metric").value = runs.some((run) => known(run.segm_map)) ? "segm_map" : "bbox_map";
+  $("metric").value = group().metric;
   update();
 }
+options("metric", [...DATA.metrics].reverse().map((m) => [m.column, m.title]));
+options("curve", [...[...DATA.metrics].reverse().map((m) => [`val/${m.column}`, m.title]), ["train/loss", "training loss"]]);
 options("group", DATA.groups.map((g, i) => [i, `${g.title} (${g.runs.length} ${g.runs.length === 1 ? "run" : "runs"})`]));
 $("groups-note").textContent = DATA.groups.length > 1
   ? `The runs fall into ${DATA.groups.length} groups of equal data and protocol. Numbers of different groups do not compare, so one group is shown at a time.`

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sam3slim.errors import UserError
+from sam3slim.results.metrics import METRICS
 from sam3slim.results.record import FILE_NAME, Data, RunRecord, plain, read_record
 
-CURVES = ("train/loss", "val/segm_map", "val/bbox_map")
 CURVE_FILES = ("metrics.csv", "csv/metrics.csv")
 CURVE_POINTS = 80  # enough for a line of some 300 pixels
 Curves = dict[str, list[tuple[float, float]]]
@@ -101,7 +101,8 @@ def learning_curves(folder: Path) -> Curves:
     with path.open(newline="", encoding="utf-8", errors="replace") as file:
         reader = csv.reader(file)
         heads = next(reader, [])
-        places = {column: heads.index(column) for column in ("step", *CURVES) if column in heads}
+        wanted = ("step", "train/loss", *(f"val/{metric.column}" for metric in METRICS.values()))
+        places = {column: heads.index(column) for column in wanted if column in heads}
         step = places.pop("step", None)
         if step is None or not places:
             return {}

@@ -1,4 +1,4 @@
-"""The artifact behind a record: where it lies now, and whether it is still the one that was measured."""
+"""What lies behind a record: its artifact, where it is now and whether it is still the one that was measured."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sam3slim.checkpoints.infer import override_spec
 from sam3slim.checkpoints.load_report import CheckpointError
 from sam3slim.checkpoints.locating import Located, graph_format
 from sam3slim.checkpoints.readers import read, read_facts
-from sam3slim.report.collect import Run
+from sam3slim.results.collect import Run
 from sam3slim.specs import ModelSpec
 
 

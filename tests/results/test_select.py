@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from sam3slim.errors import UserError
-from sam3slim.export import Pick, Wish, choose
-from sam3slim.export.candidate import candidate_heads, candidate_rows, common_folder
+from sam3slim.results.select import ExportCriteria, Selection, choose, common_folder
 from tests.report.compare_runs import add_failed, add_newer, add_run
 
 FULL_MAP = 0.8
@@ -32,16 +31,16 @@ def runs(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def taken(pick: Pick) -> str:
+def taken(pick: Selection) -> str:
     return pick.chosen.run.folder.name
 
 
-def verdicts(pick: Pick) -> dict[str, str]:
+def verdicts(pick: Selection) -> dict[str, str]:
     return {candidate.run.folder.name: candidate.verdict for candidate in pick.candidates}
 
 
 def test_choose__smallest_within_the_drop(runs: Path) -> None:
-    pick = choose([runs], Wish(max_drop=1.0))
+    pick = choose([runs], ExportCriteria(max_drop=1.0))
     assert taken(pick) == "int8"
     assert verdicts(pick) == {"int8": "picked", "fp16": "larger", "full": "larger", "slim": "drop 4.00 > 1"}
     assert pick.why.startswith(f"picked nano int8_weight ({runs / 'int8'}): the smallest as hf of 3 runs that keep")
@@ -51,7 +50,7 @@ def test_choose__smallest_within_the_drop(runs: Path) -> None:
 
 
 def test_choose__best_within_the_bytes(runs: Path) -> None:
-    pick = choose([runs], Wish(max_bytes=6_000_000))
+    pick = choose([runs], ExportCriteria(max_bytes=6_000_000))
     assert taken(pick) == "fp16"
     assert verdicts(pick)["full"] == "10 MB > 6 MB"
     assert verdicts(pick)["int8"] == "mask mAP 79.00 < 79.90 %"
@@ -59,35 +58,35 @@ def test_choose__best_within_the_bytes(runs: Path) -> None:
 
 
 def test_choose__both_limits_and_best(runs: Path) -> None:
-    wish = Wish(max_drop=1.0, max_bytes=6_000_000)
+    wish = ExportCriteria(max_drop=1.0, max_bytes=6_000_000)
     assert taken(choose([runs], wish)) == "fp16"
-    assert taken(choose([runs], Wish(max_drop=1.0, max_bytes=6_000_000, best="size"))) == "int8"
-    assert taken(choose([runs], Wish(best="map"))) == "full"
-    assert taken(choose([runs], Wish(best="size"))) == "slim"
+    assert taken(choose([runs], ExportCriteria(max_drop=1.0, max_bytes=6_000_000, best="size"))) == "int8"
+    assert taken(choose([runs], ExportCriteria(best="map"))) == "full"
+    assert taken(choose([runs], ExportCriteria(best="size"))) == "slim"
 
 
 def test_choose__nobody_keeps_the_limits_and_the_nearest_is_named(runs: Path) -> None:
     with pytest.raises(
         UserError, match=r"no run keeps --max-bytes 500,000 as hf; the nearest is nano_slim fp32 \(.*sl"
     ):
-        choose([runs], Wish(max_bytes=500_000))
+        choose([runs], ExportCriteria(max_bytes=500_000))
     (runs / "full" / "record.json").unlink()
     with pytest.raises(UserError, match=r"no run keeps --max-drop 0\.05 as hf; the nearest is nano fp16.*drop 0\.10"):
-        choose([runs], Wish(max_drop=0.05))
+        choose([runs], ExportCriteria(max_drop=0.05))
     # Nearest is who breaks fewer limits, then who is least beyond them.
     with pytest.raises(UserError, match=r"--max-drop 0\.5 and --max-bytes 2,000,000 as hf; the nearest is nano fp16"):
-        choose([runs], Wish(max_drop=0.5, max_bytes=2_000_000))
+        choose([runs], ExportCriteria(max_drop=0.5, max_bytes=2_000_000))
 
 
 def test_choose__equal_runs_without_conversion_and_by_name(tmp_path: Path) -> None:
     for name in ("b", "a"):
         add_run(tmp_path, name)
-    pick = choose([tmp_path], Wish(best="map"))
+    pick = choose([tmp_path], ExportCriteria(best="map"))
     assert taken(pick) == "a"
     assert verdicts(pick)["b"] == "as good; the first of equals is taken"
     artifact = {"path": "c", "bytes": 10_000_000, "format": "lightning", "precision": "fp32"}
     add_run(tmp_path, "0", artifact=artifact, model={"name": "nano", "params": 2_500_000})
-    assert taken(choose([tmp_path], Wish(best="map"))) == "a"
+    assert taken(choose([tmp_path], ExportCriteria(best="map"))) == "a"
 
 
 def test_choose__what_cannot_be_taken_says_why(runs: Path) -> None:
@@ -96,30 +95,30 @@ def test_choose__what_cannot_be_taken_says_why(runs: Path) -> None:
     add_run(runs, "bare", artifact=None)
     graphs = {"path": "g", "bytes": 9, "format": "onnx", "precision": "int8_onnx"}
     add_run(runs, "graphs", artifact=graphs, segm=0.9, drop=None)
-    found = verdicts(choose([runs], Wish(best="map")))
+    found = verdicts(choose([runs], ExportCriteria(best="map")))
     assert found["boxes"] == "no mask mAP"
     assert found["bare"] == "no artifact recorded"
     assert found["graphs"] == "its ONNX graphs cannot be turned into hf"
-    assert taken(choose([runs], Wish("onnx", best="map"))) == "graphs"
+    assert taken(choose([runs], ExportCriteria("onnx", best="map"))) == "graphs"
     assert "failed" not in found  # it measured nothing, so it is in no group with the others
 
 
 def test_choose__none_can_become_the_format(tmp_path: Path) -> None:
     add_run(tmp_path, "a", artifact={"path": "g", "bytes": 9, "format": "onnx", "precision": "onnx"})
     with pytest.raises(UserError, match=r"none of 1 runs can become reference .*cannot be turned into reference"):
-        choose([tmp_path], Wish("reference", best="map"))
+        choose([tmp_path], ExportCriteria("reference", best="map"))
 
 
 def test_choose__sizes_are_those_of_the_format(runs: Path) -> None:
     # Graphs hold FP32: 1.6 M parameters whatever the artifact stores, so the best of equals is taken.
-    assert {c.bytes for c in choose([runs], Wish("onnx", max_drop=1.0)).candidates} == {6_400_000}
-    assert taken(choose([runs], Wish("torch-export", max_drop=1.0))) == "full"
+    assert {c.bytes for c in choose([runs], ExportCriteria("onnx", max_drop=1.0)).candidates} == {6_400_000}
+    assert taken(choose([runs], ExportCriteria("torch-export", max_drop=1.0))) == "full"
     # INT8 weights become FP32 numbers in the reference's format, FP16 ones stay.
-    pick = choose([runs], Wish("reference", max_drop=1.0))
+    pick = choose([runs], ExportCriteria("reference", max_drop=1.0))
     assert taken(pick) == "fp16"
     assert {c.run.folder.name: c.bytes for c in pick.candidates}["int8"] == 6_400_000
     with pytest.raises(UserError, match=r"no run keeps --max-bytes 3,000,000 as onnx"):
-        choose([runs], Wish("onnx", max_bytes=3_000_000))
+        choose([runs], ExportCriteria("onnx", max_bytes=3_000_000))
 
 
 @pytest.mark.parametrize(
@@ -135,62 +134,62 @@ def test_choose__text_that_the_reference_cannot_read(tmp_path: Path, text: dict[
     (artifact / "sam3slim.json").write_text(json.dumps({"spec": {"text": text}}))
     facts = {"path": str(artifact), "bytes": 9, "format": "hf", "precision": "fp32"}
     add_run(tmp_path / "runs", "a", artifact=facts)
-    assert taken(choose([tmp_path / "runs"], Wish(best="map"))) == "a"
+    assert taken(choose([tmp_path / "runs"], ExportCriteria(best="map"))) == "a"
     with pytest.raises(UserError, match=reason):
-        choose([tmp_path / "runs"], Wish("reference", best="map"))
+        choose([tmp_path / "runs"], ExportCriteria("reference", best="map"))
 
 
 def test_choose__int8_products_have_no_other_format(tmp_path: Path) -> None:
     add_run(tmp_path, "a", precision="int8_dynamic")
-    assert taken(choose([tmp_path], Wish(best="map"))) == "a"
+    assert taken(choose([tmp_path], ExportCriteria(best="map"))) == "a"
     for format in ("reference", "onnx", "torch-export"):
         with pytest.raises(UserError, match="its INT8 products cannot be written as"):
-            choose([tmp_path], Wish(format, best="map"))  # type: ignore[arg-type]
+            choose([tmp_path], ExportCriteria(format, best="map"))  # type: ignore[arg-type]
 
 
 def test_choose__records_of_other_data_need_a_choice(runs: Path) -> None:
     add_run(runs, "val", data={"split": "val"}, segm=0.99)
     with pytest.raises(UserError) as error:
-        choose([runs], Wish(best="map"))
+        choose([runs], ExportCriteria(best="map"))
     text = str(error.value)
     assert "2 kinds of data or protocol, whose numbers do not compare: 1) shapes, test" in text
     assert "; 2) shapes, val, protocol all: 300 images, 6,900 prompts (1 runs); choose one with --group" in text
-    assert taken(choose([runs], Wish(best="map"), group="2")) == "val"
-    assert taken(choose([runs], Wish(best="map"), group="test,")) == "full"
+    assert taken(choose([runs], ExportCriteria(best="map"), group="2")) == "val"
+    assert taken(choose([runs], ExportCriteria(best="map"), group="test,")) == "full"
     with pytest.raises(UserError, match="--group 3: there is no such group"):
-        choose([runs], Wish(best="map"), group="3")
+        choose([runs], ExportCriteria(best="map"), group="3")
     with pytest.raises(UserError, match="--group 'shapes' fits 2 of the groups"):
-        choose([runs], Wish(best="map"), group="shapes")
+        choose([runs], ExportCriteria(best="map"), group="shapes")
 
 
 def test_choose__drops_against_several_models_need_the_full_one(runs: Path) -> None:
     # The slim model's own compression counts against the slim model: 0.1 points there, 4.1 against the full one.
     add_run(runs, "slim_fp16", segm=0.759, bytes=500_000, precision="fp16", drop=drop(0.1))
     with pytest.raises(UserError, match=r"drop against 2 models \(mask mAP 80\.00, 76\.00 %\).*--reference RUN"):
-        choose([runs], Wish(max_drop=1.0))
-    pick = choose([runs], Wish(max_drop=1.0), reference=runs / "full")
+        choose([runs], ExportCriteria(max_drop=1.0))
+    pick = choose([runs], ExportCriteria(max_drop=1.0), reference=runs / "full")
     assert taken(pick) == "int8"
     found = {c.run.folder.name: (c.drop.points, c.drop.ci95) for c in pick.candidates}
     assert found["slim_fp16"] == (pytest.approx(4.1), None)  # its interval is that of another drop
     assert found["int8"][1] == pytest.approx((0.8, 1.2))
     # Without a limit on the drop nothing needs to be settled.
-    assert taken(choose([runs], Wish(best="size"))) == "slim_fp16"
+    assert taken(choose([runs], ExportCriteria(best="size"))) == "slim_fp16"
 
 
 def test_choose__reference_must_fit(runs: Path, tmp_path: Path) -> None:
     other = add_run(tmp_path / "elsewhere", "val", data={"split": "val"})
     with pytest.raises(UserError, match=r"--reference .*val was measured on other data or with another protocol"):
-        choose([runs / "fp16"], Wish(max_drop=1.0), reference=other)
+        choose([runs / "fp16"], ExportCriteria(max_drop=1.0), reference=other)
     boxes = add_run(tmp_path / "elsewhere", "boxes", metrics={"bbox": {"map": 0.9}})
     with pytest.raises(UserError, match="has no mask mAP"):
-        choose([runs / "fp16"], Wish(max_drop=1.0), reference=boxes)
+        choose([runs / "fp16"], ExportCriteria(max_drop=1.0), reference=boxes)
 
 
 def test_choose__no_drop_recorded(tmp_path: Path) -> None:
     add_run(tmp_path, "a", drop=None)
     with pytest.raises(UserError, match="no record here states a drop; name the full model's run with --reference RUN"):
-        choose([tmp_path], Wish(max_drop=1.0))
-    pick = choose([tmp_path], Wish(best="map"))
+        choose([tmp_path], ExportCriteria(max_drop=1.0))
+    pick = choose([tmp_path], ExportCriteria(best="map"))
     assert (pick.against, pick.chosen.drop) == (None, None)
 
 
@@ -198,7 +197,7 @@ def test_choose__boxes_alone(tmp_path: Path) -> None:
     metrics = [{"bbox": {"map": value}} for value in (0.5, 0.6)]
     add_run(tmp_path, "a", metrics=metrics[0], drop={"bbox": {"points": 10.0, "ci95": [9.0, 11.0]}})
     add_run(tmp_path, "b", metrics=metrics[1], drop=None)
-    pick = choose([tmp_path], Wish(max_drop=20.0, best="map"))
+    pick = choose([tmp_path], ExportCriteria(max_drop=20.0, best="map"))
     assert (taken(pick), pick.metric.name) == ("b", "bbox")
     assert pick.against is not None
     assert pick.against.where == str(tmp_path / "b")
@@ -207,25 +206,27 @@ def test_choose__boxes_alone(tmp_path: Path) -> None:
 def test_choose__contradicting_runs_are_warned_of(tmp_path: Path) -> None:
     add_run(tmp_path, "a", config_hash="x", segm=0.8)
     add_run(tmp_path, "b", config_hash="x", segm=0.7)
-    assert choose([tmp_path], Wish(best="map")).warnings == ["another run of the same configuration has other numbers"]
+    assert choose([tmp_path], ExportCriteria(best="map")).warnings == [
+        "another run of the same configuration has other numbers"
+    ]
 
 
 def test_choose__a_record_that_cannot_be_read_is_warned_of(runs: Path) -> None:
     add_newer(runs, "newer")
-    (warning,) = choose([runs], Wish(best="map")).warnings
+    (warning,) = choose([runs], ExportCriteria(best="map")).warnings
     assert warning.startswith("not read: ")
     assert "newer/record.json has schema 99" in warning
 
 
 def test_choose__bad_records(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no record\.json in or below"):
-        choose([tmp_path], Wish(best="map"))
+        choose([tmp_path], ExportCriteria(best="map"))
     add_newer(tmp_path, "newer")
     with pytest.raises(UserError, match=r"none of 1 records can be read; the first: .*schema 99.*update sam3slim"):
-        choose([tmp_path], Wish(best="map"))
+        choose([tmp_path], ExportCriteria(best="map"))
     add_failed(tmp_path, "failed")
     with pytest.raises(UserError, match=r"none of the 1 runs has an mAP; run evaluate\.py"):
-        choose([tmp_path], Wish(best="map"))
+        choose([tmp_path], ExportCriteria(best="map"))
 
 
 @pytest.mark.parametrize(
@@ -239,13 +240,13 @@ def test_choose__bad_records(tmp_path: Path) -> None:
 )
 def test_wish__refusals(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        Wish(**options)
+        ExportCriteria(**options)
 
 
 def test_table__folders_without_what_they_share(runs: Path) -> None:
-    pick = choose([runs], Wish(max_drop=1.0))
-    assert candidate_heads(pick, "hf")[0] == f"run below {runs}"
-    assert candidate_rows(pick)[0] == ("int8", "nano int8_weight", "79.00", "1.00 (0.80 to 1.20)", "2.5 MB", "picked")
+    pick = choose([runs], ExportCriteria(max_drop=1.0))
+    assert pick.headings("hf")[0] == f"run below {runs}"
+    assert pick.rows()[0] == ("int8", "nano int8_weight", "79.00", "1.00 (0.80 to 1.20)", "2.5 MB", "picked")
     assert common_folder([Path("a/b/c"), Path("a/d")]) == Path("a")
     assert common_folder([Path("a/b")]) == Path("a")
 

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from sam3slim.cli import main
-from sam3slim.predict.gallery import Gallery, gallery_runs, make_gallery
-from sam3slim.report.collect import Group, collect
+from sam3slim.report.gallery import Gallery, gallery_runs, make_gallery
+from sam3slim.results.collect import Group, collect
 from tests.report.compare_runs import add_failed, add_run
 
 

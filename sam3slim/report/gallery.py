@@ -22,10 +22,10 @@ from sam3slim.errors import UserError
 from sam3slim.evaluation import ground_truths, predict_batch
 from sam3slim.graphs import GraphSam3, load_runnable
 from sam3slim.models import Sam3
-from sam3slim.predict.source import source_of
-from sam3slim.report.collect import Group, Run
 from sam3slim.report.pareto import pareto_front
 from sam3slim.report.pictures import Instances, draw_instances
+from sam3slim.results.artifact import source_of
+from sam3slim.results.collect import Group, Run
 from sam3slim.results.metrics import main_metric
 from sam3slim.results.record import plain
 
