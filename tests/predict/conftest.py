@@ -13,11 +13,8 @@ from PIL import Image
 
 from sam3slim.artifacts import write_artifact
 from sam3slim.predict import Done, PredictSpec, predict_files
-from tests.measured import copied, measured
 from tests.small import small_model
 from tests.tiny import SPEC
-
-__all__ = ["copied", "measured"]
 
 Predict = Callable[..., Done]
 
