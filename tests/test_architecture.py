@@ -83,3 +83,12 @@ def test_imports__pure_rooms_know_no_framework() -> None:
 def test_files__fit_their_room() -> None:
     long = [path.name for path in FILES if len(path.read_text(encoding="utf-8").splitlines()) > 400]
     assert not long
+
+
+def test_names__no_function_hides_a_module() -> None:
+    """``package.name`` is one thing, whichever of its modules have been imported."""
+    for path in PACKAGE.rglob("__init__.py"):
+        modules = {other.stem for other in path.parent.iterdir() if other.suffix in ("", ".py")}
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ImportFrom) and not str(node.module).endswith(f"{path.parent.name}"):
+                assert not modules & {alias.asname or alias.name for alias in node.names}, path
