@@ -22,7 +22,9 @@ from sam3slim.errors import UserError, one_line_exits
 from sam3slim.evaluation import ground_truths, predict_batch
 from sam3slim.files import ensure_writable_dir
 from sam3slim.launch.compose import compose_plain, compose_run
-from sam3slim.report import map_vs_size, picture_grid, table_row, to_markdown, write_table
+from sam3slim.report.pictures import picture_grid
+from sam3slim.report.plots import map_vs_size
+from sam3slim.report.table import table_row, to_markdown, write_table
 from sam3slim.results.record import Artifact, Kind, RunRecord, read_record
 from sam3slim.results.recording import forget_made_from, forget_other
 from sam3slim.runs import COMMANDS

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from sam3slim.artifacts import write_artifact
-from sam3slim.checkpoints import load
+from sam3slim.artifacts.card import LOAD_SAM3SLIM, measured_in, model_card
+from sam3slim.checkpoints import ARTIFACT_FILE, load
+from sam3slim.checkpoints.locating import read_metadata
 from sam3slim.errors import UserError, one_line_exits
 from sam3slim.results.metrics import METRICS
 from sam3slim.results.record import RunRecord, read_record
@@ -17,31 +18,15 @@ from sam3slim.runs.train import training_seconds
 
 EXPERIMENT = "experiment=nano_reference"
 
-CARD = """\
-# nano: the full model of sam3slim's nano family
-
-A SAM 3 of {params:,} parameters, trained from scratch on drawn shapes. It exists to measure on: what slimming
-and compression cost is counted against it. It knows circles, squares and triangles in four colours and two
-sizes, and nothing else.
-
-| | |
-|---|---|
-| box mAP, mask mAP | {bbox:.2f}, {segm:.2f} (shapes {split}: {images} images, {phrases} phrases asked of each) |
-| trained by | `{command}` |
-| at commit | {sha}{dirty} |
-| seed, time | {seed}, {minutes:.0f} minutes on {device} |
-| weights | FP32, {bytes:,} bytes, sha256 of model.safetensors in sam3slim.json |
-| versions | {versions} |
-
-The training pictures are generated (`data=shapes`), so the weights carry no third-party licence; they are
-published under this repository's. The architecture is SAM 3's, as in `transformers`.
-
-```python
-import sam3slim.checkpoints
-
-model, report = sam3slim.checkpoints.load("assets/nano")
-```
-"""
+INTRO = (
+    "A SAM 3 of {params:,} parameters, trained from scratch on drawn shapes. It exists to measure on: what slimming "
+    "and compression cost is counted against it. It knows circles, squares and triangles in four colours and two "
+    "sizes, and nothing else."
+)
+LICENSE_NOTE = (
+    "The training pictures are generated (`data=shapes`), so the weights carry no third-party licence; they are "
+    "published under this repository's. The architecture is SAM 3's, as in `transformers`."
+)
 
 
 def publish(run: Path, target: Path) -> Path:
@@ -54,7 +39,7 @@ def publish(run: Path, target: Path) -> Path:
     if record.status != "finished" or not record.metrics or not record.model or not record.data:
         raise UserError(f"{run} is {record.status} ({record.error}); finish it first: python train.py {EXPERIMENT}")
     model, _ = load(run / "artifact")
-    facts = json.loads((run / "artifact" / "sam3slim.json").read_text(encoding="utf-8"))
+    facts = read_metadata(run / "artifact" / ARTIFACT_FILE)
     facts["extra"]["training_seconds"] = training_seconds(run)
     info = write_artifact(
         model,
@@ -71,20 +56,25 @@ def publish(run: Path, target: Path) -> Path:
 def _card(record: RunRecord, facts: dict[str, Any]) -> str:
     data, extra = record.data, facts["extra"]
     git = extra.get("git") or {"sha": "unknown", "dirty": False}
-    return CARD.format(
-        params=record.model.params,
-        **{name: 100 * (record.metrics.value(METRICS[name]) or 0.0) for name in ("bbox", "segm")},
-        split=data.split,
-        images=data.images,
-        phrases=(data.prompts or 0) // (data.images or 1),
-        command=record.command,
-        sha=git["sha"],
-        dirty=" with uncommitted changes" if git["dirty"] else "",
-        seed=extra["seed"],
-        minutes=extra["training_seconds"] / 60,
-        device=record.device,
-        bytes=facts["bytes"],
-        versions=", ".join(f"{name} {value}" for name, value in record.versions.items() if value),
+    maps = [f"{100 * (record.metrics.value(METRICS[name]) or 0.0):.2f}" for name in ("bbox", "segm")]
+    phrases = (data.prompts or 0) // (data.images or 1)
+    versions = ", ".join(f"{name} {value}" for name, value in record.versions.items() if value)
+    rows = {
+        "box mAP, mask mAP": f"{', '.join(maps)} (shapes {data.split}: {data.images} images, "
+        f"{phrases} phrases asked of each)",
+        "trained by": f"`{record.command}`",
+        "at commit": git["sha"] + (" with uncommitted changes" if git["dirty"] else ""),
+        "seed, time": f"{extra['seed']}, {extra['training_seconds'] / 60:.0f} minutes on {record.device}",
+        "weights": f"FP32, {facts['bytes']:,} bytes, sha256 of model.safetensors in sam3slim.json",
+        "versions": versions,
+    }
+    table = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
+    return model_card(
+        "nano: the full model of sam3slim's nano family",
+        "transformers",
+        INTRO.format(params=record.model.params),
+        [("", [*table, "", *measured_in(facts)]), ("Loading", [LOAD_SAM3SLIM])],
+        LICENSE_NOTE,
     )
 
 

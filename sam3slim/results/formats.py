@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from sam3slim.errors import UserError
+from sam3slim.files import read_json
 from sam3slim.precisions import FP32, PRECISIONS, precision_named
 from sam3slim.results.record import Artifact, RunRecord
 
@@ -59,7 +60,6 @@ def bytes_as(record: RunRecord, format: str) -> int | None:
 def _metadata(artifact: Artifact) -> Mapping[str, Any]:
     """``sam3slim.json`` of the artifact, for what it may add to a record; {} where there is none or it is broken."""
     try:
-        values = json.loads((Path(str(artifact.path)) / "sam3slim.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(Path(str(artifact.path)) / "sam3slim.json", "write the artifact again")
+    except UserError:
         return {}
-    return values if isinstance(values, dict) else {}

@@ -20,14 +20,8 @@ from sam3slim.graphs import load_runnable
 from sam3slim.launch.run import Run
 from sam3slim.models import Sam3
 from sam3slim.models.compiled import require_compiler
-from sam3slim.report import to_markdown, write_table
-from sam3slim.report.rows import (
-    ACCEPTED_DROP,
-    compression_columns,
-    compression_rows,
-    compression_shown,
-    tells_drops,
-)
+from sam3slim.report.rows import ACCEPTED_DROP, compression_columns, compression_rows, compression_shown, tells_drops
+from sam3slim.report.table import to_markdown, write_table
 from sam3slim.results.metrics import main_metric
 from sam3slim.results.record import RunRecord, read_record
 from sam3slim.results.recording import begin

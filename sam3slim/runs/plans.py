@@ -18,9 +18,8 @@ from sam3slim.errors import UserError
 from sam3slim.evaluation import evaluate
 from sam3slim.files import write_json
 from sam3slim.models import Sam3
-from sam3slim.report import to_markdown, write_table
 from sam3slim.report.rows import drop_columns
-from sam3slim.report.table import drop_cells
+from sam3slim.report.table import drop_cells, to_markdown, write_table
 from sam3slim.results.metrics import METRICS, main_metric, main_of
 from sam3slim.results.record import Budget, Drop, RunRecord
 from sam3slim.results.samples import paired_bootstrap

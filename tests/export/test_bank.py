@@ -11,7 +11,7 @@ from sam3slim.artifacts import write_artifact
 from sam3slim.artifacts.cut import cut_text
 from sam3slim.data.shapes import ShapesSpec
 from sam3slim.errors import UserError
-from sam3slim.export import export
+from sam3slim.export.run import export
 from sam3slim.graphs import load_runnable
 from tests.test_runs import evaluate
 from tests.tiny import tiny_model

@@ -15,8 +15,8 @@ from transformers import Sam3Model
 from sam3slim.checkpoints import load
 from sam3slim.cli import main
 from sam3slim.errors import UserError
-from sam3slim.export import Exported, export
 from sam3slim.export.fresh import Opening, verify_export
+from sam3slim.export.run import Exported, export
 from sam3slim.graphs import load_runnable
 from sam3slim.launch.compose import compose_plain
 from sam3slim.results.record import read_record

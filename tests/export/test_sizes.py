@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from sam3slim.errors import UserError
-from sam3slim.export import parse_bytes
+from sam3slim.export.sizes import parse_bytes
 
 
 @pytest.mark.parametrize(
