@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from sam3slim.cli import main
-from sam3slim.cli.command import megabytes
 from sam3slim.cli.inspect import size_table
+from sam3slim.files import size_text
 from sam3slim.launch.compose import compose_model
 
 
@@ -22,7 +22,7 @@ def test_inspect__table(capsys: pytest.CaptureFixture[str]) -> None:
     for part, count in table["params"]["by_part"].items():
         assert part in out
         assert f"{count:,}" in out
-    assert megabytes(table["bytes"]["int8"]["total"]) in out
+    assert size_text(table["bytes"]["int8"]["total"]) in out
     assert "768 wide, 2 deep, 12 heads" in out
 
 
@@ -70,10 +70,3 @@ def test_help__imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-@pytest.mark.parametrize(
-    ("count", "text"), [(1_234_567, "1.23 MB"), (999_999_999, "1000.00 MB"), (2_224_000_000, "2.22 GB")]
-)
-def test_megabytes(count: int, text: str) -> None:
-    assert megabytes(count) == text

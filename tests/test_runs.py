@@ -92,6 +92,15 @@ def test_evaluate__a_checkpoint_scores_what_it_was_saved_with(trained: tuple[Run
     assert (from_file.data.images, from_file.data.prompts, from_file.data.protocol) == (4, 92, "all")
 
 
+def test_train__compress_after_counts_drops_from_the_training_itself(root: Path) -> None:
+    given = ["trainer.max_steps=0", "compress_after=[fp16]"]
+    config = compose_plain("train", [*OVERRIDES, *QUICK, *data(root), *given], root / "after")
+    full, half = runs.train_and_compress(config, root / "after").records
+    assert not (root / "after/compressed/full").exists()  # the model is not measured again
+    lost = 100 * (segm(full)["map"] - segm(half)["map"])
+    assert half.drop["segm"].points == pytest.approx(lost, abs=1e-4)
+
+
 def test_evaluate__splits_and_latency(trained: tuple[RunRecord, Path], root: Path) -> None:
     record = evaluate(trained[1], root, "eval_val", "data.split=val", "latency=true", "limit=2")
     assert record.data.images == 2

@@ -35,11 +35,6 @@ def quick_imports() -> Iterator[None]:
         gc.enable()
 
 
-def megabytes(count: int) -> str:
-    """``1234567`` → ``1.23 MB``; from 1000 MB on in GB."""
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB"
-
-
 def plain_console(width: int | None = None) -> Console:
     """A console that prints texts and cells of tables as they are: ``[b]`` is no markup and ``:x:`` no emoji.
 

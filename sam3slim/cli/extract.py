@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from sam3slim.cli.command import Command, megabytes, plain_console, plain_progress, quick_imports
+from sam3slim.cli.command import Command, plain_console, plain_progress, quick_imports
 from sam3slim.cli.inspect import parse_overrides
+from sam3slim.files import size_text
 from sam3slim.precisions import casts
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def _print(found: Extracted) -> None:
 
 def _saved(before: int, after: int) -> tuple[str, str, str, str]:
     share = (before - after) / before if before else 0.0
-    return megabytes(before), megabytes(after), megabytes(before - after), f"{share:.1%}"
+    return size_text(before), size_text(after), size_text(before - after), f"{share:.1%}"
 
 
 EXTRACT = Command(

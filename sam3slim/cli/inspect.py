@@ -6,8 +6,9 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from sam3slim.cli.command import Command, megabytes, plain_console, quick_imports
+from sam3slim.cli.command import Command, plain_console, quick_imports
 from sam3slim.errors import UserError
+from sam3slim.files import size_text
 
 if TYPE_CHECKING:
     from sam3slim.checkpoints.inspection import Inspection
@@ -133,10 +134,10 @@ def _print_sizes(spec: ModelSpec, table: dict[str, Any]) -> None:
     for heading in ("parameters", "share", *(name.upper() for name in columns)):
         shown.add_column(heading, justify="right")
     for part, count in params["by_part"].items():
-        sizes = [megabytes(column["by_part"][part]) for column in columns.values()]
+        sizes = [size_text(column["by_part"][part]) for column in columns.values()]
         shown.add_row(part, f"{count:,}", f"{count / params['total']:.1%}", *sizes)
     shown.add_section()
-    totals = [megabytes(column["total"]) for column in columns.values()]
+    totals = [size_text(column["total"]) for column in columns.values()]
     shown.add_row("total", f"{params['total']:,}", "100.0%", *totals)
     console = plain_console()
     console.print(shown)
@@ -152,13 +153,13 @@ def _print_checkpoint(found: Inspection) -> None:
     for heading in ("part", "parameters", "bytes stored"):
         shown.add_column(heading, justify="left" if heading == "part" else "right")
     for part, count in found.params.items():
-        shown.add_row(part, f"{count:,}", megabytes(found.bytes[part]))
+        shown.add_row(part, f"{count:,}", size_text(found.bytes[part]))
     shown.add_section()
-    shown.add_row("weights", f"{total:,}", megabytes(sum(found.bytes.values())))
+    shown.add_row("weights", f"{total:,}", size_text(sum(found.bytes.values())))
     for name, size in found.other.items():
-        shown.add_row(name, "", megabytes(size))
+        shown.add_row(name, "", size_text(size))
     shown.add_section()
-    shown.add_row("on disk", "", megabytes(found.file_bytes))
+    shown.add_row("on disk", "", size_text(found.file_bytes))
     console = plain_console()
     # Not as the table's title, which is folded to its width: a path stays on one line.
     console.print(f"{report.source}: {report.kind}, {report.precision}", soft_wrap=True)

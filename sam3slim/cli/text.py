@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from sam3slim.cli.command import Command, megabytes, plain_console, plain_progress, quick_imports
+from sam3slim.cli.command import Command, plain_console, plain_progress, quick_imports
 from sam3slim.cli.inspect import parse_overrides
 from sam3slim.errors import UserError
+from sam3slim.files import size_text
 
 if TYPE_CHECKING:
     from sam3slim.artifacts.cut import TextCut
@@ -98,7 +99,7 @@ def _print(found: TextCut) -> None:
 
 
 def _bytes(before: int, after: int) -> tuple[str, str, str]:
-    return megabytes(before), megabytes(after), f"{(before - after) / before if before else 0.0:.1%}"
+    return size_text(before), size_text(after), f"{(before - after) / before if before else 0.0:.1%}"
 
 
 TEXT = Command(

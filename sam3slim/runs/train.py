@@ -34,7 +34,7 @@ from sam3slim.results.recording import begin, forget, forget_made_from, is_first
 from sam3slim.runs.compress import compress_unfinished
 from sam3slim.runs.initial import initial_model, training_device
 from sam3slim.runs.measure import add_result, back_to_cpu, model_summary, to_device, written_artifact
-from sam3slim.runs.reference import save_samples
+from sam3slim.runs.reference import load_samples, save_samples
 from sam3slim.runs.resume import check_trained_parameters, resume_path, tell_differences
 from sam3slim.runs.specs import CompressSpec, TrainSpec
 from sam3slim.runs.teacher import check_teaching, teacher_of, training_data
@@ -94,7 +94,10 @@ def _compress(spec: TrainSpec, run: Run) -> tuple[list[RunRecord], bool]:
     composed = compose_run("compress", given, run.folder / COMPRESSED)
     config = {**composed.config, "data": run.config["data"], "seed": spec.seed}
     smaller = replace(composed, config=config, choices=run.choices, command=run.command)
-    return compress_unfinished(spec_from_dict(CompressSpec, config, ""), smaller, force=spec.force)
+    asked = spec_from_dict(CompressSpec, config, "")
+    if load_samples(run.folder):  # the training has just measured the model, so it is not measured again
+        asked = replace(asked, reference=str(run.folder))
+    return compress_unfinished(asked, smaller, force=spec.force)
 
 
 def train(asked: TrainSpec, run: Run) -> RunRecord:
