@@ -47,7 +47,7 @@ def questions(sample: Sample, prompt: int, box: BoxRow) -> Sample:
 
 
 @torch.inference_mode()
-def answers(model: Sam3, collate: Collate, sample: Sample, objects: Tensor) -> tuple[Tensor, Tensor]:
+def predictions(model: Sam3, collate: Collate, sample: Sample, objects: Tensor) -> tuple[Tensor, Tensor]:
     """Score and class logit [3, N] of the N objects (x1, y1, x2, y2) under the three questions; -inf: no query."""
     output = model(**collate([sample]).inputs(), with_masks=False)
     scores = output.pred_logits.sigmoid() * output.presence_logits.sigmoid()
@@ -72,7 +72,7 @@ def measure(checkpoint: str, root: str, limit: int | None) -> dict[str, object]:
         (row,) = example_boxes(BoxSpec(), "box", own, index, record.id, sample.category_ids[prompt : prompt + 1]).rows
         shown = box_convert(torch.tensor([row[0][0]]), "cxcywh", "xyxy")
         target = int(box_iou(shown, own).argmax())
-        scores, logits = answers(model, collate, questions(sample, prompt, row[0]), own)
+        scores, logits = predictions(model, collate, questions(sample, prompt, row[0]), own)
         if scores[0, target] == 0:
             continue
         for name, score in zip(QUESTIONS, scores[:, target].tolist(), strict=True):

@@ -53,7 +53,7 @@ def parity(recorder: Recorder, subjects: Subjects) -> None:
 def _expect(subjects: Subjects, expected: dict[str, Tensor]) -> Iterator[Measure]:
     model, batch = subjects.full, subjects.question(PARITY_PROMPTS)
     started = time.perf_counter()
-    expected |= answers(model, batch)
+    expected |= predictions(model, batch)
     yield Measure("a forward", time.perf_counter() - started, "s", f"1 image, {PARITY_PROMPTS} prompts")
 
 
@@ -66,7 +66,7 @@ def _differences(subjects: Subjects, expected: dict[str, Tensor], case: str) -> 
     model: Sam3 = subjects.full.to(subjects.device)  # type: ignore[arg-type]
     compute_in(model, arithmetic)
     try:
-        found = answers(model, subjects.question(PARITY_PROMPTS))
+        found = predictions(model, subjects.question(PARITY_PROMPTS))
     finally:
         compute_in(model, "fp32")
         torch.backends.cudnn.allow_tf32 = before
@@ -78,7 +78,7 @@ def _differences(subjects: Subjects, expected: dict[str, Tensor], case: str) -> 
         yield Measure(f"{key}, largest difference", float(difference.max()), "")
 
 
-def answers(model: Sam3, batch: Batch) -> dict[str, Tensor]:
+def predictions(model: Sam3, batch: Batch) -> dict[str, Tensor]:
     """Numbers in 0..1, float64 on the CPU."""
     with torch.inference_mode(), eval_mode(model), computing(model):
         output = model(**batch.to(model.device).inputs())

@@ -38,7 +38,7 @@ from sam3slim.models.masks import MaskHead
 from sam3slim.runs.specs import TrainSpec
 from sam3slim.strict import spec_from_dict
 from sam3slim.training import recompute_activations
-from sam3slim.training.lesson import Lesson
+from sam3slim.training.step_loss import StepLoss
 
 RESULT = Path(__file__).parent / "results" / "training_memory.csv"
 MIDDLE = [
@@ -103,7 +103,7 @@ def kept_by_part(model: Sam3) -> Iterator[Counter[str]]:
 def step(model: Sam3, batch: Batch, way: str) -> Tensor:
     """The loss."""
     if way == "after":
-        return Lesson(model, criterion=Criterion(), one_to_many=True).losses(batch)["loss"]
+        return StepLoss(model, criterion=Criterion(), one_to_many=True).losses(batch)["loss"]
     with mock.patch.object(masks, "checkpoint", lambda function, *values, **_: function(*values)):
         return Criterion()(model(**batch.inputs(), one_to_many=True), batch.targets)["loss"]
 

@@ -41,9 +41,9 @@ def test_train_and_evaluate__compiled(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(torch.nn.Module, "compile", counted)
     write_artifact(tiny_model(), tmp_path / "teacher")
-    taught = ["distill=features", f"distill.teacher={tmp_path / 'teacher'}"]
+    soft = ["distill=features", f"distill.teacher={tmp_path / 'teacher'}"]
     (_, plain), (_, fast) = (
-        train(tmp_path, f"taught_{how}", *SHORT, *taught, f"compile={how}") for how in ("false", "eager")
+        train(tmp_path, f"taught_{how}", *SHORT, *soft, f"compile={how}") for how in ("false", "eager")
     )
     assert asked == 2 * 2 * ["eager"]  # student and teacher
     assert [float(x) for x in losses(fast)] == pytest.approx([float(x) for x in losses(plain)], rel=1e-5)

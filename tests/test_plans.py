@@ -68,9 +68,9 @@ def test_plan_meter__its_reference_is_measured_where_the_plans_are(root: Path, m
         return model
 
     monkeypatch.setattr(plans, "to_device", to_device)
-    meter = plans.PlanMeter(model, data, "val", torch.device("cuda"), limit=1)
+    evaluator = plans.PrecisionEvaluator(model, data, "val", torch.device("cuda"), limit=1)
     assert moved == [("cuda", "fp32")]
-    plans.PlanMeter(model, data, "val", torch.device("cuda"), limit=1, reference=meter.reference)
+    plans.PrecisionEvaluator(model, data, "val", torch.device("cuda"), limit=1, reference=evaluator.reference)
     assert len(moved) == 1
 
 

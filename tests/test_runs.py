@@ -312,9 +312,9 @@ def test_data_phrases__every_split_that_is_read(root: Path) -> None:
     assert data_phrases(replace(spec, eval_at_end=False)) == ["red circle", "tree", "cup"]
     # Pictures without annotations bring their own list.
     (root / "list.txt").write_text("Green  Star\ncup\n")
-    taught = replace(EVERYTHING, labels=False)
+    soft = replace(EVERYTHING, labels=False)
     data = replace(spec.data, phrases=str(root / "list.txt"))
-    listed = replace(spec, data=data, distill=taught, eval_at_end=False)
+    listed = replace(spec, data=data, distill=soft, eval_at_end=False)
     assert data_phrases(listed)[:2] == ["green star", "cup"]
     assert data_phrases(replace(listed, trainer={**listed.trainer, "limit_val_batches": 0})) == ["green star", "cup"]
 
@@ -341,7 +341,7 @@ def test_train__resume_with_other_trained_parameters_is_one_line(
 ) -> None:
     content = torch.load(trained[1] / "checkpoints/last.ckpt", weights_only=True)
     if not listed:  # as checkpoints were before their list was kept
-        del content["hyper_parameters"]["untaught"]
+        del content["hyper_parameters"]["unused"]
     torch.save(content, root / "other.ckpt")
     given = ["data.boxes.share=0.5", "trainer.max_steps=6", f"resume={root / 'other.ckpt'}"]
     with pytest.raises(UserError, match=r"optimiser state of \d+ parameters.*data.boxes.share went to or from 0"):
@@ -377,7 +377,7 @@ def test_train__teaching_is_checked_before_anything_is_cut(
     with pytest.raises(UserError, match="nowhere"):
         train(root, "unchecked", *cut, "distill.teacher=nowhere")
     with pytest.raises(UserError, match="needs pictures that come again"):
-        train(root, "unchecked", *cut, f"distill.cache={root / 'answers'}", "data.augment.photometric=0.5")
+        train(root, "unchecked", *cut, f"distill.cache={root / 'predictions'}", "data.augment.photometric=0.5")
 
 
 def test_train__is_measured_where_it_was_trained(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

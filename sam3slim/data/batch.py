@@ -92,7 +92,7 @@ class Batch:
         targets: the instances.
         phrases: P strings.
         images: B entries.
-        taught: what a cached teacher says of the prompts, if there is one.
+        soft: what a cached teacher says of the prompts, if there is one.
         input_boxes: [P, N, 4] float32 (cx, cy, w, h) in 0..1, box prompts; None where no prompt has any.
         input_boxes_labels: [P, N] int64: 1 positive, 0 negative, -10 padding; None as ``input_boxes``.
     """
@@ -110,7 +110,7 @@ class Batch:
     targets: Targets
     phrases: list[str] = field(default_factory=list)
     images: list[ImageInfo] = field(default_factory=list)
-    taught: SoftTargets | None = None
+    soft: SoftTargets | None = None
     input_boxes: Tensor | None = None
     input_boxes_labels: Tensor | None = None
 
@@ -131,7 +131,7 @@ class Batch:
             **rows | {"pixel_values": self.pixel_values},
             targets=self.targets.part(prompts),
             phrases=self.phrases[prompts],
-            taught=self.taught and self.taught.part(prompts),
+            soft=self.soft and self.soft.part(prompts),
         )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
@@ -139,14 +139,14 @@ class Batch:
         moved: dict[str, Any] = {
             name: value.to(device, non_blocking=non_blocking) for name, value in self._there().items()
         }
-        taught = self.taught and self.taught.to(device, non_blocking)
-        return replace(self, targets=self.targets.to(device, non_blocking), taught=taught, **moved)
+        soft = self.soft and self.soft.to(device, non_blocking)
+        return replace(self, targets=self.targets.to(device, non_blocking), soft=soft, **moved)
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory (called by the data loader)."""
         pinned: dict[str, Any] = {name: value.pin_memory() for name, value in self._there().items()}
-        taught = self.taught and self.taught.pin_memory()
-        return replace(self, targets=self.targets.pin_memory(), taught=taught, **pinned)
+        soft = self.soft and self.soft.pin_memory()
+        return replace(self, targets=self.targets.pin_memory(), soft=soft, **pinned)
 
 
 @dataclass

@@ -21,11 +21,11 @@ class Collate:
 
     Args:
         text: the model's text tower.
-        taught: looks up what a teacher says of samples; picklable.
+        soft: looks up what a teacher says of samples; picklable.
     """
 
-    def __init__(self, text: TextSpec | None = None, taught: LookUp | None = None) -> None:
-        self.text, self.taught = text or TextSpec(), taught
+    def __init__(self, text: TextSpec | None = None, soft: LookUp | None = None) -> None:
+        self.text, self.soft = text or TextSpec(), soft
         tokenizer_of(self.text)  # a missing merge file is told now, not from a worker
         self._known: dict[str, tuple[Tensor, Tensor]] = {}
 
@@ -54,7 +54,7 @@ class Collate:
             targets=targets,
             phrases=phrases,
             images=[sample.info for sample in samples],
-            taught=None if self.taught is None else self.taught(samples),
+            soft=None if self.soft is None else self.soft(samples),
             input_boxes=boxes,
             input_boxes_labels=box_labels,
         )

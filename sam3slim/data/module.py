@@ -79,12 +79,12 @@ class ConceptData(lightning.LightningDataModule):
             "image_size": image_size, "on_unreadable": on_unreadable, "cache": cache, "seed": seed
         }  # fmt: skip
         self.collate = Collate(text)
-        self._taught: LookUp | None = None
+        self._soft: LookUp | None = None
         self._datasets: dict[str, CocoConcepts] = {}
 
     def teach(self, look_up: LookUp) -> None:
-        """Let training batches carry what a cached teacher says (``Batch.taught``)."""
-        self._taught = look_up
+        """Let training batches carry what a cached teacher says (``Batch.soft``)."""
+        self._soft = look_up
 
     def prepare_data(self) -> None:
         """Draw the shapes set if asked for (one process only).
@@ -145,7 +145,7 @@ class ConceptData(lightning.LightningDataModule):
         """Batches of ``split``; also usable without a trainer (after ``prepare_data``)."""
         return ConceptLoader(
             self.dataset(split, training=training),
-            Collate(self.collate.text, self._taught) if training else self.collate,
+            Collate(self.collate.text, self._soft) if training else self.collate,
             batch_size=self.batch_size if training else self.eval_batch_size,
             training=training,
             num_workers=self.num_workers,

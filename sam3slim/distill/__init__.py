@@ -1,6 +1,6 @@
 """What a slim model learns from the full one."""
 
-from sam3slim.distill.fill import Filler, Share, cache_facts, views_of
+from sam3slim.distill.fill import Rank, TeacherCacheBuilder, cache_facts, views_of
 from sam3slim.distill.losses import feature_loss, pyramid_loss
 from sam3slim.distill.spec import DistillSpec, teacher_overrides
 from sam3slim.distill.store import TeacherStore
@@ -10,9 +10,9 @@ from sam3slim.distill.total import Totals, distillation_losses, image_losses, ma
 __all__ = [
     "CachedTeacher",
     "DistillSpec",
-    "Filler",
     "FrozenTeacher",
-    "Share",
+    "Rank",
+    "TeacherCacheBuilder",
     "TeacherStore",
     "Totals",
     "cache_facts",

@@ -29,7 +29,7 @@ PATIENCE = 1800.0  # seconds without news from them
 
 
 @dataclass(frozen=True)
-class Share:
+class Rank:
     """The part of the work that is this process's."""
 
     rank: int = 0
@@ -81,13 +81,14 @@ def cache_facts(
         "transform": {"image_size": dataset.image_size, "resize": "square, bilinear, antialias"},
         "prompts": {"pool": "all"} if all_of_them else chosen,
         "kept": {
-            "min_score": spec.min_score, "fpn": bool(spec.fpn), "memory": bool(spec.memory), "answers": spec.answers,
+            "min_score": spec.min_score, "fpn": bool(spec.fpn), "memory": bool(spec.memory),
+            "answers": spec.predictions,
             "masks": bool(spec.mask or spec.dice), "semantic": bool(spec.semantic),
         },
     }  # fmt: skip
 
 
-class Filler:
+class TeacherCacheBuilder:
     """Asks the teacher about every view of every training image, and keeps the answers.
 
     Args:
@@ -113,7 +114,7 @@ class Filler:
         """Views that are not in the store."""
         return self.store.missing(self.views)
 
-    def fill(self, teacher: FrozenTeacher, share: Share, limit_gb: float) -> None:
+    def fill(self, teacher: FrozenTeacher, rank: Rank, limit_gb: float) -> None:
         """Compute what is missing; shows the size first, and progress. Can be interrupted and called again.
 
         Raises:
@@ -122,16 +123,16 @@ class Filler:
         missing = self.missing()
         # By place in the whole list: the processes may look at different moments, and then see different gaps.
         wanted = set(missing)
-        mine = [view for view in self.views[share.rank :: share.world_size] if view in wanted]
+        mine = [view for view in self.views[rank.rank :: rank.world_size] if view in wanted]
         if missing:
             lines = self._announce(teacher, missing, limit_gb)
-            if share.rank == 0:
+            if rank.rank == 0:
                 print("\n".join(lines))
             self.store.create(teacher.model_spec.to_dict())
-        with progress_bar(show=share.rank == 0) as bar:
+        with progress_bar(show=rank.rank == 0) as bar:
             for view in bar.track(mine, description="teacher cache"):
-                categories, answers = self._ask(teacher, view)
-                self.store.write(*view, categories, answers)
+                categories, predictions = self._ask(teacher, view)
+                self.store.write(*view, categories, predictions)
         self._wait()
 
     def _ask(self, teacher: FrozenTeacher, view: tuple[int, bool]) -> tuple[list[int], SoftTargets]:
@@ -148,8 +149,8 @@ class Filler:
         index = torch.zeros(len(phrases), dtype=torch.int64, device=self.device)
         kind = self.device.type
         with torch.autocast(kind, self.half or torch.bfloat16, enabled=self.half is not None):
-            answers = teacher.answers(picture[None].to(self.device), phrases, index, chunk=CHUNK)
-        return categories, answers
+            predictions = teacher.predictions(picture[None].to(self.device), phrases, index, chunk=CHUNK)
+        return categories, predictions
 
     def _announce(self, teacher: FrozenTeacher, missing: Sequence[tuple[int, bool]], limit_gb: float) -> list[str]:
         """What will be written where, in lines; stops if it is too much."""

@@ -1,4 +1,4 @@
-"""What the student is taught, and how much each lesson weighs."""
+"""The losses against the teacher and their weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from sam3slim.errors import UserError
 
 FEATURES = ("fpn", "memory")
-ANSWERS = ("presence", "scores", "bbox", "giou", "mask", "dice", "semantic")
+PREDICTIONS = ("presence", "scores", "bbox", "giou", "mask", "dice", "semantic")
 # What teaches each output.
 LESSONS_OF_OUTPUTS = (("presence",), ("scores",), ("bbox", "giou"), ("mask", "dice"), ("semantic",))
 
@@ -22,7 +22,7 @@ class DistillSpec:
         teacher: checkpoint of the teacher; None switches distillation off.
         overrides: sizes the teacher's file does not tell, as ``checkpoints.load`` takes them; None: those of
             ``init.overrides`` where the teacher is ``init.checkpoint`` (``teacher_overrides``).
-        labels: False trains on the teacher's answers alone: annotations are not looked at. What no lesson reaches
+        labels: False trains on the teacher's answers alone: annotations are not looked at. What no loss reaches
             (decoder and mask head, with ``fpn`` and ``memory`` alone) keeps its weights.
         min_score: class x presence probability from which a query of the teacher is a detection to be learnt.
         fpn: weight of the neck's feature maps (same width in every model of a family: no adapter).
@@ -58,7 +58,7 @@ class DistillSpec:
     cache_limit_gb: float = 20.0
 
     def __post_init__(self) -> None:
-        for key in (*FEATURES, *ANSWERS):
+        for key in (*FEATURES, *PREDICTIONS):
             if getattr(self, key) < 0:
                 raise UserError(f"distill.{key}={getattr(self, key)} must be at least 0")
         if not 0 < self.min_score < 1:
@@ -67,7 +67,7 @@ class DistillSpec:
             raise UserError(f"distill.cache_prompts={self.cache_prompts} must be at least 1")
         if not self.cache_limit_gb > 0:
             raise UserError(f"distill.cache_limit_gb={self.cache_limit_gb:g} must be above 0")
-        weighted = any(getattr(self, key) for key in (*FEATURES, *ANSWERS))
+        weighted = any(getattr(self, key) for key in (*FEATURES, *PREDICTIONS))
         if self.teacher is None and (weighted or not self.labels):
             what = "" if self.labels else " (distill.labels=false leaves nothing else to learn from)"
             raise UserError(f"distill.teacher is missing{what}; give a checkpoint, or distill=none")
@@ -77,7 +77,7 @@ class DistillSpec:
             raise UserError("distill.teacher is given but every distillation weight is 0; set distill.fpn")
 
     @property
-    def missing_lessons(self) -> list[str]:
+    def missing_objectives(self) -> list[str]:
         """Weights that are 0 although, without labels, nothing else teaches an output; empty with labels."""
         return [
             " or ".join(f"distill.{key}" for key in keys)
@@ -86,9 +86,9 @@ class DistillSpec:
         ]
 
     @property
-    def answers(self) -> bool:
+    def predictions(self) -> bool:
         """Whether the teacher's predictions are taught, not only its features."""
-        return any(getattr(self, key) for key in ANSWERS)
+        return any(getattr(self, key) for key in PREDICTIONS)
 
     @property
     def masks(self) -> bool:

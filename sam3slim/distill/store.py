@@ -70,13 +70,13 @@ class TeacherStore:
         there = {entry.name for folder in _folders(self.path) for entry in os.scandir(folder)}
         return [view for view in views if self.file(*view).name not in there]
 
-    def write(self, image_id: int, mirrored: bool, categories: Sequence[int], answers: SoftTargets) -> int:
+    def write(self, image_id: int, mirrored: bool, categories: Sequence[int], predictions: SoftTargets) -> int:
         """Keep the answers to a view's prompts, maps in FP16; returns the bytes.
 
         Raises:
             UserError: a map does not fit FP16; the disk is full.
         """
-        data = save(pack(categories, answers))
+        data = save(pack(categories, predictions))
         path = self.file(image_id, mirrored)
         with atomic_path(path) as temporary:
             temporary.write_bytes(data)
@@ -120,25 +120,25 @@ def _folders(path: Path) -> list[str]:
     return [entry.path for entry in os.scandir(path) if entry.is_dir()] if path.is_dir() else []
 
 
-def pack(categories: Sequence[int], answers: SoftTargets) -> dict[str, Tensor]:
+def pack(categories: Sequence[int], predictions: SoftTargets) -> dict[str, Tensor]:
     """One view's answers as tensors for a file: small ones in FP32, maps in FP16.
 
     The semantic maps of absent concepts are left out, because no loss looks at them.
     """
     tensors = {
         "categories": torch.tensor(categories, dtype=torch.int64),
-        "presence": answers.presence.float(),
-        "rest": answers.rest.float(),
-        "boxes": answers.boxes.float(),
-        "scores": answers.scores.float(),
-        "prompt_index": answers.prompt_index,
+        "presence": predictions.presence.float(),
+        "rest": predictions.rest.float(),
+        "boxes": predictions.boxes.float(),
+        "scores": predictions.scores.float(),
+        "prompt_index": predictions.prompt_index,
     }
-    present = (answers.presence >= PRESENT).nonzero().squeeze(1)
-    halves = {"masks": answers.masks, "memory": answers.memory}
-    halves |= {f"fpn.{level}": value[0] for level, value in enumerate(answers.fpn)}
-    if answers.semantic is not None:
+    present = (predictions.presence >= PRESENT).nonzero().squeeze(1)
+    halves = {"masks": predictions.masks, "memory": predictions.memory}
+    halves |= {f"fpn.{level}": value[0] for level, value in enumerate(predictions.fpn)}
+    if predictions.semantic is not None:
         tensors["semantic_rows"] = present
-        halves["semantic"] = answers.semantic[present]
+        halves["semantic"] = predictions.semantic[present]
     for name, value in halves.items():
         if value is not None:
             tensors[name] = value.half()

@@ -72,13 +72,13 @@ class FrozenTeacher:
 
     def targets(self, batch: Batch) -> SoftTargets:
         """The teacher's answers to the batch's prompts."""
-        return self.answers(
+        return self.predictions(
             batch.pixel_values, batch.phrases, batch.image_index, PROMPTS,
             input_boxes=batch.input_boxes, input_boxes_labels=batch.input_boxes_labels,
         )  # fmt: skip
 
     @torch.no_grad()
-    def answers(
+    def predictions(
         self,
         pixel_values: Tensor,
         phrases: Sequence[str],
@@ -102,7 +102,7 @@ class FrozenTeacher:
             self._model.to(device)  # type: ignore[arg-type]
         vision = self._model.get_vision_features(pixel_values)
         fpn = tuple(vision.fpn_hidden_states[:-1]) if self.spec.fpn else ()
-        if not (self.spec.memory or self.spec.answers):
+        if not (self.spec.memory or self.spec.predictions):
             return SoftTargets.nothing(pixel_values.new_zeros(len(phrases)), fpn)
         parts = []
         for start in range(0, len(phrases), chunk or max(len(phrases), 1)):
@@ -133,9 +133,9 @@ class CachedTeacher:
 
     def targets(self, batch: Batch) -> SoftTargets:
         """The teacher's answers to the batch's prompts."""
-        if batch.taught is None:
+        if batch.soft is None:
             raise ValueError("the batch comes without a teacher's answers: ConceptData.teach was not called")
-        return batch.taught
+        return batch.soft
 
 
 def soft_targets(output: Sam3Output, spec: DistillSpec) -> SoftTargets:

@@ -45,50 +45,50 @@ class Totals:
     memory: Tensor | None
 
     @classmethod
-    def of(cls, taught: SoftTargets, average: Average | None = None) -> Totals:
+    def of(cls, soft: SoftTargets, average: Average | None = None) -> Totals:
         """``average``: mean of a number over the processes; None with one process."""
-        weight = taught.weight.sum()
+        weight = soft.weight.sum()
         return cls(
             detections=(weight if average is None else average(weight)).clamp(min=1),
-            prompts=len(taught.presence),
-            semantic=semantic_share(taught.presence).sum(),
-            memory=None if taught.memory is None else spread(taught.memory),
+            prompts=len(soft.presence),
+            semantic=semantic_share(soft.presence).sum(),
+            memory=None if soft.memory is None else spread(soft.memory),
         )
 
 
 def distillation_losses(
-    spec: DistillSpec, taught: SoftTargets, student: Sam3Output, average: Average | None = None
+    spec: DistillSpec, soft: SoftTargets, student: Sam3Output, average: Average | None = None
 ) -> dict[str, Tensor]:
     """Weighted losses by name (``distill_fpn``, …), each a scalar with its graph, those of weight 0 left out.
 
     Args:
-        taught: what the weights in ``spec`` need.
+        soft: what the weights in ``spec`` need.
         average: mean of a number over the processes; None with one process.
     """
-    totals = Totals.of(taught, average)
-    return image_losses(spec, taught, student.fpn_hidden_states) | prompt_losses(spec, taught, student, totals)
+    totals = Totals.of(soft, average)
+    return image_losses(spec, soft, student.fpn_hidden_states) | prompt_losses(spec, soft, student, totals)
 
 
-def image_losses(spec: DistillSpec, taught: SoftTargets, fpn: tuple[Tensor, ...]) -> dict[str, Tensor]:
+def image_losses(spec: DistillSpec, soft: SoftTargets, fpn: tuple[Tensor, ...]) -> dict[str, Tensor]:
     """The losses of the images' maps, as ``distillation_losses`` returns them."""
     if not spec.fpn:
         return {}
     with torch.autocast(fpn[0].device.type, enabled=False):
-        return {"distill_fpn": spec.fpn * pyramid_loss(fpn, taught.fpn)}
+        return {"distill_fpn": spec.fpn * pyramid_loss(fpn, soft.fpn)}
 
 
-def match_detections(taught: SoftTargets, student: Sam3Output) -> Match:
+def match_detections(soft: SoftTargets, student: Sam3Output) -> Match:
     """The student's queries matched with the teacher's detections as with labels, at every decoder layer.
 
     Hungarian on score, L1 and GIoU, so that teacher and student need not have the same queries.
     """
-    targets = Targets(taught.boxes.float(), None, taught.prompt_index)
+    targets = Targets(soft.boxes.float(), None, soft.prompt_index)
     with torch.autocast(student.layer_logits.device.type, enabled=False):
         return HungarianMatcher()(student.layer_logits.float(), student.layer_boxes.float(), targets)
 
 
 def prompt_losses(
-    spec: DistillSpec, taught: SoftTargets, student: Sam3Output, totals: Totals, match: Match | None = None
+    spec: DistillSpec, soft: SoftTargets, student: Sam3Output, totals: Totals, match: Match | None = None
 ) -> dict[str, Tensor]:
     """The losses of the prompts' answers, as ``distillation_losses`` returns them.
 
@@ -99,30 +99,30 @@ def prompt_losses(
     losses = {}
     with torch.autocast(student.layer_logits.device.type, enabled=False):
         if spec.memory:
-            assert taught.memory is not None
-            share = len(taught.presence) / max(totals.prompts, 1)
-            losses["memory"] = share * feature_loss(student.encoder_hidden_states, taught.memory, totals.memory)
-        if spec.answers:
-            losses |= _answers(taught, student, totals, match or match_detections(taught, student))
+            assert soft.memory is not None
+            share = len(soft.presence) / max(totals.prompts, 1)
+            losses["memory"] = share * feature_loss(student.encoder_hidden_states, soft.memory, totals.memory)
+        if spec.predictions:
+            losses |= _predictions(soft, student, totals, match or match_detections(soft, student))
     weighted = {name: getattr(spec, name) * value for name, value in losses.items() if getattr(spec, name)}
     return {f"distill_{name}": value for name, value in weighted.items()}
 
 
-def _answers(taught: SoftTargets, student: Sam3Output, totals: Totals, match: Match) -> dict[str, Tensor]:
+def _predictions(soft: SoftTargets, student: Sam3Output, totals: Totals, match: Match) -> dict[str, Tensor]:
     logits, boxes = student.layer_logits.float(), student.layer_boxes.float()
-    weight, divisor = taught.weight, totals.detections
-    scores = score_loss(logits, match, taught.scores, taught.rest, taught.presence, divisor)
-    bbox, giou = box_losses(boxes, match, taught.boxes, weight, divisor)
-    share = len(taught.presence) / max(totals.prompts, 1)
+    weight, divisor = soft.weight, totals.detections
+    scores = score_loss(logits, match, soft.scores, soft.rest, soft.presence, divisor)
+    bbox, giou = box_losses(boxes, match, soft.boxes, weight, divisor)
+    share = len(soft.presence) / max(totals.prompts, 1)
     losses = {
-        "presence": share * presence_loss(student.layer_presence, taught.presence).sum(),
+        "presence": share * presence_loss(student.layer_presence, soft.presence).sum(),
         "scores": scores.sum(),
         "bbox": bbox.sum(),
         "giou": giou.sum(),
     }
-    if taught.masks is not None and student.pred_masks is not None:
+    if soft.masks is not None and student.pred_masks is not None:
         last = match.at_layer(len(logits) - 1)
-        losses["mask"], losses["dice"] = mask_losses(student.pred_masks, last, taught.masks, weight, divisor)
-    if taught.semantic is not None and student.semantic_seg is not None:
-        losses["semantic"] = semantic_loss(student.semantic_seg, taught.semantic, taught.presence, totals.semantic)
+        losses["mask"], losses["dice"] = mask_losses(student.pred_masks, last, soft.masks, weight, divisor)
+    if soft.semantic is not None and student.semantic_seg is not None:
+        losses["semantic"] = semantic_loss(student.semantic_seg, soft.semantic, soft.presence, totals.semantic)
     return losses

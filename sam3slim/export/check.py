@@ -72,7 +72,7 @@ def run(request: Request) -> None:
     model, report = load_runnable(request.source, overrides=request.overrides or None)
     on_cpu = emulated(model) if isinstance(model, Sam3) else nullcontext(0)
     with on_cpu, torch.inference_mode():
-        outputs = answers(model)
+        outputs = predictions(model)
         sample = _sample(model, request) if request.data is not None and request.images else None
     save_file(outputs, request.outputs)
     plain = None
@@ -83,7 +83,7 @@ def run(request: Request) -> None:
     write_json(request.answer, {**_opened(report), "sample": sample, "transformers_difference": plain})
 
 
-def answers(model: Runnable) -> dict[str, Tensor]:
+def predictions(model: Runnable) -> dict[str, Tensor]:
     """Outputs for ``CASES``, by case and name."""
     found: dict[str, Tensor] = {}
     for case in CASES:

@@ -73,7 +73,7 @@ class GraphSam3(nn.Module, PromptedModel):
         index = self.image_index_of(image_index, len(text), len(levels[0]))
         boxes = torch.zeros(len(text), 0, 4) if input_boxes is None else input_boxes
         labels = torch.ones(boxes.shape[:2]) if input_boxes_labels is None else input_boxes_labels
-        answers = self._run("prompts", {
+        predictions = self._run("prompts", {
             **{f"fpn_{number}": level for number, level in enumerate(levels)},
             "text_features": text,
             "attention_mask": mask,
@@ -81,7 +81,7 @@ class GraphSam3(nn.Module, PromptedModel):
             "input_boxes": boxes,
             "input_boxes_labels": labels,
         })  # fmt: skip
-        prediction = Sam3Prediction(**answers)
+        prediction = Sam3Prediction(**predictions)
         if not with_masks:
             prediction.pred_masks = prediction.semantic_seg = None
         return prediction

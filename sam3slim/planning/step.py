@@ -62,7 +62,7 @@ def make_teacher(spec: TrainSpec, sizes: ModelSpec) -> FrozenTeacher | CachedTea
     return FrozenTeacher(empty_model(sizes), spec.distill, spec.model)
 
 
-def cached_answers(spec: TrainSpec, batch: Batch) -> SoftTargets:
+def cached_predictions(spec: TrainSpec, batch: Batch) -> SoftTargets:
     """What a cache hands over for ``batch``, as many detections as there are instances; maps in FP16, as it does."""
     distill, prompts, grid = spec.distill, len(batch.input_ids), spec.model.vit.grid_size
     found, half = batch.targets.prompt_index, torch.float16

@@ -24,16 +24,16 @@ from sam3slim.models.count import PARTS
 from sam3slim.planning.cuda import as_on_cuda
 from sam3slim.planning.fake import without_data
 from sam3slim.planning.ledger import Ledger
-from sam3slim.planning.step import cached_answers, fit, make_batch, make_teacher
+from sam3slim.planning.step import cached_predictions, fit, make_batch, make_teacher
 from sam3slim.runs.specs import TrainSpec
 from sam3slim.runs.train import training_module
 from sam3slim.specs import ModelSpec
 
 WEIGHTS, GRADIENTS, OPTIMISER, AVERAGE = "weights", "gradients", "optimiser", "weight average"
-TEACHER, ANSWERS, BATCH = "teacher's weights", "teacher's answers", "batch"
+TEACHER, PREDICTIONS, BATCH = "teacher's weights", "teacher's answers", "batch"
 LOSSES, BACKWARD = "losses", "backward pass"
 STANDING = (WEIGHTS, GRADIENTS, OPTIMISER, AVERAGE, TEACHER, BATCH)
-SAVED = (*PARTS, LOSSES, ANSWERS)
+SAVED = (*PARTS, LOSSES, PREDICTIONS)
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,11 @@ def trace(spec: TrainSpec, instances: int, teacher: ModelSpec, *, cuda: bool, da
         with ledger.labelled(TEACHER):
             teaching = make_teacher(spec, teacher)
         if isinstance(teaching, FrozenTeacher):
-            vars(teaching)["answers"] = ledger.labelled(ANSWERS)(teaching.answers)
+            vars(teaching)["predictions"] = ledger.labelled(PREDICTIONS)(teaching.predictions)
         with ledger.labelled(BATCH):
             batch = make_batch(spec, instances)
             if spec.distill.cache is not None:
-                batch = replace(batch, taught=cached_answers(spec, batch))
+                batch = replace(batch, soft=cached_predictions(spec, batch))
         with _own_tables(), _as_usual():  # a look at which weights are taught computes with data of its own
             module = training_module(spec, model, teaching)
         _label_parts(model, ledger)

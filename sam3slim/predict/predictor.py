@@ -30,7 +30,7 @@ KEPT_PHRASES = 16_384
 
 
 @dataclass(frozen=True)
-class Asked:
+class PredictRequest:
     """One picture, ready for the model, with its questions.
 
     Attributes:
@@ -129,7 +129,7 @@ class Predictor:
                 row = [BoxPrompt(clip_box(b.box, size, f"boxes of {name}"), b.phrase, b.label) for b in own[i]]
                 check_positive(row, f"boxes of {name}")
                 info = ImageInfo(i + 1, name, *size)
-                asked.append(Asked(self.prepare(pixels), info, questions(phrases, row, categories)))
+                asked.append(PredictRequest(self.prepare(pixels), info, questions(phrases, row, categories)))
             found += self.answer(asked, threshold, max_per_image)
         return found
 
@@ -147,7 +147,7 @@ class Predictor:
         """
         encode_phrases(self._text, list(phrases))
 
-    def answer(self, asked: Sequence[Asked], threshold: float, max_per_image: int) -> list[Detections]:
+    def answer(self, asked: Sequence[PredictRequest], threshold: float, max_per_image: int) -> list[Detections]:
         """Detections of every one of ``asked``: the vision tower once per picture, the text tower once per phrase.
 
         Raises:
@@ -166,7 +166,7 @@ class Predictor:
             ) from error
 
 
-def _sample(asked: Asked) -> Sample:
+def _sample(asked: PredictRequest) -> Sample:
     return Sample(
         image=normalise(asked.pixels),
         category_ids=[question.category_id for question in asked.questions],

@@ -16,7 +16,7 @@ from sam3slim.data.batch import ImageInfo
 from sam3slim.data.images import UnreadableImage, read_upright
 from sam3slim.predict.images import Picture
 from sam3slim.predict.overlay import preview
-from sam3slim.predict.predictor import Asked, Predictor
+from sam3slim.predict.predictor import Predictor, PredictRequest
 from sam3slim.predict.prompts import Prompts, questions
 from sam3slim.predict.writer import stamp
 
@@ -35,7 +35,7 @@ class Decoded:
     """
 
     picture: Picture
-    asked: Asked
+    asked: PredictRequest
     image: Image.Image | None
     stamp: list[int]
 
@@ -67,7 +67,7 @@ def decode(
         info = ImageInfo(picture.image_id, picture.name, pixels.shape[0], pixels.shape[1])
         asked = questions(prompts.phrases, prompts.boxes.get(picture.name, ()), categories)
         image = preview(pixels) if keep else None
-        return Decoded(picture, Asked(predictor.prepare(pixels), info, asked), image, before)
+        return Decoded(picture, PredictRequest(predictor.prepare(pixels), info, asked), image, before)
 
     waiting: deque[Future[Decoded | Unread]] = deque()
     pool = ThreadPoolExecutor(READERS, thread_name_prefix="read")

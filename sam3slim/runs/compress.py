@@ -27,7 +27,7 @@ from sam3slim.results.record import RunRecord, read_record
 from sam3slim.results.recording import begin
 from sam3slim.runs.evaluate import loaded_artifact
 from sam3slim.runs.measure import measure, measuring_device, model_summary, print_metrics, to_device, written_artifact
-from sam3slim.runs.plans import PlanMeter, check_search_split, search_plan, sensitivity, verify_budget
+from sam3slim.runs.plans import PrecisionEvaluator, check_search_split, search_plan, sensitivity, verify_budget
 from sam3slim.runs.reference import Reference, load_reference, print_drop
 from sam3slim.runs.specs import CompressSpec
 
@@ -168,17 +168,17 @@ class _Compression:
         part = only(self.run, SENSITIVITY, SENSITIVITY)
         with part.recording(self.spec.checkpoint) as record:
             record.model = model_summary(self.model)
-            meter = PlanMeter(
+            evaluator = PrecisionEvaluator(
                 self.model, self.data, self.spec.data.split, self.device,
                 limit=self.spec.limit, reference=self.reference.found if self.reference else None,
             )  # fmt: skip
-            sensitivity(meter, part.folder)
+            sensitivity(evaluator, part.folder)
 
     def search(self, folder: Path) -> Searched:
         """The plan for the budget, searched on a split of its own."""
         budget = self.spec.budget
-        meter = PlanMeter(self.model, self.data, budget.search_split, self.device, limit=self.spec.limit)
-        return search_plan(meter, budget, folder)
+        evaluator = PrecisionEvaluator(self.model, self.data, budget.search_split, self.device, limit=self.spec.limit)
+        return search_plan(evaluator, budget, folder)
 
 
 def _method(options: dict[str, Any] | None) -> dict[str, Any]:

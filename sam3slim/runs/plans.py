@@ -28,7 +28,7 @@ from sam3slim.runs.reference import Found
 from sam3slim.runs.specs import BudgetSpec
 
 
-class PlanMeter:
+class PrecisionEvaluator:
     """Drops of precision plans of one model on one split, each measured on a reloaded artifact.
 
     Args:
@@ -84,14 +84,14 @@ class PlanMeter:
         return evaluate(model, self.loader, limit=self.limit).samples
 
 
-def sensitivity(meter: PlanMeter, folder: Path, groups: Sequence[str] = GROUPS) -> list[dict[str, Any]]:
+def sensitivity(evaluator: PrecisionEvaluator, folder: Path, groups: Sequence[str] = GROUPS) -> list[dict[str, Any]]:
     """Put one group at a time into INT8, everything else in FP32; writes ``sensitivity.csv`` and ``.md``.
 
     Returns:
         One row per group: parameters, bytes saved against FP32, drops with their 95 % intervals.
     """
-    names, state = weights_by_group(meter.model), meter.model.state_dict()
-    full = meter.bytes(Mixed(dict.fromkeys(GROUPS, "fp32"), rest="fp32"))
+    names, state = weights_by_group(evaluator.model), evaluator.model.state_dict()
+    full = evaluator.bytes(Mixed(dict.fromkeys(GROUPS, "fp32"), rest="fp32"))
     rows: list[dict[str, Any]] = []
     columns = ("group", "params", "bytes_saved", *drop_columns())
     shown = ("group", "params", "bytes_saved", *(f"{name}_drop_interval" for name in METRICS))
@@ -99,10 +99,10 @@ def sensitivity(meter: PlanMeter, folder: Path, groups: Sequence[str] = GROUPS) 
         if not names[group]:
             continue  # a prompt bank has no text tower
         method = Mixed({name: "int8" if name == group else "fp32" for name in GROUPS}, rest="fp32")
-        drops = meter.drops(method)
+        drops = evaluator.drops(method)
         rows.append({
             "group": group, "params": sum(state[name].numel() for name in names[group]),
-            "bytes_saved": full - meter.bytes(method), **drop_cells(drops),
+            "bytes_saved": full - evaluator.bytes(method), **drop_cells(drops),
         })  # fmt: skip
         # After every group, so that an interrupted run leaves what it knows.
         write_table(rows, folder, columns=columns, shown=shown, stem="sensitivity")
@@ -138,17 +138,17 @@ def _images(data: ConceptData, split: str) -> set[str]:
     return {str((dataset.folder / record.file_name).resolve()) for record in dataset.records}
 
 
-def search_plan(meter: PlanMeter, budget: BudgetSpec, folder: Path) -> Searched:
-    """The smallest plan within the budget, measured with ``meter``; every plan tried is kept in ``search.json``."""
+def search_plan(evaluator: PrecisionEvaluator, budget: BudgetSpec, folder: Path) -> Searched:
+    """The smallest plan within the budget, measured with ``evaluator``; every plan tried is kept in ``search.json``."""
 
     def drop_of(method: Mixed) -> float:
-        points = meter.points(method)
+        points = evaluator.points(method)
         print(
             f"{', '.join(f'{group} {p}' for group, p in method.groups.items() if p != 'fp16') or 'fp16'}: {points:.2f}"
         )
         return points
 
-    found = search(drop_of, meter.bytes, max_drop=budget.max_drop, max_bytes=budget.max_bytes)
+    found = search(drop_of, evaluator.bytes, max_drop=budget.max_drop, max_bytes=budget.max_bytes)
     write_json(folder / "search.json", found.trace)
     return found
 

@@ -66,17 +66,17 @@ def tell_differences(path: Path, config: Mapping[str, Any]) -> None:
         print(f"going on from {path} with other settings than it was saved with: {', '.join(differ)}")
 
 
-def check_trained_parameters(path: Path, model: nn.Module, untaught: Collection[str]) -> None:
+def check_trained_parameters(path: Path, model: nn.Module, unused: Collection[str]) -> None:
     """The optimiser's state is of the parameters that a loss reaches, and these must be the same again.
 
     Raises:
         UserError: they are others, because the data have masks or boxes that they had not, or the losses changed.
     """
     content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    saved = content["hyper_parameters"].get("untaught")  # missing in older ones, which trained these all the same
+    saved = content["hyper_parameters"].get("unused")  # missing in older ones, which trained these all the same
     number = sum(len(group["params"]) for state in content["optimizer_states"] for group in state["param_groups"])
     here = sum(parameter.requires_grad for parameter in model.parameters())
-    others = set(untaught) ^ set(saved or ())
+    others = set(unused) ^ set(saved or ())
     if number == here and (saved is None or not others):
         return
     parts = ", ".join(sorted({part_of(name) for name in others}))

@@ -111,7 +111,7 @@ class TrainSpec:
                 f"data.phrases={self.data.phrases}: pictures without annotations teach nothing by themselves; "
                 "set distill=full distill.labels=false, or data.phrases=null"
             )
-        if self.init.kind == "scratch" and (missing := self.distill.missing_lessons):
+        if self.init.kind == "scratch" and (missing := self.distill.missing_objectives):
             raise SpecError(
                 "distill.labels=false with init=scratch, but nothing teaches some outputs, which stay random: set "
                 f"{', '.join(missing)} above 0 (distill=full does), or distill.labels=true, or start from weights "

@@ -12,9 +12,9 @@ from sam3slim.checkpoints.readers import read
 from sam3slim.data.module import ConceptData
 from sam3slim.distill import (
     CachedTeacher,
-    Filler,
     FrozenTeacher,
-    Share,
+    Rank,
+    TeacherCacheBuilder,
     TeacherStore,
     cache_facts,
     check_teacher,
@@ -82,13 +82,13 @@ def teacher_of(spec: TrainSpec, data: ConceptData) -> FrozenTeacher | CachedTeac
     known = store.teacher()
     if known is not None:
         check_teacher(ModelSpec.from_dict(known), spec.model)
-    filler = Filler(store, dataset, augment, training_device(spec), precision)
-    if filler.missing():
+    builder = TeacherCacheBuilder(store, dataset, augment, training_device(spec), precision)
+    if builder.missing():
         # A process that Lightning starts later finds the work done; those of torchrun and srun share it.
-        share = Share(this_process().rank, this_process().world_size)
-        filler.fill(_asked(spec.distill.teacher, spec), share, spec.distill.cache_limit_gb)
+        rank = Rank(this_process().rank, this_process().world_size)
+        builder.fill(_asked(spec.distill.teacher, spec), rank, spec.distill.cache_limit_gb)
     else:
-        rank_zero_only(print)(f"teacher cache in {store.path}: all {len(filler.views):,} views are there")
+        rank_zero_only(print)(f"teacher cache in {store.path}: all {len(builder.views):,} views are there")
     data.teach(store.look_up)
     return CachedTeacher(spec.distill)
 

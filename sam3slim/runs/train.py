@@ -129,7 +129,7 @@ def train(asked: TrainSpec, run: Run) -> RunRecord:
         teacher = teacher_of(spec, data)
         module = training_module(spec, model, teacher, run.config, masks=masks)
         if resume is not None:
-            check_trained_parameters(Path(resume), model, module.untaught)
+            check_trained_parameters(Path(resume), model, module.unused)
         for net in (model, teacher.model) if isinstance(teacher, FrozenTeacher) else (model,):
             compile_layers(net, spec.compile, training_device(spec))
         trainer = build_trainer(spec, output_dir)

@@ -5,18 +5,18 @@ from __future__ import annotations
 from sam3slim.results.record import TrainingSummary
 from sam3slim.runs.specs import TrainSpec
 from sam3slim.training import ConceptSegmentation
-from sam3slim.training.untaught import untaught_parts
+from sam3slim.training.unused import unused_parts
 
 
 def training_summary(module: ConceptSegmentation, spec: TrainSpec, *, masks: bool) -> TrainingSummary:
     """The record's ``training`` entry."""
     names = [name for name, _ in module.model.named_parameters()]
     if not spec.distill.labels:
-        why = "distill.labels=false, and no lesson of the teacher's reaches it"
+        why = "distill.labels=false, and no loss against the teacher reaches it"
     else:
         why = "its losses have weight 0" if masks else "the data have no masks"
     trained = sum(p.numel() for p in module.model.parameters() if p.requires_grad)
-    left = {part: why for part in untaught_parts(names, module.untaught)}
+    left = {part: why for part in unused_parts(names, module.unused)}
     return TrainingSummary(True, trained, left | {part: "optim.freeze" for part in spec.optim.freeze})
 
 

@@ -99,7 +99,7 @@ class _Towers:
         for pixels in batches:
             norms = {f"{i}.{n}": self.full.layers[i].get_submodule(n)
                      for i in self.blocks for n in ("layer_norm1", "layer_norm2")}  # fmt: skip
-            with _seeing(norms) as seen:
+            with _capture_io(norms) as seen:
                 moments.add(self.full(pixels).last_hidden_state, FINAL_WEIGHT)
             for stream, _ in seen.values():
                 moments.add(stream)
@@ -198,7 +198,7 @@ class _Towers:
         wanted: list[dict[str, Tensor]] = []
         handed_on = []
         for stream in full:
-            with _seeing({**projections, "norm": its.layer_norm2, "fc1": its.mlp.fc1}) as seen:
+            with _capture_io({**projections, "norm": its.layer_norm2, "fc1": its.mlp.fc1}) as seen:
                 handed_on.append(its(stream))
             wanted.append({
                 **{name: seen[name][1][..., heads] for name in projections}, "fc1": seen["fc1"][1][..., neurons],
@@ -217,7 +217,7 @@ class _Towers:
             fits = {name: LeastSquares(linears[name].weight, linears[name].bias) for name in names}
             watched = {**{name: linears[name] for name in names}, "norm": mine.layer_norm2}
             for stream, want in zip(slim, wanted, strict=True):
-                with _seeing(watched) as seen:
+                with _capture_io(watched) as seen:
                     mine(stream)
                 for name, fit in fits.items():
                     fit.add(*rows(name, seen, stream, want))
@@ -233,7 +233,7 @@ class _Towers:
         originals = {name: its.get_submodule(name) for name in convolutions}
         wanted: list[dict[str, Tensor]] = []
         for whole, _ in pairs:
-            with _seeing(originals) as seen:
+            with _capture_io(originals) as seen:
                 its(whole)
             wanted.append({
                 name: _folded(made[:, self.kept(axes[name])]) if name in axes else made
@@ -245,7 +245,7 @@ class _Towers:
             # The four taps of an upsampling share a bias: it stays as it is.
             fitted = LeastSquares(weight, bias, intercept=not up)
             for (_, cut), want in zip(pairs, wanted, strict=True):
-                with _seeing({name: conv}) as seen:
+                with _capture_io({name: conv}) as seen:
                     mine(cut)
                 fitted.add(seen[name][0].movedim(1, -1), want[name].movedim(1, -1))
             weight, bias = fitted.solve()
@@ -266,7 +266,7 @@ class _Towers:
 
 
 @contextmanager
-def _seeing(modules: dict[str, nn.Module]) -> Iterator[Seen]:
+def _capture_io(modules: dict[str, nn.Module]) -> Iterator[Seen]:
     """What goes into and comes out of some modules while the body runs."""
     seen: Seen = {}
 

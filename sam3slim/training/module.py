@@ -20,17 +20,17 @@ from sam3slim.losses import Counts, Criterion
 from sam3slim.models import Sam3, part_of
 from sam3slim.models.count import PARTS
 from sam3slim.results.metrics import METRICS, main_of
-from sam3slim.training.lesson import Lesson
 from sam3slim.training.optim import OptimSpec, ScheduleSpec, build_optimizer, follow_settings
 from sam3slim.training.sharded import gathered, shard
-from sam3slim.training.untaught import untaught_parameters
+from sam3slim.training.step_loss import StepLoss
+from sam3slim.training.unused import unused_parameters
 
 
 class ConceptSegmentation(lightning.LightningModule):
     """Trains a ``Sam3``.
 
     Checkpoints hold the model's weights as ``model.*`` and, under ``hyper_parameters``, the plain dict
-    {"model": spec, "config": composed configuration, "untaught": names}; the teacher is in none of them.
+    {"model": spec, "config": composed configuration, "unused": names}; the teacher is in none of them.
 
     Args:
         model: on CPU; moved by Lightning.
@@ -38,13 +38,13 @@ class ConceptSegmentation(lightning.LightningModule):
         optim, schedule: optimiser and learning-rate schedule.
         one_to_many: train the one-to-many branch too.
         teacher: for distillation.
-        max_prompts: see ``Lesson``.
+        max_prompts: see ``StepLoss``.
         masks: whether the training data have masks.
         boxes: whether prompts come with boxes.
         config: plain nested dict kept in checkpoints.
 
     Attributes:
-        untaught: names of the parameters that no loss depends on. Like frozen ones they have no gradient, so that DDP
+        unused: names of the parameters that no loss depends on. Like frozen ones they have no gradient, so that DDP
             does not wait for them, and no optimiser state, so that weight decay leaves them alone.
 
     Raises:
@@ -75,7 +75,7 @@ class ConceptSegmentation(lightning.LightningModule):
         self.max_prompts = max_prompts
         self.validated = ConceptMetrics()
         self._whole = ExitStack()
-        self.untaught = untaught_parameters(
+        self.unused = unused_parameters(
             model.spec,
             self._probe_loss,
             masks=masks,
@@ -83,7 +83,7 @@ class ConceptSegmentation(lightning.LightningModule):
             teacher=None if teacher is None else teacher.spec,
         )
         for name, parameter in model.named_parameters():
-            if name in self.untaught or part_of(name) in optim.freeze:
+            if name in self.unused or part_of(name) in optim.freeze:
                 parameter.requires_grad_(False)
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise UserError(
@@ -91,7 +91,7 @@ class ConceptSegmentation(lightning.LightningModule):
                 "freeze fewer parts, or give a loss of another part a weight (loss, distill)"
             )
         self.save_hyperparameters(
-            {"model": model.spec.to_dict(), "config": config or {}, "untaught": sorted(self.untaught)}
+            {"model": model.spec.to_dict(), "config": config or {}, "unused": sorted(self.unused)}
         )
 
     def configure_model(self) -> None:
@@ -117,9 +117,9 @@ class ConceptSegmentation(lightning.LightningModule):
             UserError: the loss is NaN or infinite.
         """
         # The teacher is asked first: what it needs on the way is free again when the student's activations pile up.
-        taught = None if self.teacher is None else self.teacher.targets(batch)
+        soft = None if self.teacher is None else self.teacher.targets(batch)
         counts = None if self.criterion is None else self._counts(batch)
-        losses = self._lesson(self.model, taught, counts, self._average).losses(batch)
+        losses = self._step_loss(self.model, soft, counts, self._average).losses(batch)
         loss = losses.pop("loss")
         self._check_finite(loss, losses)
         # Logged only when it will be written: sixteen log calls a step are not free on a small model.
@@ -129,25 +129,25 @@ class ConceptSegmentation(lightning.LightningModule):
             self.log_dict({f"train/{name}": value for name, value in losses.items()}, batch_size=size, sync_dist=True)
         return loss
 
-    def _lesson(
-        self, model: Sam3, taught: SoftTargets | None, counts: Counts | None, average: Average | None = None
-    ) -> Lesson:
-        return Lesson(
+    def _step_loss(
+        self, model: Sam3, soft: SoftTargets | None, counts: Counts | None, average: Average | None = None
+    ) -> StepLoss:
+        return StepLoss(
             model,
             criterion=self.criterion,
             counts=counts,
             distill=None if self.teacher is None else self.teacher.spec,
-            taught=taught,
-            totals=None if taught is None else Totals.of(taught, average),
+            soft=soft,
+            totals=None if soft is None else Totals.of(soft, average),
             # Only labels teach the one-to-many branch.
             one_to_many=self.one_to_many and self.criterion is not None,
             max_prompts=self.max_prompts,
         )
 
     def _probe_loss(self, model: Sam3, batch: Batch) -> Tensor:
-        """What ``untaught_parameters`` asks of a narrow model: the loss of a step, in one process."""
+        """What ``unused_parameters`` asks of a narrow model: the loss of a step, in one process."""
         counts = Counts.of(batch.targets, len(batch.input_ids)).stacked()
-        return self._lesson(model, batch.taught, Counts.per_process(counts, 1)).losses(batch)["loss"]
+        return self._step_loss(model, batch.soft, Counts.per_process(counts, 1)).losses(batch)["loss"]
 
     def _counts(self, batch: Batch) -> Counts:
         """Over the processes: then the mean of their losses, and of their gradients, is that of one big batch."""

@@ -14,12 +14,20 @@ import torch
 
 from sam3slim.data.module import ConceptData
 from sam3slim.data.transforms import AugmentSpec
-from sam3slim.distill import CachedTeacher, DistillSpec, Filler, FrozenTeacher, Share, TeacherStore, cache_facts
+from sam3slim.distill import (
+    CachedTeacher,
+    DistillSpec,
+    FrozenTeacher,
+    Rank,
+    TeacherCacheBuilder,
+    TeacherStore,
+    cache_facts,
+)
 from sam3slim.errors import UserError
 from tests.distill.lessons import EVERYTHING, phrase_batch, shapes
 from tests.tiny import SPEC, tiny_model
 
-ALONE = Share()
+ALONE = Rank()
 Usage = namedtuple("Usage", "total used free")
 
 
@@ -42,9 +50,11 @@ def facts(
     return cache_facts([weights], overrides, dataset, AugmentSpec(), spec, precision)
 
 
-def filler(data: ConceptData, folder: Path, weights: Path, spec: DistillSpec = EVERYTHING) -> Filler:
+def builder(data: ConceptData, folder: Path, weights: Path, spec: DistillSpec = EVERYTHING) -> TeacherCacheBuilder:
     store = TeacherStore(folder, facts(data, weights, spec))
-    return Filler(store, data.dataset("train", training=True), data.augment or AugmentSpec(), torch.device("cpu"))
+    return TeacherCacheBuilder(
+        store, data.dataset("train", training=True), data.augment or AugmentSpec(), torch.device("cpu")
+    )
 
 
 def teacher(spec: DistillSpec = EVERYTHING) -> FrozenTeacher:
@@ -55,7 +65,7 @@ def teacher(spec: DistillSpec = EVERYTHING) -> FrozenTeacher:
 def test_cache__teaches_what_the_teacher_itself_would(tmp_path: Path, weights: Path, pool: int) -> None:
     spec = replace(EVERYTHING, cache_prompts=pool)
     data = shapes(tmp_path, pool=pool)
-    work = filler(data, tmp_path / "cache", weights, spec)
+    work = builder(data, tmp_path / "cache", weights, spec)
     assert len(work.missing()) == 12  # six pictures and their mirror images
     work.fill(teacher(spec), ALONE, 1.0)
     assert work.missing() == []
@@ -78,14 +88,14 @@ def test_cache__teaches_what_the_teacher_itself_would(tmp_path: Path, weights: P
 def test_cache__holds_no_more_than_the_weights_need(tmp_path: Path, weights: Path) -> None:
     spec = DistillSpec("x", presence=1.0, scores=1.0, bbox=1.0, min_score=0.02)
     data = shapes(tmp_path)
-    work = filler(data, tmp_path / "cache", weights, spec)
+    work = builder(data, tmp_path / "cache", weights, spec)
     work.fill(teacher(spec), ALONE, 1.0)
     data.teach(work.store.look_up)
-    taught = next(iter(data.loader("train", training=True))).taught
-    assert taught is not None
-    assert (taught.fpn, taught.masks, taught.semantic, taught.memory) == ((), None, None, None)
-    assert taught.to("cpu").presence.equal(taught.presence)
-    everything = filler(data, tmp_path / "cache", weights)
+    soft = next(iter(data.loader("train", training=True))).soft
+    assert soft is not None
+    assert (soft.fpn, soft.masks, soft.semantic, soft.memory) == ((), None, None, None)
+    assert soft.to("cpu").presence.equal(soft.presence)
+    everything = builder(data, tmp_path / "cache", weights)
     everything.fill(teacher(), ALONE, 1.0)
     few, many = (
         sum(path.stat().st_size for path in store.path.rglob("*.safetensors"))
@@ -97,7 +107,7 @@ def test_cache__holds_no_more_than_the_weights_need(tmp_path: Path, weights: Pat
 def test_fill__an_interrupted_cache_goes_on(
     tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    work, source = filler(shapes(tmp_path), tmp_path / "cache", weights), teacher()
+    work, source = builder(shapes(tmp_path), tmp_path / "cache", weights), teacher()
     written = []
     real = work.store.write
 
@@ -113,7 +123,7 @@ def test_fill__an_interrupted_cache_goes_on(
     capsys.readouterr()
     assert len(work.missing()) == 7
 
-    again = filler(shapes(tmp_path), tmp_path / "cache", weights)
+    again = builder(shapes(tmp_path), tmp_path / "cache", weights)
     later = []
     second = again.store.write
     monkeypatch.setattr(again.store, "write", lambda *view: later.append(view[:2]) or second(*view))
@@ -126,23 +136,23 @@ def test_fill__an_interrupted_cache_goes_on(
 
 def test_fill__processes_share_the_work(tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, source = shapes(tmp_path), teacher()
-    first, second = (filler(data, tmp_path / "cache", weights) for _ in range(2))
+    first, second = (builder(data, tmp_path / "cache", weights) for _ in range(2))
     monkeypatch.setattr(first, "_wait", lambda: None)
-    first.fill(source, Share(0, 2), 1.0)
+    first.fill(source, Rank(0, 2), 1.0)
     assert len(first.missing()) == 6
     monkeypatch.setattr("sam3slim.distill.fill.PATIENCE", 0.0)
     monkeypatch.setattr("sam3slim.distill.fill.WAIT", 0.01)
-    lonely = filler(data, tmp_path / "lonely", weights)
+    lonely = builder(data, tmp_path / "lonely", weights)
     with pytest.raises(UserError, match=r"6 views are still missing .* another process has stopped"):
-        lonely.fill(source, Share(1, 2), 1.0)
-    second.fill(source, Share(1, 2), 1.0)  # though it sees only what the first has left
+        lonely.fill(source, Rank(1, 2), 1.0)
+    second.fill(source, Rank(1, 2), 1.0)  # though it sees only what the first has left
     assert second.missing() == []
 
 
 def test_fill__too_big_is_told_before_anything_is_written(
     tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    work = filler(shapes(tmp_path), tmp_path / "cache", weights)
+    work = builder(shapes(tmp_path), tmp_path / "cache", weights)
     with pytest.raises(UserError, match=r"would take about .* GB \(fpn .*\) for 12 views.*cache_limit_gb=1e-06; raise"):
         work.fill(teacher(), ALONE, 1e-6)
     monkeypatch.setattr("sam3slim.files.shutil.disk_usage", lambda _: Usage(10**9, 10**9 - 1000, 1000))
@@ -157,7 +167,7 @@ def test_fill__the_size_shown_is_the_size_written(
 ) -> None:
     wanted = []
     monkeypatch.setattr("sam3slim.distill.fill.require_space", lambda folder, size: wanted.append(size))
-    work = filler(shapes(tmp_path), tmp_path / "cache", weights)
+    work = builder(shapes(tmp_path), tmp_path / "cache", weights)
     work.fill(teacher(), ALONE, 1.0)
     size = sum(path.stat().st_size for path in work.store.path.rglob("*.safetensors"))
     assert wanted[0] == pytest.approx(size, rel=0.1)
@@ -193,11 +203,11 @@ def test_store__a_cache_of_another_teacher_is_named_and_not_used(
     tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = shapes(tmp_path)
-    first = filler(data, tmp_path / "cache", weights)
+    first = builder(data, tmp_path / "cache", weights)
     first.fill(teacher(), ALONE, 1.0)
     other = tmp_path / "other.bin"
     other.write_bytes(b"another")
-    second = filler(data, tmp_path / "cache", other)
+    second = builder(data, tmp_path / "cache", other)
     assert len(second.missing()) == 12
     second.fill(teacher(), ALONE, 1.0)
     assert f"not used: {first.store.path}, made with another teacher" in capsys.readouterr().out
@@ -205,12 +215,12 @@ def test_store__a_cache_of_another_teacher_is_named_and_not_used(
     shutil.rmtree(second.store.path)
     first.store.path.rename(second.store.path)
     with pytest.raises(UserError, match="belongs to another teacher, data set or transform") as caught:
-        filler(data, tmp_path / "cache", other)
+        builder(data, tmp_path / "cache", other)
     assert "\n" not in str(caught.value)
 
 
 def test_store__damage_is_one_line(tmp_path: Path, weights: Path) -> None:
-    work = filler(shapes(tmp_path), tmp_path / "cache", weights)
+    work = builder(shapes(tmp_path), tmp_path / "cache", weights)
     work.fill(teacher(), ALONE, 1.0)
     view = work.views[0]
     category = work.dataset.categories[0].id
@@ -225,14 +235,14 @@ def test_store__damage_is_one_line(tmp_path: Path, weights: Path) -> None:
         work.store.read(*view, [category])
     (work.store.path / "cache.json").write_text("{")
     with pytest.raises(UserError, match=r"cache\.json is not readable"):
-        filler(shapes(tmp_path), tmp_path / "cache", weights)
+        builder(shapes(tmp_path), tmp_path / "cache", weights)
 
 
 def test_filler__pictures_that_never_come_again(tmp_path: Path, weights: Path) -> None:
     for augment in (AugmentSpec(scale=(0.5, 1.5)), AugmentSpec(photometric=0.5)):
         with pytest.raises(UserError, match=r"distill\.cache needs pictures that come again: set data\.augment\.scale"):
-            filler(shapes(tmp_path, augment=augment), tmp_path / "cache", weights)
-    assert len(filler(shapes(tmp_path, augment=AugmentSpec(flip=0.0)), tmp_path / "cache", weights).views) == 6
+            builder(shapes(tmp_path, augment=augment), tmp_path / "cache", weights)
+    assert len(builder(shapes(tmp_path, augment=AugmentSpec(flip=0.0)), tmp_path / "cache", weights).views) == 6
 
 
 def test_fill__a_map_too_large_for_fp16(tmp_path: Path, weights: Path) -> None:
@@ -240,12 +250,12 @@ def test_fill__a_map_too_large_for_fp16(tmp_path: Path, weights: Path) -> None:
     with torch.no_grad():
         source._model.vision_encoder.neck.fpn_layers[0].proj2.bias.fill_(1e6)
     with pytest.raises(UserError, match=r"teacher's fpn does not fit FP16"):
-        filler(shapes(tmp_path), tmp_path / "cache", weights).fill(source, ALONE, 1.0)
+        builder(shapes(tmp_path), tmp_path / "cache", weights).fill(source, ALONE, 1.0)
 
 
 def test_fill__an_unreadable_picture_is_skipped_as_in_training(tmp_path: Path, weights: Path) -> None:
     data = shapes(tmp_path)
-    work = filler(data, tmp_path / "cache", weights)
+    work = builder(data, tmp_path / "cache", weights)
     record = work.dataset.records[2]
     (work.dataset.folder / record.file_name).write_bytes(b"broken")
     with pytest.raises(UserError, match=r"set data\.on_unreadable=skip"):

@@ -46,7 +46,9 @@ def test_frozen_teacher__is_shown_the_boxes_of_the_batch() -> None:
     assert ((told - untold).abs() > 1e-6).tolist() == [True, True, False]
     # In parts as in one go.
     images, phrases = batch.pixel_values, batch.phrases
-    parts = teacher.answers(images, phrases, batch.image_index, chunk=1, input_boxes=boxes, input_boxes_labels=labels)
+    parts = teacher.predictions(
+        images, phrases, batch.image_index, chunk=1, input_boxes=boxes, input_boxes_labels=labels
+    )
     torch.testing.assert_close(parts.presence, told)
 
 
@@ -112,9 +114,9 @@ def test_targets__each_phrase_passes_the_text_tower_once(monkeypatch: pytest.Mon
     seen: list[int] = []
     real = teacher.get_text_features
 
-    def counted(**inputs: Any) -> Any:
-        seen.append(len(inputs["input_ids"]))
-        return real(**inputs)
+    def counted(input_ids: Any, attention_mask: Any) -> Any:
+        seen.append(len(input_ids))
+        return real(input_ids, attention_mask)
 
     monkeypatch.setattr(teacher, "get_text_features", counted)
     monkeypatch.setattr("sam3slim.distill.phrases.KEPT", 2)
@@ -140,12 +142,12 @@ def test_soft_targets__only_what_is_sure_of_itself() -> None:
     output = tiny_model()(**batch.inputs())
     scores = output.pred_logits.sigmoid() * output.presence_logits.sigmoid()
     threshold = float(scores.median())
-    taught = soft_targets(output, replace(EVERYTHING, min_score=threshold))
-    assert len(taught.scores) == int((scores >= threshold).sum())
-    assert bool((taught.weight >= threshold - 1e-6).all())
-    assert taught.prompt_index.tolist() == sorted(taught.prompt_index.tolist())
-    assert taught.masks is not None
-    assert taught.masks.shape == (len(taught.scores), 16, 16)
+    soft = soft_targets(output, replace(EVERYTHING, min_score=threshold))
+    assert len(soft.scores) == int((scores >= threshold).sum())
+    assert bool((soft.weight >= threshold - 1e-6).all())
+    assert soft.prompt_index.tolist() == sorted(soft.prompt_index.tolist())
+    assert soft.masks is not None
+    assert soft.masks.shape == (len(soft.scores), 16, 16)
     nothing = soft_targets(output, replace(EVERYTHING, min_score=0.999))
     assert len(nothing.boxes) == 0
     torch.testing.assert_close(nothing.rest, output.pred_logits.sigmoid().mean(1))
@@ -193,22 +195,22 @@ def test_distill_spec__contradictions(values: dict[str, Any], message: str) -> N
 def test_distill_spec__outputs_that_nothing_teaches() -> None:
     """Features alone, without labels: training from scratch refuses it, a model that has weights keeps them."""
     spec = DistillSpec("x", fpn=1.0, labels=False)
-    assert spec.missing_lessons == [
+    assert spec.missing_objectives == [
         "distill.presence", "distill.scores", "distill.bbox or distill.giou", "distill.mask or distill.dice",
         "distill.semantic",
     ]  # fmt: skip
-    assert replace(spec, labels=True).missing_lessons == []
-    assert replace(EVERYTHING, labels=False).missing_lessons == []
+    assert replace(spec, labels=True).missing_objectives == []
+    assert replace(EVERYTHING, labels=False).missing_objectives == []
 
 
 def test_targets__no_more_than_what_is_weighted() -> None:
-    taught = FrozenTeacher(tiny_model(), DistillSpec("x", fpn=1.0), SPEC).targets(phrase_batch())
-    assert taught.memory is None
-    assert len(taught.boxes) == 0
-    assert [m.shape[-1] for m in taught.fpn] == [16, 8, 4]
-    assert not any(m.requires_grad for m in taught.fpn)
-    taught = FrozenTeacher(tiny_model(), DistillSpec("x", presence=1.0), SPEC).targets(phrase_batch())
-    assert (taught.fpn, taught.masks, taught.semantic, taught.memory) == ((), None, None, None)
+    soft = FrozenTeacher(tiny_model(), DistillSpec("x", fpn=1.0), SPEC).targets(phrase_batch())
+    assert soft.memory is None
+    assert len(soft.boxes) == 0
+    assert [m.shape[-1] for m in soft.fpn] == [16, 8, 4]
+    assert not any(m.requires_grad for m in soft.fpn)
+    soft = FrozenTeacher(tiny_model(), DistillSpec("x", presence=1.0), SPEC).targets(phrase_batch())
+    assert (soft.fpn, soft.masks, soft.semantic, soft.memory) == ((), None, None, None)
 
 
 def test_frozen_teacher__a_copy_of_the_student_shares_it() -> None:

@@ -88,13 +88,13 @@ def test_programs__run_without_this_package(programs: Exported, tmp_path: Path) 
     command = [sys.executable, "-c", PLAIN, str(programs.folder), str(tmp_path / "inputs"), str(tmp_path / "answers")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    answers = load_file(tmp_path / "answers")
+    predictions = load_file(tmp_path / "answers")
     with torch.inference_mode():
         wanted = programs.model(**inputs)
     names = list(signatures(SPEC)["prompts"].outputs)
     assert set(names) == set(OUTPUTS)
     for i, name in enumerate(names):
-        torch.testing.assert_close(answers[str(i)], getattr(wanted, name), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(predictions[str(i)], getattr(wanted, name), rtol=1e-4, atol=1e-4)
 
 
 def test_load__weights_cannot_be_had_back(programs: Exported) -> None:

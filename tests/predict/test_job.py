@@ -17,7 +17,7 @@ from pycocotools import mask as mask_utils
 from sam3slim.artifacts import write_artifact
 from sam3slim.errors import UserError
 from sam3slim.predict import PredictSpec
-from sam3slim.predict.predictor import Asked, Predictor
+from sam3slim.predict.predictor import Predictor, PredictRequest
 from sam3slim.predict.writer import OutputFolder
 from tests.predict.conftest import Predict, detections, draw, names
 from tests.small import small_model
@@ -50,7 +50,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """The names of the pictures that pass the model."""
     seen: list[str] = []
 
-    def answer(self: Predictor, pictures: list[Asked], *given: Any) -> Any:
+    def answer(self: Predictor, pictures: list[PredictRequest], *given: Any) -> Any:
         seen.extend(one.info.file_name for one in pictures)
         return original(self, pictures, *given)
 
@@ -264,7 +264,7 @@ def test_predict_files__no_picture_can_be_read(predict: Predict, photos: Path, t
 def test_predict_files__a_picture_changes_while_it_is_predicted_on(
     predict: Predict, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def answer(self: Predictor, pictures: list[Asked], *given: Any) -> Any:
+    def answer(self: Predictor, pictures: list[PredictRequest], *given: Any) -> Any:
         if pictures[0].info.file_name == "b.png":
             draw(photos / "b.png", 9, (50, 50))
         return original(self, pictures, *given)

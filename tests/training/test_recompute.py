@@ -17,7 +17,7 @@ from sam3slim.models import Sam3, build_model, init_for_training, part_of
 from sam3slim.models.count import PARTS
 from sam3slim.specs import DecoderSpec, EncoderSpec, GeometrySpec
 from sam3slim.training import ConceptSegmentation, OptimSpec, ScheduleSpec, recompute_activations
-from sam3slim.training.lesson import Lesson
+from sam3slim.training.step_loss import StepLoss
 from tests.tiny import SPEC, tiny_batch, tiny_model
 from tests.training.gradients import assert_same_gradients
 from tests.training.test_module import loader, trainer
@@ -63,7 +63,7 @@ def step(recompute: bool, dtype: torch.dtype | None) -> tuple[Tensor, dict[str, 
     model, batch = deep_model(recompute), tiny_batch()
     torch.manual_seed(0)
     with kept_bytes(model) as kept, torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
-        loss = Lesson(model, criterion=Criterion(), one_to_many=True).losses(batch)["loss"]
+        loss = StepLoss(model, criterion=Criterion(), one_to_many=True).losses(batch)["loss"]
     loss.backward()
     return loss.detach(), gradients_of(model), sum(kept.values()), list(model.state_dict())
 
@@ -118,7 +118,7 @@ def test_recompute__in_parts_of_prompts_up_to_rounding(monkeypatch: pytest.Monke
     for largest in (2**26, 1):  # all together; a prompt, or a mask, at a time
         monkeypatch.setattr("sam3slim.parts.LARGEST", largest)
         model = deep_model(True, dropout=0.0)
-        Lesson(model, criterion=Criterion(), one_to_many=True).losses(tiny_batch())["loss"].backward()
+        StepLoss(model, criterion=Criterion(), one_to_many=True).losses(tiny_batch())["loss"].backward()
         grads.append(gradients_of(model))
     assert_same_gradients(grads[1], grads[0])
 

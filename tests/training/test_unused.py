@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from fnmatch import fnmatchcase
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from sam3slim.losses import Criterion, LossSpec
 from sam3slim.models import Sam3, build_model
 from sam3slim.specs import ModelSpec
 from sam3slim.training import ConceptSegmentation, OptimSpec, ScheduleSpec
-from sam3slim.training.untaught import BOX_PROMPTS, narrow, untaught_parameters, untaught_parts
+from sam3slim.training.unused import BOX_PROMPTS, narrow, unused_parameters, unused_parts
 from tests.distill.lessons import EVERYTHING, phrase_batch
 from tests.processes import run_two
 from tests.tiny import SPEC, tiny_model
@@ -76,7 +77,7 @@ def batch_of(lesson: str, *, targets: bool = True, seed: int = 0) -> Batch:
 
 
 def loss_of(net: ConceptSegmentation, batch: Batch) -> torch.Tensor:
-    return net._probe_loss(net.model, replace(batch, taught=net.teacher and net.teacher.targets(batch)))
+    return net._probe_loss(net.model, replace(batch, soft=net.teacher and net.teacher.targets(batch)))
 
 
 def gradients(net: ConceptSegmentation, batch: Batch) -> dict[str, torch.Tensor | None]:
@@ -88,37 +89,40 @@ def gradients(net: ConceptSegmentation, batch: Batch) -> dict[str, torch.Tensor 
 
 
 @pytest.mark.parametrize("lesson", LESSONS)
-def test_untaught__exactly_what_a_backward_pass_leaves_out(lesson: str) -> None:
+def test_unused__exactly_what_a_backward_pass_leaves_out(lesson: str) -> None:
     net = student(lesson)
     frozen = {name for name, parameter in net.model.named_parameters() if not parameter.requires_grad}
-    assert frozen == net.untaught
+    assert frozen == net.unused
     found = gradients(net, batch_of(lesson))
     expected = {name for name, grad in found.items() if grad is None or not grad.any()}
     if lesson == "nothing detected":  # a zero that the next batch need not have
         expected = {name for name, grad in found.items() if grad is None or name.startswith(BOX_PROMPTS)}
-    assert net.untaught == expected
+    # Of a token that attends to itself alone these are 0 but for rounding, which processors do differently.
+    lone = {name for name in found if fnmatchcase(name, "geometry_encoder.layers.*.self_attn.[qk]_proj.*")}
+    expected -= {name for name in lone if found[name] is not None}
+    assert net.unused == expected
     # Batches differ in what they teach, not in which gradients there are: no process waits for another.
     alone = gradients(net, batch_of(lesson, targets=False))
     missing = {name for name, grad in found.items() if grad is None}
     assert {name for name, grad in alone.items() if grad is None} == missing
 
 
-def test_untaught__counts_of_the_cases_that_used_to_stop() -> None:
+def test_unused__counts_of_the_cases_that_used_to_stop() -> None:
     """SAM 3's own layers: neck maps and the mask head on boxes; all behind the encoder on features."""
-    constant = student("labels").untaught
-    boxes = student("boxes").untaught - constant
+    constant = student("labels").unused
+    boxes = student("boxes").unused - constant
     assert sum(name.startswith("vision_encoder.neck.") for name in boxes) == 14
     assert sum(name.startswith("mask_decoder.") for name in boxes) == len(boxes) - 14 == 28
     names = [name for name, _ in tiny_model().named_parameters()]
-    assert untaught_parts(names, boxes) == []  # two tensors of the mask head have no gradient with masks, either
-    assert untaught_parts(names, student("boxes").untaught) == ["mask"]
-    assert untaught_parts(names, student("features").untaught) == ["decoder", "mask", "scoring"]
-    assert untaught_parts(names, student("maps").untaught) == [
+    assert unused_parts(names, boxes) == []  # two tensors of the mask head have no gradient with masks, either
+    assert unused_parts(names, student("boxes").unused) == ["mask"]
+    assert unused_parts(names, student("features").unused) == ["decoder", "mask", "scoring"]
+    assert unused_parts(names, student("maps").unused) == [
         "text", "geometry", "encoder", "decoder", "mask", "scoring"
     ]  # fmt: skip
 
 
-def test_untaught__same_layers_at_full_size() -> None:
+def test_unused__same_layers_at_full_size() -> None:
     full = ModelSpec()
     assert names_of(narrow(full)) == names_of(full)
 
@@ -126,9 +130,9 @@ def test_untaught__same_layers_at_full_size() -> None:
         total: torch.Tensor = Criterion()(model(**batch.inputs(), one_to_many=True), batch.targets)["loss"]
         return total
 
-    found = untaught_parameters(full, loss, masks=True)
-    assert found == student("labels").untaught
-    assert untaught_parameters(full, loss, masks=True, boxes=True) == {
+    found = unused_parameters(full, loss, masks=True)
+    assert found == student("labels").unused
+    assert unused_parameters(full, loss, masks=True, boxes=True) == {
         name for name in found if not name.startswith(BOX_PROMPTS)
     }
 
@@ -137,11 +141,11 @@ def names_of(spec: ModelSpec) -> set[str]:
     return {name for name, _ in build_model(spec, device="meta").named_parameters()}
 
 
-def test_untaught__leaves_the_random_state() -> None:
+def test_unused__leaves_the_random_state() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    untaught_parameters(SPEC, lambda model, batch: model(**batch.inputs()).layer_logits.sum(), masks=True)
+    unused_parameters(SPEC, lambda model, batch: model(**batch.inputs()).layer_logits.sum(), masks=True)
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -164,7 +168,7 @@ def one_process(rank: int, port: int) -> None:
         for step in range(2):
             parallel(batch_of(lesson, targets=rank == 0, seed=step)).backward()
         for name, parameter in net.model.named_parameters():
-            assert (parameter.grad is None) == (name in net.untaught or name.startswith("text_")), (lesson, name)
+            assert (parameter.grad is None) == (name in net.unused or name.startswith("text_")), (lesson, name)
     torch.distributed.destroy_process_group()
 
 

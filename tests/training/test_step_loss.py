@@ -12,7 +12,7 @@ from sam3slim.distill import FrozenTeacher, Totals
 from sam3slim.losses import Counts, Criterion
 from sam3slim.models import Sam3
 from sam3slim.training import recompute_activations
-from sam3slim.training.lesson import Lesson, equal_parts
+from sam3slim.training.step_loss import StepLoss, equal_parts
 from tests.distill.lessons import EVERYTHING, phrase_batch
 from tests.tiny import SPEC, tiny_batch, tiny_model
 from tests.training.gradients import assert_same_gradients
@@ -21,16 +21,16 @@ from tests.training.gradients import assert_same_gradients
 def lesson(model: Sam3, kind: str, max_prompts: int | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Losses and gradients of one batch."""
     batch = phrase_batch()
-    labels, taught, totals = kind != "teacher", None, None
+    labels, soft, totals = kind != "teacher", None, None
     if kind != "labels":
-        taught = FrozenTeacher(tiny_model(7), EVERYTHING, SPEC).targets(batch)
-        totals = Totals.of(taught)
-    found = Lesson(
+        soft = FrozenTeacher(tiny_model(7), EVERYTHING, SPEC).targets(batch)
+        totals = Totals.of(soft)
+    found = StepLoss(
         model,
         criterion=Criterion() if labels else None,
         counts=Counts.per_process(Counts.of(batch.targets, 3).stacked(), 1),
-        distill=None if taught is None else EVERYTHING,
-        taught=taught,
+        distill=None if soft is None else EVERYTHING,
+        soft=soft,
         totals=totals,
         one_to_many=labels,
         max_prompts=max_prompts,
@@ -86,7 +86,7 @@ def test_losses__no_target_at_all() -> None:
     batch = tiny_batch()
     empty = batch.targets.part(slice(9, 10))
     counts = Counts.per_process(Counts.of(empty, 3).stacked(), 1)
-    lesson = Lesson(tiny_model().train(), criterion=Criterion(), counts=counts, one_to_many=True, max_prompts=2)
+    lesson = StepLoss(tiny_model().train(), criterion=Criterion(), counts=counts, one_to_many=True, max_prompts=2)
     found = lesson.losses(replace(batch, targets=empty))
     found["loss"].backward()
     assert torch.isfinite(found["loss"])

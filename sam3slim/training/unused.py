@@ -31,7 +31,7 @@ BOX_PROMPTS = tuple(
 SIDE, TOKENS, WORDS = 32, 8, 600  # pixels, and sizes of the text tower
 
 
-def untaught_parameters(
+def unused_parameters(
     spec: ModelSpec, loss_of: LossOf, *, masks: bool, boxes: bool = False, teacher: DistillSpec | None = None
 ) -> frozenset[str]:
     """Names of the parameters of ``Sam3(spec)`` that have no gradient, or one of zeros, whatever the batch.
@@ -41,7 +41,7 @@ def untaught_parameters(
 
     Args:
         spec: the architecture that is trained.
-        loss_of: the run's loss of a batch, which ``Batch.taught`` brings a teacher's answers of.
+        loss_of: the run's loss of a batch, which ``Batch.soft`` brings a teacher's answers of.
         masks: whether the training data have masks.
         boxes: whether there are box prompts.
         teacher: what a teacher teaches; None without one.
@@ -54,9 +54,9 @@ def untaught_parameters(
         if teacher is not None:
             # At this threshold every query is a detection; what kinds of answers there are stays as in the run.
             with torch.no_grad():
-                answers = model(**batch.inputs(), with_masks=teacher.masks)
-            taught = soft_targets(answers, replace(teacher, min_score=1e-6))
-            batch = replace(batch, taught=replace(taught, fpn=answers.fpn_hidden_states if teacher.fpn else ()))
+                predictions = model(**batch.inputs(), with_masks=teacher.masks)
+            soft = soft_targets(predictions, replace(teacher, min_score=1e-6))
+            batch = replace(batch, soft=replace(soft, fpn=predictions.fpn_hidden_states if teacher.fpn else ()))
         reached = reached_by(loss_of(model, batch))
     return frozenset(
         name
@@ -65,10 +65,10 @@ def untaught_parameters(
     )
 
 
-def untaught_parts(names: Iterable[str], untaught: Collection[str]) -> list[str]:
+def unused_parts(names: Iterable[str], unused: Collection[str]) -> list[str]:
     """The parts of the model all of whose parameters, of those called ``names``, no loss depends on."""
-    taught = {part_of(name) for name in names if name not in untaught}
-    return [part for part in PARTS if part not in taught]
+    soft = {part_of(name) for name in names if name not in unused}
+    return [part for part in PARTS if part not in soft]
 
 
 def reached_by(loss: Tensor) -> set[int]:

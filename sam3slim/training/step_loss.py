@@ -1,4 +1,4 @@
-"""What a model learns of one batch: losses against labels and teacher, of all prompts or of some at a time."""
+"""The loss of a training step: against labels and teacher, of all prompts or of some at a time."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from sam3slim.losses import Counts, Criterion, Match, Matches
 from sam3slim.models import Sam3, Sam3Output
 
 
-class Lesson:
+class StepLoss:
     """The losses of a batch, as a mean over the whole of it.
 
     Args:
         criterion: against labels; needs ``counts``.
-        distill: what a teacher teaches; needs ``taught`` and ``totals``.
+        distill: what a teacher teaches; needs ``soft`` and ``totals``.
         max_prompts: prompts that pass through encoder, decoder, mask head and losses together. More are taken in equal
             parts, each of which is computed again in the backward pass (Chen et al., 2016, arXiv:1604.06174): memory
             is a part's, gradients are the whole batch's. The towers run once. None: all together.
@@ -35,25 +35,25 @@ class Lesson:
         criterion: Criterion | None = None,
         counts: Counts | None = None,
         distill: DistillSpec | None = None,
-        taught: SoftTargets | None = None,
+        soft: SoftTargets | None = None,
         totals: Totals | None = None,
         one_to_many: bool = False,
         max_prompts: int | None = None,
     ) -> None:
         self.model, self.one_to_many, self.max_prompts = model, one_to_many, max_prompts
         self.criterion, self.counts = criterion, counts
-        self.distill, self.taught, self.totals = distill, taught, totals
+        self.distill, self.soft, self.totals = distill, soft, totals
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """``loss`` [] with its graph, and the detached components by name, as criterion and teacher call them."""
         split = list(equal_parts(len(batch.input_ids), self.max_prompts))
         if len(split) == 1:
             outputs = self.model(**batch.inputs(), one_to_many=self.one_to_many, with_masks="asked")
-            fpn, found = outputs.fpn_hidden_states, self._of(outputs, batch, self.taught, {})
+            fpn, found = outputs.fpn_hidden_states, self._of(outputs, batch, self.soft, {})
         else:
             fpn, found = self._in_parts(batch, split)
-        if self.distill is not None and self.taught is not None:
-            for name, value in image_losses(self.distill, self.taught, fpn).items():
+        if self.distill is not None and self.soft is not None:
+            for name, value in image_losses(self.distill, self.soft, fpn).items():
                 found |= {"loss": found["loss"] + value, name: value.detach()}
         return found
 
@@ -62,7 +62,7 @@ class Lesson:
         text, _ = self.model.encode_text(batch.input_ids, batch.attention_mask)
         found: dict[str, Tensor] = {}
         for prompts in split:
-            part = _Part(self, batch.part(prompts), vision, self.taught and self.taught.part(prompts))
+            part = _Part(self, batch.part(prompts), vision, self.soft and self.soft.part(prompts))
             values = checkpoint(part, text[prompts], *vision.fpn_hidden_states, use_reentrant=False)
             share = (prompts.stop - prompts.start) / len(batch.input_ids)
             for name, value in values.items():
@@ -71,24 +71,24 @@ class Lesson:
         return tuple(vision.fpn_hidden_states[:-1]), found
 
     def _of(
-        self, outputs: Sam3Output, batch: Batch, taught: SoftTargets | None, known: dict[str, Any]
+        self, outputs: Sam3Output, batch: Batch, soft: SoftTargets | None, known: dict[str, Any]
     ) -> dict[str, Tensor]:
         """Of prompts and their outputs; ``known``: matches of an earlier time, filled in at the first."""
         if not known:
             known["labels"] = None if self.criterion is None else self.criterion.match(outputs, batch.targets)
-            known["taught"] = None
-            if self.distill is not None and self.distill.answers and taught is not None:
-                known["taught"] = match_detections(taught, outputs)
+            known["soft"] = None
+            if self.distill is not None and self.distill.predictions and soft is not None:
+                known["soft"] = match_detections(soft, outputs)
         matches: Matches | None = known["labels"]
-        lesson: Match | None = known["taught"]
-        self._ask(outputs, batch, matches, taught, lesson)
+        soft_match: Match | None = known["soft"]
+        self._ask(outputs, batch, matches, soft, soft_match)
         losses: dict[str, Tensor] = {}
         if self.criterion is not None:
             losses = self.criterion(outputs, batch.targets, self.counts, matches)
         loss = losses.pop("loss", torch.zeros((), device=outputs.layer_logits.device))
-        if self.distill is not None and taught is not None:
+        if self.distill is not None and soft is not None:
             assert self.totals is not None
-            for name, value in prompt_losses(self.distill, taught, outputs, self.totals, lesson).items():
+            for name, value in prompt_losses(self.distill, soft, outputs, self.totals, soft_match).items():
                 loss = loss + value
                 losses[name] = value.detach()
         return {"loss": loss, **losses}
@@ -98,16 +98,16 @@ class Lesson:
         outputs: Sam3Output,
         batch: Batch,
         matches: Matches | None,
-        taught: SoftTargets | None,
-        lesson: Match | None,
+        soft: SoftTargets | None,
+        soft_match: Match | None,
     ) -> None:
         """Run the mask head once for every mask that a loss will look at."""
         layers, _, queries = outputs.layer_logits.shape
         asked = []
         if matches is not None and batch.targets.masks is not None:
             asked.append(matches.masks(layers, queries))
-        if lesson is not None and taught is not None and taught.masks is not None:
-            last = lesson.at_layer(layers - 1)
+        if soft_match is not None and soft is not None and soft.masks is not None:
+            last = soft_match.at_layer(layers - 1)
             asked.append((last.prompt, last.query))
         if asked and outputs.mask_head is not None:
             prompt, query = (torch.cat(index) for index in zip(*asked, strict=True))
@@ -115,12 +115,12 @@ class Lesson:
 
 
 class _Part:
-    """A lesson on some prompts as a function of what has a gradient; called again, it matches as the first time."""
+    """The losses of some prompts as a function of what has a gradient; called again, it matches as the first time."""
 
     def __init__(
-        self, lesson: Lesson, batch: Batch, vision: Sam3VisionEncoderOutput, taught: SoftTargets | None
+        self, whole: StepLoss, batch: Batch, vision: Sam3VisionEncoderOutput, soft: SoftTargets | None
     ) -> None:
-        self.lesson, self.batch, self.vision, self.taught = lesson, batch, vision, taught
+        self.whole, self.batch, self.vision, self.soft = whole, batch, vision, soft
         self.known: dict[str, Any] = {}
 
     def __call__(self, text: Tensor, *fpn: Tensor) -> dict[str, Tensor]:
@@ -128,10 +128,10 @@ class _Part:
         for name in ("pixel_values", "input_ids"):
             inputs.pop(name)
         vision = Sam3VisionEncoderOutput(fpn_hidden_states=fpn, fpn_position_encoding=self.vision.fpn_position_encoding)  # type: ignore[arg-type]
-        outputs = self.lesson.model(
-            **inputs, vision_embeds=vision, text_embeds=text, one_to_many=self.lesson.one_to_many, with_masks="asked"
+        outputs = self.whole.model(
+            **inputs, vision_embeds=vision, text_embeds=text, one_to_many=self.whole.one_to_many, with_masks="asked"
         )
-        return self.lesson._of(outputs, self.batch, self.taught, self.known)
+        return self.whole._of(outputs, self.batch, self.soft, self.known)
 
 
 def equal_parts(prompts: int, most: int | None) -> Iterator[slice]:
