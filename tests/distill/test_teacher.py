@@ -114,9 +114,9 @@ def test_targets__each_phrase_passes_the_text_tower_once(monkeypatch: pytest.Mon
     seen: list[int] = []
     real = teacher.get_text_features
 
-    def counted(input_ids: Any, attention_mask: Any) -> Any:
+    def counted(input_ids: Any, *more: Any, **options: Any) -> Any:
         seen.append(len(input_ids))
-        return real(input_ids, attention_mask)
+        return real(input_ids, *more, **options)
 
     monkeypatch.setattr(teacher, "get_text_features", counted)
     monkeypatch.setattr("sam3slim.distill.phrases.KEPT", 2)
