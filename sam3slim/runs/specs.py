@@ -10,6 +10,7 @@ from sam3slim.distill import DistillSpec
 from sam3slim.launch.compose import check_options
 from sam3slim.losses import LossSpec
 from sam3slim.models.compiled import Compile
+from sam3slim.precisions import arithmetics
 from sam3slim.slimming import Depth, Importance, check_rule
 from sam3slim.specs import ModelSpec
 from sam3slim.strict import SpecError, spec_from_dict
@@ -186,7 +187,12 @@ class EvaluateSpec:
     overrides: dict[str, Any] | None = None
     reference: str | None = None
     seed: int = 0
-    arithmetic: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    arithmetic: str = "auto"
+
+    def __post_init__(self) -> None:
+        known = ("auto", *arithmetics())
+        if self.arithmetic not in known:
+            raise SpecError(f"arithmetic={self.arithmetic} must be one of {', '.join(known)}")
 
 
 @dataclass(frozen=True)
