@@ -161,16 +161,15 @@ def _choice(facts: Facts) -> list[str]:
 
 def _provenance(facts: Facts) -> list[str]:
     run = facts.selection.chosen.run
-    record, git = run.record, run.record.git or {}
+    record = run.record
     versions = ", ".join(f"{name} {value}" for name, value in record.versions.items() if value)
-    commit = f"{git['sha']}{' with uncommitted changes' if git.get('dirty') else ''}" if git.get("sha") else "unknown"
     rows = [
         ("record", f"`{run.folder / 'record.json'}`"),
         ("artifact", f"`{facts.source.path}`"),
         ("made from", " ← ".join(f"`{name}`" for name in _ancestors(facts))),
         ("command", f"`{record.command}`"),
         ("configuration", f"`{record.config_hash}`"),
-        ("code", commit),
+        ("code", str(record.git)),
         ("ran on", f"{record.device}, {record.started}"),
         ("with", versions),
         ("exported by", f"`{facts.command}` (Python {platform.python_version()})"),

@@ -85,7 +85,7 @@ def plot_fronts(rows: Sequence[Row], path: str | Path, *, title: str) -> Path:
     right = 1 - (55 + 7.5 * max(map(len, [*colors, *families, FRONT]))) / (PANEL[0] * DPI)
     grid = figure.subplots(len(METRICS), len(COSTS), squeeze=False, gridspec_kw={**PLACES, "right": right})
     common = Counter(row["machine"] for row in rows if row["machine"]).most_common(1)
-    for i, metric in enumerate(METRICS.values()):
+    for i, metric in enumerate(sorted(METRICS.values(), key=lambda metric: -metric.priority)):
         for j, cost in enumerate(COSTS):
             shown = [row for row in rows if row[cost] and row[metric.column] is not None]
             if cost == "latency_p50_ms":

@@ -40,6 +40,17 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Code(Part):
+    """The commit whose code ran, and whether files differed from it."""
+
+    sha: str | None = None
+    dirty: bool | None = None
+
+    def __str__(self) -> str:
+        return f"{self.sha}{' with uncommitted changes' if self.dirty else ''}" if self.sha else "unknown"
+
+
+@dataclass(frozen=True)
 class ModelSummary(Part):
     """The model's name and parameters."""
 
@@ -218,8 +229,8 @@ class RunRecord:
     """
 
     PARTS: ClassVar[dict[str, type[Part]]] = {
-        "model": ModelSummary, "training": TrainingSummary, "artifact": Artifact, "data": Data, "metrics": Metrics,
-        "budget": Budget, "latency_ms": Latency,
+        "git": Code, "model": ModelSummary, "training": TrainingSummary, "artifact": Artifact, "data": Data,
+        "metrics": Metrics, "budget": Budget, "latency_ms": Latency,
     }  # fmt: skip
 
     kind: Kind
@@ -227,7 +238,7 @@ class RunRecord:
     status: Status = "finished"
     error: str | None = None
     config_hash: str | None = None
-    git: dict[str, Any] | None = None
+    git: Code = field(default_factory=Code)
     versions: dict[str, str | None] = field(default_factory=dict)
     device: str | None = None
     choices: dict[str, Any] = field(default_factory=dict)

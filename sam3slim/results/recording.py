@@ -16,7 +16,7 @@ from typing import Any
 
 from sam3slim.environment import describe_device, git_state, library_versions
 from sam3slim.errors import UserError
-from sam3slim.results.record import FILE_NAME, Kind, RunRecord, Status, plain, read_record, record_file
+from sam3slim.results.record import FILE_NAME, Code, Kind, RunRecord, Status, plain, read_record, record_file
 
 # Keys of a configuration that say where results go, or what is done with a finished run, not what is computed.
 OUTPUT_KEYS = frozenset(
@@ -79,7 +79,7 @@ def recording(
         kind=kind,
         command=command,
         config_hash=None if config is None else config_hash(config),
-        git=git_state(Path(__file__).resolve().parents[1]),
+        git=Code.from_dict(git_state(Path(__file__).resolve().parents[1]) or {}),
         versions=library_versions(),
         device=device or describe_device(),
         choices=dict(choices or {}),

@@ -240,10 +240,10 @@ def _write_result(
         add_result(record, result, spec.data)
         save_samples(result.samples, output_dir)
         metrics = {"split": spec.data.split, "arithmetic": "fp32", **result.metrics}
-    facts = {"command": record.command, "seed": spec.seed, "git": record.git, "device": record.device}
+    facts = {"command": record.command, "seed": spec.seed, "git": record.git or None, "device": record.device}
     extra = {
         **facts,
-        "data": record.data,
+        "data": record.data or None,
         "retrained": bool(record.training.retrained),
         "training_seconds": training_seconds(output_dir),
         "versions": record.versions,

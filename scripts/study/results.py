@@ -45,7 +45,7 @@ def result_of(cell: Cell, record: RunRecord) -> Result:
         params=int(record.model.params or 0),
         mask_map=mask_map(record),
         box_map=round(100 * (record.metrics.value(METRICS["bbox"]) or 0.0), 3),
-        sha=str((record.git or {}).get("sha") or ""),
+        sha=record.git.sha or "",
         config_hash=record.config_hash or "",
     )
 

@@ -7,7 +7,7 @@ import pytest
 
 from sam3slim.errors import UserError
 from sam3slim.launch.compose import compose_plain
-from sam3slim.results.record import Metrics, ModelSummary, RunRecord, Status
+from sam3slim.results.record import Code, Metrics, ModelSummary, RunRecord, Status
 from sam3slim.results.recording import config_hash
 from sam3slim.specs import ModelSpec
 from scripts.study import cells, run, table
@@ -24,7 +24,7 @@ def result(cell: str, params: int, value: float) -> Result:
 def trained(folder: Path, cell: Cell, config: str, status: Status = "finished") -> None:
     RunRecord(
         "train", "", status=status, config_hash=config, model=ModelSummary(params=7),
-        metrics=Metrics({"segm": {"map": 0.5}, "bbox": {"map": 0.25}}), git={"sha": "abc"},
+        metrics=Metrics({"segm": {"map": 0.5}, "bbox": {"map": 0.25}}), git=Code("abc"),
     ).write(folder / cell.name)  # fmt: skip
 
 
