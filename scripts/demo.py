@@ -34,7 +34,7 @@ from sam3slim.strict import spec_from_dict
 from scripts.quiet import output_to
 
 REFERENCE = Path("assets/nano")
-METHODS = ("weights_only", "fp16", "int8_weight")
+METHODS = ("fp16", "int8_weight")
 LOG = "log.txt"
 PICTURES = 6  # val images in the comparison
 
@@ -61,15 +61,15 @@ def demo(out: Path, overrides: Sequence[str] = ()) -> list[dict[str, Any]]:
     given = [f"checkpoint={REFERENCE}", "latency=false"]
     with _stage(out, 1, "nano measured"):
         full = _done("evaluate", out / "nano", [*given, *data])
-    given = ["latency=false", f"compress=[{','.join(METHODS)}]", f"reference={out / 'nano'}", *data]
+    given = ["latency=false", f"reference={out / 'nano'}", *data]
     with _stage(out, 2, "nano compressed and measured"):
-        compressed = _compressed(out / "nano_compressed", [f"checkpoint={REFERENCE}", *given])
+        compressed = _compressed(out / "nano_compressed", METHODS, [f"checkpoint={REFERENCE}", *given])
     training = ["experiment=nano_slim", f"init.checkpoint={REFERENCE}", "resume=auto", *overrides]
     with _stage(out, 3, "nano_slim cut, fitted, trained and measured"):
         slim = _done("train", out / "nano_slim", training)
     with _stage(out, 4, "nano_slim compressed and measured"):
         artifact = f"checkpoint={out / 'nano_slim/artifact'}"
-        slim_compressed = _compressed(out / "nano_slim_compressed", [artifact, *given])
+        slim_compressed = _compressed(out / "nano_slim_compressed", ("weights_only", *METHODS), [artifact, *given])
     slim = _training_checkpoint(slim, out / "nano_slim")
     rows = [table_row(record, full, retrained=False) for record in (full, *compressed)]
     rows += [table_row(record, full, retrained=True) for record in (slim, *slim_compressed)]
@@ -110,9 +110,9 @@ def _done(name: Kind, folder: Path, overrides: Sequence[str]) -> RunRecord:
     return record
 
 
-def _compressed(folder: Path, overrides: Sequence[str]) -> list[RunRecord]:
+def _compressed(folder: Path, methods: Sequence[str], overrides: Sequence[str]) -> list[RunRecord]:
     """One record per method; they are measured again only when their settings changed."""
-    run = compose_run("compress", overrides, folder)
+    run = compose_run("compress", [f"compress=[{','.join(methods)}]", *overrides], folder)
     print(f"\n== {folder.name}: {run.command}", flush=True)
     return compress_unfinished(spec_from_dict(CompressSpec, run.config, ""), run)[0]
 
