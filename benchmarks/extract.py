@@ -19,6 +19,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from full_size import random_weights
@@ -125,7 +126,7 @@ def measure(folder: Path, rounds: int) -> None:
         "extract fp16": [*CLI, "extract", str(source), str(targets["extract fp16"]), "--dtype", "fp16", "--overwrite"],
         "inspect": [*CLI, "inspect", str(source)],
     }
-    rows = []
+    rows: list[dict[str, Any]] = []
     for number in range(rounds):
         order = list(commands) if number % 2 == 0 else list(reversed(commands))
         for label in order:

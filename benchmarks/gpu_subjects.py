@@ -12,7 +12,7 @@ from torch import nn
 
 from sam3slim.checkpoints.int8 import is_quantised, set_weight
 from sam3slim.compression import Bf16, Fp16, Int8Dynamic, Int8Weight
-from sam3slim.compression.half import bf16, fp16
+from sam3slim.compression.casts import cast
 from sam3slim.compression.int8_dynamic import int8_dynamic
 from sam3slim.compression.int8_weight import int8_weight
 from sam3slim.data.batch import Batch
@@ -35,7 +35,7 @@ TINY = (
     "model.decoder.num_queries=6", "model.d_model=32", "model.num_heads=4", "model.ffn_dim=32",
 )  # fmt: skip
 METHODS = {
-    "bf16": (bf16, Bf16()), "fp16": (fp16, Fp16()),
+    "bf16": (cast, Bf16()), "fp16": (cast, Fp16()),
     "int8_weight": (int8_weight, Int8Weight()), "int8_dynamic": (int8_dynamic, Int8Dynamic()),
 }  # fmt: skip
 

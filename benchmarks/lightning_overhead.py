@@ -67,6 +67,7 @@ def bare(spec: TrainSpec, data: ConceptData, steps: int) -> list[float]:
     net = module(spec)
     optimizer, scheduler = build_optimizer(net.model, spec.optim, spec.schedule, 1000)
     ends: list[float] = []
+    assert net.criterion is not None
     while len(ends) < steps:
         for batch in data.loader("train", training=True):
             outputs = net.model(**batch.inputs(), one_to_many=net.one_to_many)

@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ def nano(folder: Path) -> dict[str, Run]:
         "onnxruntime fp32": load_onnx(folder / "fp32")[0],
         "onnxruntime int8": load_onnx(folder / "int8")[0],
     }
-    return {name: lambda m=m: m(**inputs).pred_masks for name, m in models.items()}
+    return {name: partial(lambda model: model(**inputs).pred_masks, m) for name, m in models.items()}
 
 
 def main() -> None:

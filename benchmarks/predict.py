@@ -40,7 +40,7 @@ Subject = Callable[[], int]
 def bare_loop(artifact: str, paths: list[Path], phrases: list[str]) -> Subject:
     """One forward for every pair; returns the number of detections."""
     device, dtype = ("cuda", torch.float16) if torch.cuda.is_available() else ("cpu", torch.float32)
-    model = Sam3Model.from_pretrained(artifact, dtype=dtype).to(device).eval()
+    model = Sam3Model.from_pretrained(artifact, dtype=dtype).to(torch.device(device)).eval()  # type: ignore[arg-type]
     processor = Sam3Processor.from_pretrained(artifact)
     context = model.config.text_config.max_position_embeddings
 

@@ -96,7 +96,8 @@ def main() -> None:
     undisturbed = time.perf_counter() - clock
     print(f"undisturbed: {len(facts(whole))} trials in {undisturbed:.0f} s", flush=True)
 
-    moments, draw = [], random.Random(arguments.seed)
+    moments: list[float] = []
+    draw = random.Random(arguments.seed)
     clock = time.perf_counter()
     while len(moments) < arguments.kills:
         moment = draw.uniform(0, undisturbed / arguments.kills)

@@ -16,7 +16,6 @@ from typing import Any
 from sam3slim.files import write_csv
 from sam3slim.launch.compose import compose_model
 from sam3slim.models import bytes_by_part, count_params
-from sam3slim.models.count import BYTES
 from sam3slim.specs import ModelSpec
 from sam3slim.text.bank import bank_spec
 from sam3slim.text.phrases import read_phrase_list
@@ -45,7 +44,7 @@ def row(lever: str, spec: ModelSpec) -> dict[str, Any]:
     params, sizes = count_params(spec), bytes_by_part(spec)
     counts: dict[str, Any] = {"lever": lever, "vocab_size": spec.text.vocab_size}
     counts |= {"text_params": params["text"], "total_params": sum(params.values())}
-    for name in BYTES:
+    for name in sizes["text"]:
         counts[f"text_{name}"] = sizes["text"][name]
         counts[f"total_{name}"] = sum(part[name] for part in sizes.values())
     return counts
