@@ -119,12 +119,12 @@ def main() -> None:
     for (name, clock), values in ratios.items():
         found = f"median {statistics.median(values):.3f}, from {min(values):.3f} to {max(values):.3f}"
         print(f"{name} / none, {clock}: {found}")
-    facts = {
+    metadata = {
         "device": describe_device(), "threads": arguments.threads,
         **{k: v for k, v in library_versions().items() if k == "torch"},
     }  # fmt: skip
     result = RESULTS / f"distill_step_{arguments.threads}_threads.csv"
-    write_csv(result, [{**row, **facts} for row in rows])
+    write_csv(result, [{**row, **metadata} for row in rows])
 
 
 if __name__ == "__main__":

@@ -149,11 +149,11 @@ def measure(folder: Path, rounds: int) -> None:
             f"{mine['peak_anon_mb']:.0f} MB ({mine['peak_anon_mb'] / base['peak_anon_mb']:.2f}); "
             f"writes {out / 1e9:.2f} GB; weights in and out at the disk's rate: {limit:.1f} s"
         )
-    facts = {
+    metadata = {
         "device": describe_device(), "checkpoint_bytes": source.stat().st_size, "disk_read_mb_s": round(read / 1e6),
         "disk_write_mb_s": round(written / 1e6), "torch": library_versions()["torch"],
     }  # fmt: skip
-    write_csv(RESULTS, [{**row, **facts} for row in rows])
+    write_csv(RESULTS, [{**row, **metadata} for row in rows])
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     gc.freeze()  # the collection after every case need not look through all that was imported
     recorder, subjects = Recorder(given.minutes), Subjects(small_sizes() if given.small else full_sizes(), device)
     stem = "gpu" + ("" if device.type == "cuda" else f"_{device.type}") + ("_small" if given.small else "")
-    facts = about(device, sys.argv[1:] if arguments is None else arguments)
+    metadata = about(device, sys.argv[1:] if arguments is None else arguments)
     for section, (share, run) in SECTIONS.items():
         recorder.begin(section, share)
         try:
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         except Exception as error:  # outside its cases
             recorder.add("all", Measure(NOT_MEASURED, None, "", reason_of(error)))
         recorder.write(
-            given.out, stem, f"Benchmark of {describe_device(device)}", facts | {"seconds": round(recorder.seconds)}
+            given.out, stem, f"Benchmark of {describe_device(device)}", metadata | {"seconds": round(recorder.seconds)}
         )
     recorder.say(f"written: {given.out / stem}.csv, {given.out / stem}.md")
 
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def about(device: torch.device, arguments: Sequence[str]) -> dict[str, object]:
     """Hardware, versions, date and commit."""
     state = git_state(ROOT)
-    facts: dict[str, object] = {
+    metadata: dict[str, object] = {
         "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "command": " ".join(["python benchmarks/gpu.py", *arguments]),
         "commit": "unknown" if state is None else state["sha"] + (", with changes" if state["dirty"] else ""),
@@ -94,11 +94,11 @@ def about(device: torch.device, arguments: Sequence[str]) -> dict[str, object]:
     }
     if device.type == "cuda":
         card = torch.cuda.get_device_properties(device)
-        facts |= {
+        metadata |= {
             "GPU": f"{card.name}, {card.total_memory / 2**30:.1f} GiB, compute capability {card.major}.{card.minor}",
             "cuDNN": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
         }
-    return facts
+    return metadata
 
 
 if __name__ == "__main__":

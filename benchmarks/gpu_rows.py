@@ -115,15 +115,15 @@ class Recorder:
             self.add(case, Measure(NOT_MEASURED, None, "", reason))
         return outcome
 
-    def write(self, folder: Path, stem: str, title: str, facts: Mapping[str, object]) -> None:
+    def write(self, folder: Path, stem: str, title: str, metadata: Mapping[str, object]) -> None:
         """All rows so far as ``stem``.csv, and as ``stem``.md for a reader; old files stay until these are whole."""
         rows = [asdict(row) | {"value": "" if row.value is None else f"{row.value:.6g}"} for row in self.rows]
         write_csv(folder / f"{stem}.csv", rows, list(Row.__dataclass_fields__))
         with atomic_path(folder / f"{stem}.md") as temporary:
-            temporary.write_text(self._markdown(title, facts), encoding="utf-8")
+            temporary.write_text(self._markdown(title, metadata), encoding="utf-8")
 
-    def _markdown(self, title: str, facts: Mapping[str, object]) -> str:
-        lines = [f"# {title}", "", *(f"- {name}: {value}" for name, value in facts.items())]
+    def _markdown(self, title: str, metadata: Mapping[str, object]) -> str:
+        lines = [f"# {title}", "", *(f"- {name}: {value}" for name, value in metadata.items())]
         for section in dict.fromkeys(row.section for row in self.rows):
             lines += ["", f"## {section}", "", "| case | quantity | value | unit | note |", "|---|---|---:|---|---|"]
             for row in self.rows:

@@ -141,12 +141,12 @@ def main() -> None:
         f"lightning / bare over {len(ratios)} rounds: median {statistics.median(ratios):.3f} "
         f"(95 % {low:.3f} to {high:.3f}), from {min(ratios):.3f} to {max(ratios):.3f}"
     )
-    facts = {
+    metadata = {
         "device": describe_device(), "threads": arguments.threads,
         **{k: v for k, v in library_versions().items() if k in ("torch", "lightning")},
     }  # fmt: skip
     result = RESULTS / f"lightning_overhead_{arguments.threads}_threads.csv"
-    write_csv(result, [{**row, **facts} for row in rows])
+    write_csv(result, [{**row, **metadata} for row in rows])
 
 
 if __name__ == "__main__":

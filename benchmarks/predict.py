@@ -115,12 +115,12 @@ def main() -> None:
         f"sam3slim predict is {statistics.median(ratios):.2f} times as fast as the loop (median of {len(ratios)} "
         f"rounds, from {min(ratios):.2f} to {max(ratios):.2f})"
     )
-    facts = {
+    metadata = {
         "device": describe_device(), "threads": arguments.threads, "artifact": Path(arguments.artifact).name,
         **{k: v for k, v in library_versions().items() if k in ("torch", "transformers")},
     }  # fmt: skip
     result = RESULTS / f"predict_{Path(arguments.artifact).name}_{arguments.threads}_threads.csv"
-    write_csv(result, [{**row, **facts} for row in rows])
+    write_csv(result, [{**row, **metadata} for row in rows])
 
 
 if __name__ == "__main__":

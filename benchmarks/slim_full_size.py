@@ -70,9 +70,9 @@ def _write(rows: list[dict[str, Any]], threads: int) -> None:
     from sam3slim.environment import describe_device, library_versions
     from sam3slim.files import write_csv
 
-    facts = {"device": describe_device(), "threads": threads, "torch": library_versions()["torch"]}
+    metadata = {"device": describe_device(), "threads": threads, "torch": library_versions()["torch"]}
     result = RESULTS / f"slim_full_size_{threads}_threads.csv"
-    write_csv(result, [{**row, **facts} for row in rows])
+    write_csv(result, [{**row, **metadata} for row in rows])
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def run(folder: Path, data: Path, overrides: list[str], log: Path, kill_after: f
     return True
 
 
-def facts(folder: Path) -> dict[str, dict[str, Any]]:
+def metadata(folder: Path) -> dict[str, dict[str, Any]]:
     """Trial → what must be equal."""
     found = {}
     for file in sorted(folder.glob("*/record.json")):
@@ -94,7 +94,7 @@ def main() -> None:
     clock = time.perf_counter()
     run(whole, data, arguments.overrides, out / "undisturbed.log")
     undisturbed = time.perf_counter() - clock
-    print(f"undisturbed: {len(facts(whole))} trials in {undisturbed:.0f} s", flush=True)
+    print(f"undisturbed: {len(metadata(whole))} trials in {undisturbed:.0f} s", flush=True)
 
     moments: list[float] = []
     draw = random.Random(arguments.seed)
@@ -104,12 +104,12 @@ def main() -> None:
         if run(killed, data, arguments.overrides, out / "killed.log", moment):
             break  # what was left took less time than that
         moments.append(round(moment, 1))
-        done = sum(fact["status"] == "finished" for fact in facts(killed).values())
+        done = sum(fact["status"] == "finished" for fact in metadata(killed).values())
         print(f"killed after {moment:.1f} s with {done} trials finished", flush=True)
     run(killed, data, arguments.overrides, out / "killed.log")
     print(f"killed {len(moments)} times: {time.perf_counter() - clock:.0f} s in all", flush=True)
 
-    first, second = facts(whole), facts(killed)
+    first, second = metadata(whole), metadata(killed)
     rows = [
         {
             "trial": trial, "config_hash": (first.get(trial) or second[trial])["config_hash"],

@@ -119,7 +119,7 @@ def main() -> None:
     spec = replace(spec, model=replace(spec.model, dropout=0.0))
     model, batch = init_for_training(build_model(spec.model), 0).train(), batch_of(spec, arguments.prompts)
     recompute_activations(model)
-    facts = {"prompts": arguments.prompts, "device": describe_device(), "threads": arguments.threads,
+    metadata = {"prompts": arguments.prompts, "device": describe_device(), "threads": arguments.threads,
              "torch": library_versions()["torch"]}  # fmt: skip
     rows: list[dict[str, object]] = []
     times: dict[str, list[float]] = {"before": [], "after": []}
@@ -138,7 +138,7 @@ def main() -> None:
             mib = {f"{name} MiB a prompt": round(kept[name] / 2**20 / arguments.prompts, 2)
                    for name in ("decoder", "mask head", "rest")}  # fmt: skip
             rows.append({"round": number, "way": way, "wall_s": round(wall, 2), "processor_s": round(processor, 2),
-                         "loss": round(losses[way], 5), **mib, **facts})  # fmt: skip
+                         "loss": round(losses[way], 5), **mib, **metadata})  # fmt: skip
             print({key: rows[-1][key] for key in ("round", "way", "wall_s", "processor_s", "loss", *mib)}, flush=True)
     ratio = [after / before for after, before in zip(times["after"], times["before"], strict=True)]
     print(

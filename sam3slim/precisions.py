@@ -149,7 +149,7 @@ class Rounding:
             lines.append(f"{total:,} values became zero ({self.underflowed[worst]:,} of them in {worst})")
         return lines
 
-    def facts(self) -> dict[str, object]:
+    def metadata(self) -> dict[str, object]:
         """JSON-able account for ``sam3slim.json``."""
         return {
             "overflowed": list(self.overflowed),

@@ -39,22 +39,22 @@ def publish(run: Path, target: Path) -> Path:
     if record.status != "finished" or not record.metrics or not record.model or not record.data:
         raise UserError(f"{run} is {record.status} ({record.error}); finish it first: python train.py {EXPERIMENT}")
     model, _ = load(run / "artifact")
-    facts = read_metadata(run / "artifact" / ARTIFACT_FILE)
-    facts["extra"]["training_seconds"] = training_seconds(run)
+    metadata = read_metadata(run / "artifact" / ARTIFACT_FILE)
+    metadata["extra"]["training_seconds"] = training_seconds(run)
     info = write_artifact(
         model,
         target,
-        metrics=facts["metrics"],
-        extra=facts["extra"],
-        trained_prompts=facts.get("trained_prompts"),
-        card=_card(record, facts),
+        metrics=metadata["metrics"],
+        extra=metadata["extra"],
+        trained_prompts=metadata.get("trained_prompts"),
+        card=_card(record, metadata),
     )
     print(f"{info.path}: {info.total_bytes:,} bytes, sha256 {info.sha256}")
     return info.path
 
 
-def _card(record: RunRecord, facts: dict[str, Any]) -> str:
-    data, extra = record.data, facts["extra"]
+def _card(record: RunRecord, metadata: dict[str, Any]) -> str:
+    data, extra = record.data, metadata["extra"]
     git = extra.get("git") or {"sha": "unknown", "dirty": False}
     maps = [f"{100 * (record.metrics.value(METRICS[name]) or 0.0):.2f}" for name in ("bbox", "segm")]
     phrases = (data.prompts or 0) // (data.images or 1)
@@ -65,7 +65,7 @@ def _card(record: RunRecord, facts: dict[str, Any]) -> str:
         "trained by": f"`{record.command}`",
         "at commit": git["sha"] + (" with uncommitted changes" if git["dirty"] else ""),
         "seed, time": f"{extra['seed']}, {extra['training_seconds'] / 60:.0f} minutes on {record.device}",
-        "weights": f"FP32, {facts['bytes']:,} bytes, sha256 of model.safetensors in sam3slim.json",
+        "weights": f"FP32, {metadata['bytes']:,} bytes, sha256 of model.safetensors in sam3slim.json",
         "versions": versions,
     }
     table = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
@@ -73,7 +73,7 @@ def _card(record: RunRecord, facts: dict[str, Any]) -> str:
         "nano: the full model of sam3slim's nano family",
         "transformers",
         INTRO.format(params=record.model.params),
-        [("", [*table, "", *measured_in(facts)]), ("Loading", [LOAD_SAM3SLIM])],
+        [("", [*table, "", *measured_in(metadata)]), ("Loading", [LOAD_SAM3SLIM])],
         LICENSE_NOTE,
     )
 

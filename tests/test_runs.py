@@ -76,9 +76,9 @@ def test_train__leaves_what_a_user_needs(trained: tuple[RunRecord, Path]) -> Non
     for name in ("best", "last"):
         content = torch.load(out / f"checkpoints/{name}.ckpt", weights_only=True)
         assert {"state_dict", "optimizer_states", "hyper_parameters"} <= content.keys()
-    facts = json.loads((out / "artifact/sam3slim.json").read_text())
-    assert facts["metrics"]["segm"]["map"] == segm(record)["map"]
-    assert facts["extra"]["training_seconds"] >= 0
+    metadata = json.loads((out / "artifact/sam3slim.json").read_text())
+    assert metadata["metrics"]["segm"]["map"] == segm(record)["map"]
+    assert metadata["extra"]["training_seconds"] >= 0
     plain = Sam3Model.from_pretrained(out / "artifact")
     assert sum(p.numel() for p in plain.parameters()) == record.model.params
 

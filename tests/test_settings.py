@@ -123,8 +123,8 @@ def test_train__no_steps_keep_the_initial_weights(root: Path, capsys: pytest.Cap
     assert "not retrained" in capsys.readouterr().out
     assert read_record(out).metrics
     assert not (out / "checkpoints").exists()
-    facts: dict[str, Any] = json.loads((out / "artifact/sam3slim.json").read_text())
-    assert (facts["extra"]["retrained"], facts["extra"]["training_seconds"]) == (False, 0)
+    metadata: dict[str, Any] = json.loads((out / "artifact/sam3slim.json").read_text())
+    assert (metadata["extra"]["retrained"], metadata["extra"]["training_seconds"]) == (False, 0)
     cut, _ = train(root, "cut", "trainer.max_steps=0", *SLIMMER, "init=pruned", f"init.checkpoint={out}")
     assert cut.model.params < full.model.params
     again, kept = train(root, "again", "trainer.max_steps=0", "init=checkpoint", f"init.checkpoint={out}")

@@ -130,11 +130,11 @@ def test_train__pruned_by_data(trained: tuple[RunRecord, Path], root: Path, impo
     given = [f"init.importance={importance}", "init.depth=importance", "init.importance_batches=2"]
     _, out = train(root, f"by_{importance}", *SLIMMER, "init=pruned", f"init.checkpoint={trained[1]}", *given)
     plan = json.loads((out / "slimming_plan.json").read_text())
-    facts = {"importance": importance, "depth": "importance", "batches": 2, "seed": 0}
-    assert facts.items() <= plan.items()
+    metadata = {"importance": importance, "depth": "importance", "batches": 2, "seed": 0}
+    assert metadata.items() <= plan.items()
     assert plan["axes"]["vit[0].neurons"]["how"] == importance
     assert plan["axes"]["vit.blocks"]["how"] == "block influence, kind with kind"
-    assert json.loads((out / "artifact/sam3slim.json").read_text())["extra"]["slimming"] == facts
+    assert json.loads((out / "artifact/sam3slim.json").read_text())["extra"]["slimming"] == metadata
     again = train(root, f"by_{importance}_again", *SLIMMER, "init=pruned", f"init.checkpoint={trained[1]}", *given)[1]
     assert json.loads((again / "slimming_plan.json").read_text()) == plan
 

@@ -97,7 +97,7 @@ def cut_text(
         tensors,
         precision=raw.precision,
         parent=str(raw.path),
-        extra={"text": _facts(raw.spec, spec, phrases)},
+        extra={"text": _metadata(raw.spec, spec, phrases)},
         source=lambda: provenance(raw, files),
         advance=lambda count: advance(count, total),
     )
@@ -165,7 +165,7 @@ def _tower(raw: RawCheckpoint) -> Sam3:
     return model.eval()
 
 
-def _facts(before: ModelSpec, after: ModelSpec, phrases: Sequence[str]) -> dict[str, Any]:
+def _metadata(before: ModelSpec, after: ModelSpec, phrases: Sequence[str]) -> dict[str, Any]:
     bank = after.text.bank
     return {
         "cut_to": "bank" if bank else "vocabulary",

@@ -88,31 +88,31 @@ def extract(
 
     with ThreadPoolExecutor(1) as pool:
         # The source is hashed while its weights are written: as many seconds as the files have GB.
-        source_facts = pool.submit(provenance, raw, files)
+        source_metadata = pool.submit(provenance, raw, files)
         if format == "hf":
             precision, parent = dtype or raw.precision, str(raw.path)
             size = write_folder(
-                path, raw.spec, stored, precision=precision, parent=parent, source=source_facts.result, advance=done
+                path, raw.spec, stored, precision=precision, parent=parent, source=source_metadata.result, advance=done
             ).bytes
         else:
             with atomic_path(path) as temporary:
                 if format == "safetensors":
-                    metadata = {SPEC_METADATA: json.dumps(raw.spec.to_dict())}
-                    written = write_safetensors(temporary, stored, metadata=metadata, advance=done)
+                    header = {SPEC_METADATA: json.dumps(raw.spec.to_dict())}
+                    written = write_safetensors(temporary, stored, metadata=header, advance=done)
                 else:
                     written = write_reference(temporary, reference_tensors(raw.spec, stored, raw.originals))
                     done(total)
             size = written.bytes
             # Beside a single file, what ``sam3slim.json`` is in a folder.
-            facts = {
+            metadata = {
                 "spec": raw.spec.to_dict(),
                 "precision": dtype or raw.precision,
                 "bytes": size,
                 "sha256": written.sha256,
-                "source": source_facts.result(),
-                **rounding.facts(),
+                "source": source_metadata.result(),
+                **rounding.metadata(),
             }
-            write_json(path.with_name(f"{path.name}.{ARTIFACT_FILE}"), facts)
+            write_json(path.with_name(f"{path.name}.{ARTIFACT_FILE}"), metadata)
     return Extracted(
         path,
         part_bytes(tensors) | {name: size for name, size in {**raw.ignored, **raw.other}.items() if size},

@@ -21,15 +21,15 @@ SENTENCES = {
 }
 
 
-def told_prompts(facts: Mapping[str, Any]) -> str | None:
+def told_prompts(metadata: Mapping[str, Any]) -> str | None:
     """What the facts of an artifact say; None: not known.
 
     An older artifact of a training from scratch does not say it, and had no boxes.
     """
-    if KEY in facts:
-        value = facts[KEY]
+    if KEY in metadata:
+        value = metadata[KEY]
         return value if value in (TEXT, TEXT_AND_BOXES) else None
-    from_scratch = facts.get("parent") is None and "training_seconds" in (facts.get("extra") or {})
+    from_scratch = metadata.get("parent") is None and "training_seconds" in (metadata.get("extra") or {})
     return TEXT if from_scratch else None
 
 

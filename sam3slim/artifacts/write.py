@@ -79,7 +79,7 @@ def write_folder(
             **({"source": dict(source())} if source else {}),
         }
         if isinstance(tensors, LazyTensors):
-            origin["extra"] = {**(origin.get("extra") or {}), **rounding.facts()}
+            origin["extra"] = {**(origin.get("extra") or {}), **rounding.metadata()}
         write_metadata(temporary, spec, Origin(**origin), weights, stored=plan)
     return ArtifactInfo(path, written.bytes, written.sha256, folder_bytes(path), rounding, bytes_by_part=parts)
 
@@ -97,9 +97,9 @@ def _tensors_to_store(model: Sam3, tensors: Mapping[str, Tensor] | None, precisi
 
 
 def _write_weights(tensors: Mapping[str, Tensor], path: Path, advance: Callable[[int], object]) -> Written:
-    flat, metadata = int8.flatten(described(tensors))
+    flat, header = int8.flatten(described(tensors))
     lazy = LazyTensors(flat, lambda key: int8.stored_part(tensors, key))
-    return write_safetensors(path, lazy, metadata=metadata, advance=advance)
+    return write_safetensors(path, lazy, metadata=header, advance=advance)
 
 
 def _has_int8_kernels(tensors: Mapping[str, Any]) -> bool:

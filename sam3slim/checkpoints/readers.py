@@ -92,32 +92,32 @@ def read(located: Located, overrides: Overrides | None = None) -> RawCheckpoint:
 
 def read_artifact(folder: Path, overrides: Overrides) -> RawCheckpoint:
     """Our own artifact: the architecture is the spec in ``sam3slim.json``."""
-    facts = read_facts(folder)
-    if facts.get("format") in GRAPH_FILES:
-        what = "ONNX graphs" if facts["format"] == ONNX else "programs of torch.export"
+    metadata = read_artifact_metadata(folder)
+    if metadata.get("format") in GRAPH_FILES:
+        what = "ONNX graphs" if metadata["format"] == ONNX else "programs of torch.export"
         raise CheckpointError(
             f"checkpoint {folder} holds {what}: evaluate.py can run it, but its weights cannot be loaded; "
-            f"give the checkpoint it was made from ({facts.get('parent')})"
+            f"give the checkpoint it was made from ({metadata.get('parent')})"
         )
-    spec = override_spec(ModelSpec.from_dict(facts["spec"]), overrides)
-    tensors, metadata = _read_safetensors(folder / weights_name(spec))
-    dynamic = frozenset(json.loads(metadata.get(DYNAMIC_METADATA, "[]")))
-    return RawCheckpoint(folder, "artifact", str(facts["precision"]), spec, tensors, dynamic=dynamic)
+    spec = override_spec(ModelSpec.from_dict(metadata["spec"]), overrides)
+    tensors, header = _read_safetensors(folder / weights_name(spec))
+    dynamic = frozenset(json.loads(header.get(DYNAMIC_METADATA, "[]")))
+    return RawCheckpoint(folder, "artifact", str(metadata["precision"]), spec, tensors, dynamic=dynamic)
 
 
-def read_facts(folder: Path) -> dict[str, Any]:
+def read_artifact_metadata(folder: Path) -> dict[str, Any]:
     """``sam3slim.json`` of an artifact, of a schema this version knows. Raises CheckpointError."""
-    facts = read_metadata(folder / ARTIFACT_FILE)
-    schema = facts.get("schema")
+    metadata = read_metadata(folder / ARTIFACT_FILE)
+    schema = metadata.get("schema")
     if not isinstance(schema, int) or schema > SCHEMA:
         raise CheckpointError(
             f"{folder / ARTIFACT_FILE}: schema {schema!r} is unknown (this version reads up to {SCHEMA}); "
             f"update sam3slim"
         )
     for key in ("spec", "precision"):
-        if key not in facts:
+        if key not in metadata:
             raise CheckpointError(f"{folder / ARTIFACT_FILE} lacks {key!r}; write the artifact again")
-    return facts
+    return metadata
 
 
 def read_transformers(folder: Path, overrides: Overrides) -> RawCheckpoint:
@@ -165,10 +165,10 @@ def read_torch(path: Path, overrides: Overrides) -> RawCheckpoint:
 
 def read_safetensors_file(path: Path, overrides: Overrides) -> RawCheckpoint:
     """A safetensors file without configuration, under the reference's names or transformers'."""
-    tensors, metadata = _read_safetensors(path)
+    tensors, header = _read_safetensors(path)
     layout = _layout_of(tensors, path)
-    if SPEC_METADATA in metadata:
-        spec = override_spec(ModelSpec.from_dict(json.loads(metadata[SPEC_METADATA])), overrides)
+    if SPEC_METADATA in header:
+        spec = override_spec(ModelSpec.from_dict(json.loads(header[SPEC_METADATA])), overrides)
     else:
         spec = infer_spec(tensors, layout, path, overrides)
     return _sorted(path, "reference" if layout.format == "reference" else "state_dict", spec, tensors, layout)

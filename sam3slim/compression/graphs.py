@@ -44,13 +44,13 @@ class OnnxGraphs:
         """One line per fact a user should know."""
         return f"{self.precision}: ONNX graphs, {len(self.int8) or 'no'} weights in INT8, the rest in FP32"
 
-    def write(self, model: Sam3, folder: str | Path, **facts: Any) -> ArtifactInfo:
-        """``export_onnx``, checked against ``model``; ``facts`` are its other keywords."""
+    def write(self, model: Sam3, folder: str | Path, **metadata: Any) -> ArtifactInfo:
+        """``export_onnx``, checked against ``model``; ``metadata`` are its other keywords."""
         # A second of imports, which the other methods have no use for.
         from sam3slim.graphs import export_onnx
 
-        extra = {"method": self.method, **(facts.pop("extra", None) or {})}
-        return export_onnx(model, folder, precision=self.precision, int8=self.int8, extra=extra, **facts)
+        extra = {"method": self.method, **(metadata.pop("extra", None) or {})}
+        return export_onnx(model, folder, precision=self.precision, int8=self.int8, extra=extra, **metadata)
 
 
 @register(Onnx)

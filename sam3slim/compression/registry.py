@@ -38,7 +38,7 @@ class Compressed(Protocol):
 
     def describe(self) -> str: ...
 
-    def write(self, model: Sam3, folder: str | Path, **facts: Any) -> ArtifactInfo: ...
+    def write(self, model: Sam3, folder: str | Path, **metadata: Any) -> ArtifactInfo: ...
 
 
 @dataclass
@@ -61,12 +61,12 @@ class CompressedTensors:
         """Bytes of all tensors, scales included, without the file's header."""
         return sum(row["bytes"] for row in dtype_shares(self.tensors.described).values())
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """JSON-able account for ``sam3slim.json`` and the record."""
         return {
             "method": self.method,
             "dtypes": dtype_shares(self.tensors.described),
-            **self.tensors.rounding.facts(),
+            **self.tensors.rounding.metadata(),
         }
 
     def describe(self) -> str:
@@ -77,10 +77,10 @@ class CompressedTensors:
         size = f"{self.precision}: {self.bytes / 1e6:.2f} MB; parameters in " + ", ".join(parts)
         return "\n".join([size, *self.tensors.rounding.describe()])
 
-    def write(self, model: Sam3, folder: str | Path, **facts: Any) -> ArtifactInfo:
-        """``write_artifact`` with these tensors; ``facts`` are its other keywords."""
-        extra = {**self.facts(), **(facts.pop("extra", None) or {})}
-        return write_artifact(model, folder, precision=self.precision, tensors=self.tensors, extra=extra, **facts)
+    def write(self, model: Sam3, folder: str | Path, **metadata: Any) -> ArtifactInfo:
+        """``write_artifact`` with these tensors; ``metadata`` are its other keywords."""
+        extra = {**self.metadata(), **(metadata.pop("extra", None) or {})}
+        return write_artifact(model, folder, precision=self.precision, tensors=self.tensors, extra=extra, **metadata)
 
 
 Handler = Callable[[Sam3, Any], Convert | Compressed]

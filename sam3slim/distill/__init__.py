@@ -1,6 +1,6 @@
 """What a slim model learns from the full one."""
 
-from sam3slim.distill.fill import Rank, TeacherCacheBuilder, cache_facts, views_of
+from sam3slim.distill.fill import Rank, TeacherCacheBuilder, cache_metadata, views_of
 from sam3slim.distill.losses import feature_loss, pyramid_loss
 from sam3slim.distill.spec import DistillSpec, teacher_overrides
 from sam3slim.distill.store import TeacherStore
@@ -15,7 +15,7 @@ __all__ = [
     "TeacherCacheBuilder",
     "TeacherStore",
     "Totals",
-    "cache_facts",
+    "cache_metadata",
     "check_teacher",
     "distillation_losses",
     "feature_loss",

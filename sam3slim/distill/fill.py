@@ -16,7 +16,7 @@ from sam3slim.data.images import UnreadableImage
 from sam3slim.data.soft import SoftTargets
 from sam3slim.data.transforms import AugmentSpec
 from sam3slim.distill.spec import DistillSpec
-from sam3slim.distill.store import TeacherStore, pack, read_facts
+from sam3slim.distill.store import TeacherStore, pack, read_cache_metadata
 from sam3slim.distill.teacher import FrozenTeacher
 from sam3slim.errors import UserError
 from sam3slim.files import ensure_writable_dir, file_sha256, require_space
@@ -50,7 +50,7 @@ def views_of(augment: AugmentSpec) -> tuple[bool, ...]:
     return augment.views
 
 
-def cache_facts(
+def cache_metadata(
     weights: Sequence[Path],
     overrides: Mapping[str, Any] | None,
     dataset: CocoConcepts,
@@ -192,7 +192,7 @@ def others(store: TeacherStore) -> list[str]:
     lines = []
     for path in sorted(store.path.parent.glob("*/cache.json")):
         if path.parent != store.path:
-            differ = differing(read_facts(path.parent)["facts"], store.facts)
+            differ = differing(read_cache_metadata(path.parent)["facts"], store.metadata)
             lines.append(f"not used: {path.parent}, made with another {', '.join(differ)}")
     return lines
 

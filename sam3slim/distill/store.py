@@ -36,17 +36,17 @@ class TeacherStore:
 
     Args:
         folder: ``distill.cache``.
-        facts: everything the answers depend on; JSON types only.
+        metadata: everything the answers depend on; JSON types only.
 
     Raises:
         UserError: the key's folder was written from other facts.
     """
 
-    def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
-        self.facts = {"schema": SCHEMA, **facts}
-        text = json.dumps(self.facts, sort_keys=True)
+    def __init__(self, folder: Path, metadata: Mapping[str, Any]) -> None:
+        self.metadata = {"schema": SCHEMA, **metadata}
+        text = json.dumps(self.metadata, sort_keys=True)
         self.path = folder / hashlib.sha256(text.encode()).hexdigest()[:16]
-        if (self.path / FACTS_FILE).is_file() and read_facts(self.path)["facts"] != json.loads(text):
+        if (self.path / FACTS_FILE).is_file() and read_cache_metadata(self.path)["facts"] != json.loads(text):
             raise UserError(
                 f"{self.path / FACTS_FILE} belongs to another teacher, data set or transform: the folder was renamed "
                 "or copied; remove it, or choose another distill.cache"
@@ -55,11 +55,11 @@ class TeacherStore:
     def create(self, teacher: Mapping[str, Any]) -> None:
         """Make the folder, with the teacher's sizes (``ModelSpec.to_dict``)."""
         ensure_writable_dir(self.path)
-        write_json(self.path / FACTS_FILE, {"facts": self.facts, "teacher": dict(teacher)})
+        write_json(self.path / FACTS_FILE, {"facts": self.metadata, "teacher": dict(teacher)})
 
     def teacher(self) -> dict[str, Any] | None:
         """The sizes that ``create`` was told; None without a folder."""
-        return dict(read_facts(self.path)["teacher"]) if (self.path / FACTS_FILE).is_file() else None
+        return dict(read_cache_metadata(self.path)["teacher"]) if (self.path / FACTS_FILE).is_file() else None
 
     def file(self, image_id: int, mirrored: bool) -> Path:
         """Where a view is kept."""
@@ -102,7 +102,7 @@ class TeacherStore:
         return SoftTargets.join([self.read(s.info.image_id, s.info.mirrored, s.category_ids) for s in samples])
 
 
-def read_facts(folder: Path) -> dict[str, Any]:
+def read_cache_metadata(folder: Path) -> dict[str, Any]:
     """``cache.json`` of a key's folder.
 
     Raises:

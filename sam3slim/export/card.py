@@ -21,7 +21,7 @@ from sam3slim.artifacts.trained import SENTENCES, inherited_prompts, told_prompt
 from sam3slim.checkpoints.locating import ONNX, PROGRAMS
 from sam3slim.export.builder import MODULE, builder_lines
 from sam3slim.export.convert import Converted
-from sam3slim.export.fresh import Verified
+from sam3slim.export.verify import Verified
 from sam3slim.files import size_text
 from sam3slim.models import count_params
 from sam3slim.results.artifact import Source
@@ -43,7 +43,7 @@ LIBRARIES = {"hf": "transformers", ONNX: "onnx"}
 
 
 @dataclass(frozen=True)
-class Facts:
+class ExportDetails:
     """All that a card tells."""
 
     selection: Selection
@@ -55,23 +55,25 @@ class Facts:
     command: str
 
 
-def export_card(facts: Facts) -> str:
+def export_card(details: ExportDetails) -> str:
     """Markdown with the architecture, data, metrics, drop, sizes, choice, checks, provenance, use and licence."""
-    record = facts.selection.chosen.run.record
+    record = details.selection.chosen.run.record
     drawn = record.data.name == SHAPES
-    prompts = told_prompts(facts.source.facts) if facts.source.facts else inherited_prompts(facts.source.path)
+    prompts = (
+        told_prompts(details.source.metadata) if details.source.metadata else inherited_prompts(details.source.path)
+    )
     return model_card(
-        f"{facts.spec.name} ({record.artifact.precision}) as {facts.criteria.format}",
-        LIBRARIES.get(facts.criteria.format, "pytorch"),
+        f"{details.spec.name} ({record.artifact.precision}) as {details.criteria.format}",
+        LIBRARIES.get(details.criteria.format, "pytorch"),
         f"A SAM 3 image model, chosen from measured runs and exported by sam3slim. {SENTENCES[prompts]}",
         [
-            ("Architecture", _architecture(facts)),
-            ("Data and metrics", _measured(facts)),
-            ("Sizes", _sizes(facts)),
-            ("Why this one", _choice(facts)),
-            ("Checks at export", [f"- {line}" for line in (*facts.verified.lines(), *facts.made.notes)]),
-            ("Provenance", _provenance(facts)),
-            ("Use", _use(facts)),
+            ("Architecture", _architecture(details)),
+            ("Data and metrics", _measured(details)),
+            ("Sizes", _sizes(details)),
+            ("Why this one", _choice(details)),
+            ("Checks at export", [f"- {line}" for line in (*details.verified.lines(), *details.made.notes)]),
+            ("Provenance", _provenance(details)),
+            ("Use", _use(details)),
         ],
         "\n\n".join([LICENSE_SAM, *([LICENSE_SHAPES] if drawn else [])]),
     )
@@ -84,8 +86,8 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[Any]], right: int = 1) -
     return [f"| {' | '.join(heads)} |", rule, *(f"| {' | '.join(row)} |" for row in cells), ""]
 
 
-def _architecture(facts: Facts) -> list[str]:
-    spec = facts.spec
+def _architecture(details: ExportDetails) -> list[str]:
+    spec = details.spec
     vit, text = spec.vit, spec.text
     blocks = ", ".join(map(str, vit.global_blocks))
     params = count_params(spec)
@@ -106,8 +108,8 @@ def _architecture(facts: Facts) -> list[str]:
     return [*table(("", ""), rows, right=2)]
 
 
-def _measured(facts: Facts) -> list[str]:
-    chosen = facts.selection.chosen
+def _measured(details: ExportDetails) -> list[str]:
+    chosen = details.selection.chosen
     record, data = chosen.run.record, chosen.run.record.data
     measured = {METRICS[name]: values for name, values in record.metrics.values.items() if name in METRICS}
     keys = dict.fromkeys(key for values in measured.values() for key in values if key != "per_category")
@@ -115,7 +117,7 @@ def _measured(facts: Facts) -> list[str]:
         (f"{m.title}, {m.unit}", *("–" if (v := values.get(key)) is None else m.text(v, 1) for key in keys))
         for m, values in measured.items()
     ]
-    against, metric = facts.selection.against, facts.selection.metric
+    against, metric = details.selection.against, details.selection.metric
     drop = (
         f"Drop in {metric.title}: {chosen.drop.text()} points, against {against.where} "
         f"({metric.text(against.value)} {metric.unit}); in brackets the 95 % interval over images, where the record "
@@ -142,70 +144,74 @@ def _measured(facts: Facts) -> list[str]:
     ]  # fmt: skip
 
 
-def _sizes(facts: Facts) -> list[str]:
-    artifact = facts.selection.chosen.run.record.artifact
+def _sizes(details: ExportDetails) -> list[str]:
+    artifact = details.selection.chosen.run.record.artifact
     rows = [
-        ("this export, weights", f"{facts.made.bytes:,}", size_text(facts.made.bytes)),
+        ("this export, weights", f"{details.made.bytes:,}", size_text(details.made.bytes)),
         (f"the measured artifact ({artifact.format}, {artifact.precision})", f"{artifact.bytes:,}",
          size_text(artifact.bytes or 0)),
     ]  # fmt: skip
     rows += [(f"– its {part}", f"{size:,}", size_text(size)) for part, size in artifact.bytes_by_part.items()]
-    files = [(f"`{name}`", f"`{sha}`") for name, sha in facts.made.weights.items()]
+    files = [(f"`{name}`", f"`{sha}`") for name, sha in details.made.weights.items()]
     return [*table(("", "bytes", ""), rows), *table(("file", "sha256"), files, right=2)]
 
 
-def _choice(facts: Facts) -> list[str]:
-    shown = table(facts.selection.headings(facts.criteria.format), facts.selection.rows(), right=6)
-    return [f"{facts.selection.why}.", "", *(f"Note: {w}.\n" for w in facts.selection.warnings), *shown]
+def _choice(details: ExportDetails) -> list[str]:
+    shown = table(details.selection.headings(details.criteria.format), details.selection.rows(), right=6)
+    return [f"{details.selection.why}.", "", *(f"Note: {w}.\n" for w in details.selection.warnings), *shown]
 
 
-def _provenance(facts: Facts) -> list[str]:
-    run = facts.selection.chosen.run
+def _provenance(details: ExportDetails) -> list[str]:
+    run = details.selection.chosen.run
     record = run.record
     versions = ", ".join(f"{name} {value}" for name, value in record.versions.items() if value)
     rows = [
         ("record", f"`{run.folder / 'record.json'}`"),
-        ("artifact", f"`{facts.source.path}`"),
-        ("made from", " ← ".join(f"`{name}`" for name in _ancestors(facts))),
+        ("artifact", f"`{details.source.path}`"),
+        ("made from", " ← ".join(f"`{name}`" for name in _ancestors(details))),
         ("command", f"`{record.command}`"),
         ("configuration", f"`{record.config_hash}`"),
         ("code", str(record.git)),
         ("ran on", f"{record.device}, {record.started}"),
         ("with", versions),
-        ("exported by", f"`{facts.command}` (Python {platform.python_version()})"),
+        ("exported by", f"`{details.command}` (Python {platform.python_version()})"),
     ]
     return [*table(("", ""), rows, right=2)]
 
 
-def _ancestors(facts: Facts) -> list[str]:
+def _ancestors(details: ExportDetails) -> list[str]:
     """Parents as records and artifacts state them, the nearest first; ``unknown`` where none is stated."""
-    found = [str(name) for name in (facts.selection.chosen.run.record.parent, facts.source.facts.get("parent")) if name]
+    found = [
+        str(name)
+        for name in (details.selection.chosen.run.record.parent, details.source.metadata.get("parent"))
+        if name
+    ]
     return list(dict.fromkeys(found)) or ["nothing (trained from scratch), or unknown"]
 
 
-def _use(facts: Facts) -> list[str]:
-    if facts.criteria.format == "reference":
-        return _use_reference(facts)
-    if facts.criteria.format in (ONNX, PROGRAMS):
-        return [loading(facts.criteria.format), "", *inputs_lines(facts.spec)]
+def _use(details: ExportDetails) -> list[str]:
+    if details.criteria.format == "reference":
+        return _use_reference(details)
+    if details.criteria.format in (ONNX, PROGRAMS):
+        return [loading(details.criteria.format), "", *inputs_lines(details.spec)]
     lines = [LOAD_SAM3SLIM]
-    if facts.verified.transformers is None:
-        lines += ["", not_plain(facts.spec)]
+    if details.verified.transformers is None:
+        lines += ["", not_plain(details.spec)]
     else:
-        lines += ["", "or in plain transformers:", "", LOAD_INT8 if facts.source.int8 else LOAD_PLAIN]
-    return [*lines, "", *traps(facts.spec)]
+        lines += ["", "or in plain transformers:", "", LOAD_INT8 if details.source.int8 else LOAD_PLAIN]
+    return [*lines, "", *traps(details.spec)]
 
 
-def _use_reference(facts: Facts) -> list[str]:
-    file = facts.made.path.name
-    heads = facts.made.overrides["text.num_heads"]
+def _use_reference(details: ExportDetails) -> list[str]:
+    file = details.made.path.name
+    heads = details.made.overrides["text.num_heads"]
     lines = [
         f"`{file}` is a `torch.save` of the reference implementation's keys behind `detector.`. Its builder "
         f"(`{MODULE}.build_sam3_image_model`) has SAM 3's sizes written into it; given these it loads the "
         "file strictly:",
         "",
         "```python",
-        *builder_lines(facts.spec, file),
+        *builder_lines(details.spec, file),
         "```",
         "",
         "or with sam3slim, which reads the other sizes from the tensors:",
@@ -217,10 +223,10 @@ def _use_reference(facts: Facts) -> list[str]:
         "```",
     ]
     released = ModelSpec().text.vocab_size
-    if facts.spec.text.vocab_size != released:
+    if details.spec.text.vocab_size != released:
         lines += [
             "",
-            f"The text tower knows the first {facts.spec.text.vocab_size:,} tokens of CLIP's {released:,}; the "
+            f"The text tower knows the first {details.spec.text.vocab_size:,} tokens of CLIP's {released:,}; the "
             "reference's tokenizer must be cut to the same merges.",
         ]
     return lines

@@ -62,7 +62,7 @@ def convert(
     """
     notes = [INT8_NOTE] if source.int8 and format != "hf" and source.graphs is None else []
     overrides: dict[str, Any] = {}
-    if (source.graphs or "hf") in KEPT[format] and source.facts:
+    if (source.graphs or "hf") in KEPT[format] and source.metadata:
         _copy(source, folder)
     elif format == "hf":
         extract(source.path, folder, format="hf", overrides=source.overrides, advance=advance)
@@ -73,7 +73,7 @@ def convert(
     else:
         model, _ = load(source.path, overrides=source.overrides, dequantize=True, mapped=True)
         write = export_onnx if format == "onnx" else export_programs
-        extra = {"converted_from": source.facts.get("precision")}
+        extra = {"converted_from": source.metadata.get("precision")}
         write(model, folder, parent=str(source.path), metrics=metrics, extra=extra)
     files = [folder / REFERENCE_FILE] if format == "reference" else weight_files(Located("artifact", folder))
     return Converted(
@@ -96,7 +96,7 @@ def _copy(source: Source, folder: Path) -> None:
     folder.mkdir()
     for file in files:
         shutil.copyfile(file, folder / file.name)
-    for name, stated in _hashes(source.facts).items():
+    for name, stated in _hashes(source.metadata).items():
         if file_sha256(folder / name) != stated:
             raise CheckpointError(
                 f"{source.path / name} is not what was written: its SHA-256 differs from the one in sam3slim.json; "
@@ -104,9 +104,11 @@ def _copy(source: Source, folder: Path) -> None:
             )
 
 
-def _hashes(facts: dict[str, Any]) -> dict[str, str]:
+def _hashes(metadata: dict[str, Any]) -> dict[str, str]:
     """File of weights → the SHA-256 its artifact states."""
     for key in ("onnx", "torch_export"):
-        if key in facts:
-            return {file["name"]: file["sha256"] for graph in facts[key]["graphs"].values() for file in graph["files"]}
-    return {weights_name(ModelSpec.from_dict(facts["spec"])): facts["sha256"]}
+        if key in metadata:
+            return {
+                file["name"]: file["sha256"] for graph in metadata[key]["graphs"].values() for file in graph["files"]
+            }
+    return {weights_name(ModelSpec.from_dict(metadata["spec"])): metadata["sha256"]}

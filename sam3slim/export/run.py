@@ -10,9 +10,9 @@ from typing import Any
 
 from sam3slim.errors import UserError
 from sam3slim.export.builder import builder_sizes
-from sam3slim.export.card import Facts, export_card
+from sam3slim.export.card import ExportDetails, export_card
 from sam3slim.export.convert import Advance, Converted, convert
-from sam3slim.export.fresh import Opening, Verified, verify_export
+from sam3slim.export.verify import Opening, Verified, verify_export
 from sam3slim.files import atomic_path, ensure_writable_dir, size_text, write_json
 from sam3slim.results.artifact import source_of
 from sam3slim.results.record import plain
@@ -91,15 +91,15 @@ def export(
         _check_size(made, criteria)
         step("opening it in a fresh process, beside the picked run's model")
         spec = source.spec
-        opens = criteria.format == "hf" and "transformers" in source.facts.get("opens_in", ["transformers"])
+        opens = criteria.format == "hf" and "transformers" in source.metadata.get("opens_in", ["transformers"])
         verified = verify_export(
             Opening(source.path, source.overrides), Opening(made.path, made.overrides, opens), record, criteria.format,
             Path(work), images=check_images, root=data,
         )  # fmt: skip
         verified = replace(verified, int8=source.int8)
-        facts = Facts(choice, criteria, source, spec, made, verified, command)
-        (temporary / "README.md").write_text(export_card(facts), encoding="utf-8")
-        write_json(temporary / EXPORT_FILE, _export_json(facts))
+        details = ExportDetails(choice, criteria, source, spec, made, verified, command)
+        (temporary / "README.md").write_text(export_card(details), encoding="utf-8")
+        write_json(temporary / EXPORT_FILE, _export_json(details))
     return Exported(path, choice, replace(made, path=path / made.path.relative_to(temporary)), verified)
 
 
@@ -124,9 +124,9 @@ def _check_size(made: Converted, criteria: ExportCriteria) -> None:
         )
 
 
-def _export_json(facts: Facts) -> dict[str, Any]:
+def _export_json(details: ExportDetails) -> dict[str, Any]:
     """The card's content for programs."""
-    choice, record = facts.selection, facts.selection.chosen.run.record
+    choice, record = details.selection, details.selection.chosen.run.record
     runs = [
         {
             "run": str(c.run.folder), "model": c.name, choice.metric.name: c.value,
@@ -136,22 +136,22 @@ def _export_json(facts: Facts) -> dict[str, Any]:
     ]  # fmt: skip
     values = {
         "schema": SCHEMA,
-        "command": facts.command,
-        "format": facts.criteria.format,
-        "wish": asdict(facts.criteria),
+        "command": details.command,
+        "format": details.criteria.format,
+        "wish": asdict(details.criteria),
         "why": choice.why,
         "warnings": choice.warnings,
         "drop_against": None if choice.against is None else asdict(choice.against),
         "runs": runs,
         "record": record.to_dict(),
-        "artifact": str(facts.source.path),
-        "spec": facts.spec.to_dict(),
-        "reference_builder": builder_sizes(facts.spec),
-        "weights": facts.made.weights,
-        "bytes": facts.made.bytes,
-        "notes": facts.made.notes,
-        "overrides": facts.made.overrides,
-        "checks": facts.verified.facts(),
+        "artifact": str(details.source.path),
+        "spec": details.spec.to_dict(),
+        "reference_builder": builder_sizes(details.spec),
+        "weights": details.made.weights,
+        "bytes": details.made.bytes,
+        "notes": details.made.notes,
+        "overrides": details.made.overrides,
+        "checks": details.verified.metadata(),
     }
     checked: dict[str, Any] = plain(values)
     return checked

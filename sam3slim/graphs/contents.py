@@ -18,7 +18,7 @@ def graph_files(folder: Path, spec: ModelSpec, format: str = ONNX) -> dict[str, 
     """Graph → its inputs and outputs, and name, bytes and sha256 of its files."""
     return {
         name: {
-            **signature.facts(),
+            **signature.metadata(),
             "files": [
                 {"name": file.name, "bytes": file.stat().st_size, "sha256": file_sha256(file)}
                 for file in (folder / f"{name}{suffix}" for suffix in GRAPH_FILES[format])

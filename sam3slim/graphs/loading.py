@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sam3slim.checkpoints import CheckpointError, LoadReport, load, locate, spec_difference
 from sam3slim.checkpoints.locating import ONNX, PROGRAMS, Located, graph_format
-from sam3slim.checkpoints.readers import Overrides, read_facts
+from sam3slim.checkpoints.readers import Overrides, read_artifact_metadata
 from sam3slim.errors import UserError
 from sam3slim.graphs.programs import ProgramSam3
 from sam3slim.graphs.runner import GraphSam3, OnnxSam3
@@ -52,18 +52,18 @@ def load_onnx(source: str | Path, *, expect: ModelSpec | None = None) -> tuple[O
 
 
 def _load_graphs(located: Located, expect: ModelSpec | None) -> tuple[GraphSam3, LoadReport]:
-    facts = read_facts(located.path)
-    format = str(facts["format"])
+    metadata = read_artifact_metadata(located.path)
+    format = str(metadata["format"])
     key = format.replace("-", "_")
-    _check_files(located.path, facts.get(key), key)
-    spec = ModelSpec.from_dict(facts["spec"])
+    _check_files(located.path, metadata.get(key), key)
+    spec = ModelSpec.from_dict(metadata["spec"])
     differences = [] if expect is None else spec_difference(spec, expect)
     if differences:
         key, found, wanted = differences[0]
         raise CheckpointError(f"checkpoint of another architecture: {key} is {found} in {located.path}, not {wanted}")
     runner = _open(located.path, spec, format)
-    parts = {str(part): int(size) for part, size in facts.get("bytes_by_part", {}).items()}
-    return runner, LoadReport(located.path, format, str(facts["precision"]), spec, bytes_by_part=parts)
+    parts = {str(part): int(size) for part, size in metadata.get("bytes_by_part", {}).items()}
+    return runner, LoadReport(located.path, format, str(metadata["precision"]), spec, bytes_by_part=parts)
 
 
 def _open(folder: Path, spec: ModelSpec, format: str) -> GraphSam3:
@@ -80,8 +80,8 @@ def _open(folder: Path, spec: ModelSpec, format: str) -> GraphSam3:
         raise CheckpointError(f"checkpoint {folder}: {who} refuses it ({line}); write it again") from error
 
 
-def _check_files(folder: Path, facts: object, key: str) -> None:
-    graphs = facts.get("graphs") if isinstance(facts, dict) else None
+def _check_files(folder: Path, metadata: object, key: str) -> None:
+    graphs = metadata.get("graphs") if isinstance(metadata, dict) else None
     if not isinstance(graphs, dict) or not graphs:
         raise CheckpointError(f"{folder / 'sam3slim.json'} lacks '{key}.graphs'; write the artifact again")
     for graph in graphs.values():

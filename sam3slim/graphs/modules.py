@@ -34,7 +34,7 @@ class Signature:
     outputs: dict[str, Shape]
     integers: tuple[str, ...] = ()
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """JSON values for ``sam3slim.json``."""
 
         def rows(shapes: dict[str, Shape]) -> dict[str, Any]:

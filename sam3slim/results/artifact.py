@@ -10,7 +10,7 @@ from sam3slim.checkpoints import locate, weight_files
 from sam3slim.checkpoints.infer import override_spec
 from sam3slim.checkpoints.load_report import CheckpointError
 from sam3slim.checkpoints.locating import Located, graph_format
-from sam3slim.checkpoints.readers import read, read_facts
+from sam3slim.checkpoints.readers import read, read_artifact_metadata
 from sam3slim.results.collect import Run
 from sam3slim.specs import ModelSpec
 
@@ -20,12 +20,12 @@ class Source:
     """What is exported.
 
     Attributes:
-        facts: ``sam3slim.json`` of an artifact; {} for other checkpoints.
+        metadata: ``sam3slim.json`` of an artifact; {} for other checkpoints.
         overrides: sizes that its record says it must be loaded with.
     """
 
     located: Located
-    facts: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
     overrides: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -40,14 +40,14 @@ class Source:
     @property
     def spec(self) -> ModelSpec:
         """Its architecture. Raises CheckpointError for a damaged file."""
-        if self.facts:
-            return override_spec(ModelSpec.from_dict(read_facts(self.path)["spec"]), self.overrides)
+        if self.metadata:
+            return override_spec(ModelSpec.from_dict(read_artifact_metadata(self.path)["spec"]), self.overrides)
         return read(self.located, self.overrides).spec
 
     @property
     def int8(self) -> bool:
         """Whether any of its weights is INT8."""
-        return "int8" in self.facts.get("dtypes", {})
+        return "int8" in self.metadata.get("dtypes", {})
 
 
 def source_of(run: Run) -> Source:
@@ -75,5 +75,5 @@ def source_of(run: Run) -> Source:
             f"{path} is not what {run.folder / 'record.json'} measured: its weights have {size:,} bytes, the record "
             f"says {artifact.bytes:,}; measure it again with evaluate.py"
         )
-    facts = read_facts(located.path) if located.kind == "artifact" else {}
-    return Source(located, facts, dict(artifact.overrides))
+    metadata = read_artifact_metadata(located.path) if located.kind == "artifact" else {}
+    return Source(located, metadata, dict(artifact.overrides))

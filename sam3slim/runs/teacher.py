@@ -16,7 +16,7 @@ from sam3slim.distill import (
     Rank,
     TeacherCacheBuilder,
     TeacherStore,
-    cache_facts,
+    cache_metadata,
     check_teacher,
     teacher_overrides,
     views_of,
@@ -77,8 +77,8 @@ def teacher_of(spec: TrainSpec, data: ConceptData) -> FrozenTeacher | CachedTeac
     data.prepare_data()
     dataset = data.dataset("train", training=True)
     weights = weight_files(locate(spec.distill.teacher))
-    facts = cache_facts(weights, overrides_of(spec), dataset, augment, spec.distill, precision)
-    store = TeacherStore(Path(spec.distill.cache), facts)
+    metadata = cache_metadata(weights, overrides_of(spec), dataset, augment, spec.distill, precision)
+    store = TeacherStore(Path(spec.distill.cache), metadata)
     known = store.teacher()
     if known is not None:
         check_teacher(ModelSpec.from_dict(known), spec.model)

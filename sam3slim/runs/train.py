@@ -240,14 +240,14 @@ def _write_result(
         add_result(record, result, spec.data)
         save_samples(result.samples, output_dir)
         metrics = {"split": spec.data.split, "arithmetic": "fp32", **result.metrics}
-    facts = {"command": record.command, "seed": spec.seed, "git": record.git or None, "device": record.device}
+    metadata = {"command": record.command, "seed": spec.seed, "git": record.git or None, "device": record.device}
     extra = {
-        **facts,
+        **metadata,
         "data": record.data or None,
         "retrained": bool(record.training.retrained),
         "training_seconds": training_seconds(output_dir),
         "versions": record.versions,
-        **({"slimming": plan.facts()} if plan else {}),
+        **({"slimming": plan.metadata()} if plan else {}),
     }
     info = write_artifact(
         model, output_dir / "artifact", parent=spec.init.checkpoint, metrics=plain(metrics), extra=plain(extra),

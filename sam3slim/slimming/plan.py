@@ -92,17 +92,17 @@ class Plan:
         return {
             "source": self.source,
             "target": self.target,
-            **self.facts(),
+            **self.metadata(),
             "params_before": self.params_before,
             "params_after": self.params_after,
             "axes": axes,
             **({"fit": asdict(self.fit)} if self.fit else {}),
         }
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """How it was chosen, without the axes."""
-        facts = {"importance": self.importance, "depth": self.depth, "batches": self.batches, "seed": self.seed}
-        return facts | ({"fit_images": self.fit.images} if self.fit else {})
+        metadata = {"importance": self.importance, "depth": self.depth, "batches": self.batches, "seed": self.seed}
+        return metadata | ({"fit_images": self.fit.images} if self.fit else {})
 
     def describe(self) -> str:
         """A few lines for a person: axes of all blocks of a tower are summed up in one."""

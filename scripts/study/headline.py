@@ -63,8 +63,8 @@ def training_seconds(artifact: Path) -> float:
     """
     place: Path | None = artifact
     while place is not None:
-        facts = read_metadata(artifact_of(place) / ARTIFACT_FILE)
-        if (seconds := (facts.get("extra") or {}).get("training_seconds")) is not None:
+        metadata = read_metadata(artifact_of(place) / ARTIFACT_FILE)
+        if (seconds := (metadata.get("extra") or {}).get("training_seconds")) is not None:
             return float(seconds)
-        place = Path(facts["parent"]) if facts.get("parent") else None
+        place = Path(metadata["parent"]) if metadata.get("parent") else None
     raise UserError(f"{artifact}: neither it nor what it was made from says how long it was trained")

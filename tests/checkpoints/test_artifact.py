@@ -52,14 +52,14 @@ def test_write_artifact__states_its_facts(model: Sam3, spec: ModelSpec, tmp_path
     metrics = {"segm": {"map": 0.5}}
     info = write_artifact(model, tmp_path / "a", parent={"path": "full"}, metrics=metrics)
     weights = tmp_path / "a" / "model.safetensors"
-    facts = json.loads((tmp_path / "a" / "sam3slim.json").read_text())
-    assert info.bytes == facts["bytes"] == weights.stat().st_size
+    metadata = json.loads((tmp_path / "a" / "sam3slim.json").read_text())
+    assert info.bytes == metadata["bytes"] == weights.stat().st_size
     assert info.total_bytes == sum(f.stat().st_size for f in (tmp_path / "a").iterdir())
-    assert info.sha256 == facts["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
-    assert ModelSpec.from_dict(facts["spec"]) == spec
-    assert facts["metrics"] == metrics
-    assert facts["parent"] == {"path": "full"}
-    assert facts["params"] == sum(p.numel() for p in model.parameters())
+    assert info.sha256 == metadata["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert ModelSpec.from_dict(metadata["spec"]) == spec
+    assert metadata["metrics"] == metrics
+    assert metadata["parent"] == {"path": "full"}
+    assert metadata["params"] == sum(p.numel() for p in model.parameters())
     config = json.loads((tmp_path / "a" / "config.json").read_text())
     assert config["architectures"] == ["Sam3Model"]
     assert config["dtype"] == "float32"

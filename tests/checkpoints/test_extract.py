@@ -175,12 +175,12 @@ def test_write_safetensors__chunks(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 def test_extract__provenance(model: Sam3, tmp_path: Path) -> None:
     source = lightning_checkpoint(model, tmp_path / "x.ckpt")
     extract(source, tmp_path / "out", dtype="fp16")
-    facts = json.loads((tmp_path / "out" / "sam3slim.json").read_text())
-    assert facts["source"]["kind"] == "lightning"
-    assert len(facts["source"]["sha256"]["x.ckpt"]) == 64
+    metadata = json.loads((tmp_path / "out" / "sam3slim.json").read_text())
+    assert metadata["source"]["kind"] == "lightning"
+    assert len(metadata["source"]["sha256"]["x.ckpt"]) == 64
     extract(source, tmp_path / "out.safetensors", format="safetensors")
     beside = json.loads((tmp_path / "out.safetensors.sam3slim.json").read_text())
-    assert beside["source"]["sha256"] == facts["source"]["sha256"]
+    assert beside["source"]["sha256"] == metadata["source"]["sha256"]
     assert beside["spec"] == model.spec.to_dict()
 
 

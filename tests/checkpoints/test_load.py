@@ -223,8 +223,8 @@ def test_load__torch_file_of_another_kind(model: Sam3, tmp_path: Path) -> None:
 
 
 def test_load__newer_schema(artifact: Path) -> None:
-    facts = json.loads((artifact / "sam3slim.json").read_text())
-    (artifact / "sam3slim.json").write_text(json.dumps({**facts, "schema": 99}))
+    metadata = json.loads((artifact / "sam3slim.json").read_text())
+    (artifact / "sam3slim.json").write_text(json.dumps({**metadata, "schema": 99}))
     assert "update sam3slim" in refusal(artifact)
 
 

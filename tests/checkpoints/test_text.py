@@ -53,17 +53,17 @@ def test_cut_text__trimmed(model: Sam3, full: Path, inputs: dict[str, Tensor], t
 @pytest.mark.parametrize("bank", [False, True])
 def test_cut_text__provenance(full: Path, tmp_path: Path, bank: bool) -> None:
     found = cut_text(full, tmp_path / "out", PHRASES, bank=bank)
-    facts = json.loads((tmp_path / "out" / "sam3slim.json").read_text())
-    assert facts["parent"] == str(full)
-    assert facts["source"]["sha256"] == {"model.safetensors": file_sha256(full / "model.safetensors")}
-    assert facts["opens_in"] == (["sam3slim"] if bank else ["sam3slim", "transformers"])
-    assert facts["extra"]["text"] == {
+    metadata = json.loads((tmp_path / "out" / "sam3slim.json").read_text())
+    assert metadata["parent"] == str(full)
+    assert metadata["source"]["sha256"] == {"model.safetensors": file_sha256(full / "model.safetensors")}
+    assert metadata["opens_in"] == (["sam3slim"] if bank else ["sam3slim", "transformers"])
+    assert metadata["extra"]["text"] == {
         "cut_to": "bank" if bank else "vocabulary",
         "phrases": [*PHRASES, "visual"],
         "vocab_size": [600, 600 if bank else found.spec.text.vocab_size],
     }
-    assert facts["params"] == sum(found.params_after.values())
-    assert ModelSpec.from_dict(facts["spec"]) == found.spec
+    assert metadata["params"] == sum(found.params_after.values())
+    assert ModelSpec.from_dict(metadata["spec"]) == found.spec
 
 
 def test_cut_text__a_bank_does_not_open_in_transformers(model: Sam3, tmp_path: Path) -> None:
@@ -111,8 +111,8 @@ def test_compress__a_bank(model: Sam3, tmp_path: Path, method: object) -> None:
     stored, exact = loaded.state_dict()["text_bank.features.weight"], bank.state_dict()["text_bank.features.weight"]
     assert not torch.equal(stored, exact)
     assert (stored - exact).abs().max() <= exact.abs().max() / (2000 if isinstance(method, Fp16) else 250)
-    facts = json.loads((info.path / "sam3slim.json").read_text())
-    assert facts["opens_in"] == ["sam3slim"]
+    metadata = json.loads((info.path / "sam3slim.json").read_text())
+    assert metadata["opens_in"] == ["sam3slim"]
 
 
 def test_extract__a_bank(model: Sam3, inputs: dict[str, Tensor], tmp_path: Path) -> None:

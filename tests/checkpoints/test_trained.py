@@ -23,9 +23,9 @@ from tests.tiny import tiny_model
 ROOT = Path(__file__).parent.parent.parent
 
 
-def facts_of(folder: Path) -> dict[str, Any]:
-    facts: dict[str, Any] = json.loads((folder / "sam3slim.json").read_text())
-    return facts
+def metadata_of(folder: Path) -> dict[str, Any]:
+    metadata: dict[str, Any] = json.loads((folder / "sam3slim.json").read_text())
+    return metadata
 
 
 @pytest.mark.parametrize("kind", [TEXT, TEXT_AND_BOXES])
@@ -35,7 +35,7 @@ def test_artifact__tells_and_passes_it_on(tmp_path: Path, kind: str) -> None:
     write_artifact(tiny_model(), tmp_path / "second", parent=str(tmp_path / "first"))
     extract(tmp_path / "second", tmp_path / "third", dtype="fp16")
     for name in ("second", "third"):
-        assert facts_of(tmp_path / name)["trained_prompts"] == kind
+        assert metadata_of(tmp_path / name)["trained_prompts"] == kind
         assert SENTENCES[kind] in (tmp_path / name / "README.md").read_text()
 
 
@@ -43,14 +43,14 @@ def test_artifact__of_an_unknown_parent_says_so(tmp_path: Path) -> None:
     torch.save({"model": tiny_model().state_dict()}, tmp_path / "foreign.pt")
     for number, parent in enumerate((None, tmp_path / "foreign.pt", "facebook/sam3", tmp_path / "gone")):
         write_artifact(tiny_model(), tmp_path / f"{number}", parent=None if parent is None else str(parent))
-        assert facts_of(tmp_path / f"{number}")["trained_prompts"] is None
+        assert metadata_of(tmp_path / f"{number}")["trained_prompts"] is None
         text = (tmp_path / f"{number}" / "README.md").read_text()
         assert "not known" in text
         assert "text and box prompts" not in text
 
 
 def test_told_prompts__older_artifacts() -> None:
-    assert told_prompts(facts_of(ROOT / "assets/nano")) == TEXT  # trained from scratch before there were boxes
+    assert told_prompts(metadata_of(ROOT / "assets/nano")) == TEXT  # trained from scratch before there were boxes
     assert told_prompts({"parent": "sam3.pt", "extra": {"training_seconds": 5}}) is None
     assert told_prompts({"parent": None, "extra": {}}) is None
     assert told_prompts({"trained_prompts": "something newer"}) is None

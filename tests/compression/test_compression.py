@@ -205,9 +205,9 @@ def test_int8_weight__model_is_left_untouched(model: Sam3) -> None:
 
 def test_write__facts_say_the_method_and_shares(model: Sam3, tmp_path: Path) -> None:
     compress(model, Int8Weight()).write(model, tmp_path / "a", parent="full")
-    facts = json.loads((tmp_path / "a" / "sam3slim.json").read_text())
-    assert facts["precision"] == "int8_weight"
-    assert facts["extra"]["method"]["name"] == "int8_weight"
-    assert "vision" in facts["extra"]["method"]["rules"]["parts"]
-    assert set(facts["dtypes"]) == {"int8", "float16"}
-    assert facts["parent"] == "full"
+    metadata = json.loads((tmp_path / "a" / "sam3slim.json").read_text())
+    assert metadata["precision"] == "int8_weight"
+    assert metadata["extra"]["method"]["name"] == "int8_weight"
+    assert "vision" in metadata["extra"]["method"]["rules"]["parts"]
+    assert set(metadata["dtypes"]) == {"int8", "float16"}
+    assert metadata["parent"] == "full"

@@ -21,7 +21,7 @@ from sam3slim.distill import (
     Rank,
     TeacherCacheBuilder,
     TeacherStore,
-    cache_facts,
+    cache_metadata,
 )
 from sam3slim.errors import UserError
 from tests.distill.lessons import EVERYTHING, phrase_batch, shapes
@@ -39,7 +39,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def facts(
+def metadata(
     data: ConceptData,
     weights: Path,
     spec: DistillSpec = EVERYTHING,
@@ -47,11 +47,11 @@ def facts(
     overrides: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     dataset = data.dataset("train", training=True)
-    return cache_facts([weights], overrides, dataset, AugmentSpec(), spec, precision)
+    return cache_metadata([weights], overrides, dataset, AugmentSpec(), spec, precision)
 
 
 def builder(data: ConceptData, folder: Path, weights: Path, spec: DistillSpec = EVERYTHING) -> TeacherCacheBuilder:
-    store = TeacherStore(folder, facts(data, weights, spec))
+    store = TeacherStore(folder, metadata(data, weights, spec))
     return TeacherCacheBuilder(
         store, data.dataset("train", training=True), data.augment or AugmentSpec(), torch.device("cpu")
     )
@@ -175,7 +175,7 @@ def test_fill__the_size_shown_is_the_size_written(
 
 def test_facts__whatever_changes_gets_a_folder_of_its_own(tmp_path: Path, weights: Path) -> None:
     data = shapes(tmp_path)
-    base = facts(data, weights)
+    base = metadata(data, weights)
     paths = {TeacherStore(tmp_path, base).path}
 
     def another(name: str, changed: dict[str, Any]) -> None:
@@ -184,18 +184,18 @@ def test_facts__whatever_changes_gets_a_folder_of_its_own(tmp_path: Path, weight
 
     other = tmp_path / "other.bin"
     other.write_bytes(b"weighty")
-    another("teacher", facts(data, other))
-    another("teacher", facts(data, weights, precision="bf16"))
-    another("teacher", facts(data, weights, overrides={"text.num_heads": 2}))
-    another("kept", facts(data, weights, replace(EVERYTHING, min_score=0.5)))
-    another("prompts", facts(data, weights, replace(EVERYTHING, cache_prompts=5)))
-    few = facts(shapes(tmp_path, seed=1), weights, replace(EVERYTHING, cache_prompts=5))
-    assert few != facts(data, weights, replace(EVERYTHING, cache_prompts=5))
-    assert facts(shapes(tmp_path, seed=1), weights) == base  # all categories: the seed chooses nothing
-    assert facts(data, weights, replace(EVERYTHING, fpn=7.0)) == base
+    another("teacher", metadata(data, other))
+    another("teacher", metadata(data, weights, precision="bf16"))
+    another("teacher", metadata(data, weights, overrides={"text.num_heads": 2}))
+    another("kept", metadata(data, weights, replace(EVERYTHING, min_score=0.5)))
+    another("prompts", metadata(data, weights, replace(EVERYTHING, cache_prompts=5)))
+    few = metadata(shapes(tmp_path, seed=1), weights, replace(EVERYTHING, cache_prompts=5))
+    assert few != metadata(data, weights, replace(EVERYTHING, cache_prompts=5))
+    assert metadata(shapes(tmp_path, seed=1), weights) == base  # all categories: the seed chooses nothing
+    assert metadata(data, weights, replace(EVERYTHING, fpn=7.0)) == base
     picture = data.dataset("train").folder / data.dataset("train").records[0].file_name
     os.utime(picture, ns=(1, 1))
-    another("data", facts(data, weights))
+    another("data", metadata(data, weights))
     assert len(paths) == 7
 
 

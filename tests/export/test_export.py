@@ -15,8 +15,8 @@ from transformers import Sam3Model
 from sam3slim.checkpoints import load
 from sam3slim.cli import main
 from sam3slim.errors import UserError
-from sam3slim.export.fresh import Opening, verify_export
 from sam3slim.export.run import Exported, export
+from sam3slim.export.verify import Opening, verify_export
 from sam3slim.graphs import load_runnable
 from sam3slim.launch.compose import compose_plain
 from sam3slim.results.record import read_record
@@ -43,13 +43,18 @@ def test_export__in_fresh_processes(measured: Path, tmp_path: Path, capfd: pytes
     assert "the smallest as hf of 4 runs that keep --max-drop 5" in said
     assert "plain transformers opens it" in said
     assert "evaluated again on all 4 images" in said
-    facts = contents(out)
-    assert facts["checks"]["outputs_max_difference"].keys() >= {"pred_logits", "pred_masks", "fpn_0", "text_features"}
-    assert max(facts["checks"]["outputs_max_difference"].values()) == 0.0
-    assert facts["checks"]["transformers_max_difference"] < 1e-5
-    assert facts["checks"]["sample"]["before"] == facts["checks"]["sample"]["after"]
-    assert facts["checks"]["sample"]["images"] == 4
-    picked = measured / "runs" / facts["runs"][0]["run"].rpartition("/")[2]
+    metadata = contents(out)
+    assert metadata["checks"]["outputs_max_difference"].keys() >= {
+        "pred_logits",
+        "pred_masks",
+        "fpn_0",
+        "text_features",
+    }
+    assert max(metadata["checks"]["outputs_max_difference"].values()) == 0.0
+    assert metadata["checks"]["transformers_max_difference"] < 1e-5
+    assert metadata["checks"]["sample"]["before"] == metadata["checks"]["sample"]["after"]
+    assert metadata["checks"]["sample"]["images"] == 4
+    picked = measured / "runs" / metadata["runs"][0]["run"].rpartition("/")[2]
     ours, theirs = load_file(out / "model.safetensors"), load_file(picked / "artifact/model.safetensors")
     assert all(torch.equal(ours[key], value) for key, value in theirs.items())
 
@@ -75,9 +80,9 @@ def test_export__graphs(measured: Path, tmp_path: Path, same_process: list[str],
     assert load_runnable(tmp_path / "out")[1].kind == format
     assert 0 < max(done.verified.differences.values()) < 1e-3
     assert "INT8 weights are stored as the FP32 numbers" in done.made.notes[0]
-    facts = json.loads((tmp_path / "out/sam3slim.json").read_text())
-    assert facts["parent"] == str(measured / "runs/int8_weight/artifact")
-    assert facts["metrics"]["bbox"].keys() >= {"map"}
+    metadata = json.loads((tmp_path / "out/sam3slim.json").read_text())
+    assert metadata["parent"] == str(measured / "runs/int8_weight/artifact")
+    assert metadata["metrics"]["bbox"].keys() >= {"map"}
     card = (tmp_path / "out/README.md").read_text()
     assert "INT8 weights are stored as the FP32 numbers" in card
     assert ("onnxruntime.InferenceSession" if format == "onnx" else "torch.export.load") in card
@@ -130,8 +135,8 @@ def test_export__a_training_checkpoint_leaves_its_optimizer(
     commands.evaluate(compose_plain("evaluate", given, tmp_path / "run"), tmp_path / "run", {}, "python evaluate.py")
     done = export([tmp_path / "run"], tmp_path / "out", best="map")
     assert read_record(tmp_path / "run").artifact.format == "lightning"
-    facts = json.loads((tmp_path / "out/sam3slim.json").read_text())
-    assert facts["source"]["kind"] == "lightning"
+    metadata = json.loads((tmp_path / "out/sam3slim.json").read_text())
+    assert metadata["source"]["kind"] == "lightning"
     assert max(done.verified.differences.values()) == 0.0
 
 
@@ -198,7 +203,7 @@ def test_verify__another_model_is_found_out(measured: Path, tmp_path: Path, same
 def test_verify__a_process_that_dies(measured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from types import SimpleNamespace
 
-    monkeypatch.setattr("sam3slim.export.fresh.subprocess.run", lambda *_, **__: SimpleNamespace(returncode=-9))
+    monkeypatch.setattr("sam3slim.export.verify.subprocess.run", lambda *_, **__: SimpleNamespace(returncode=-9))
     with pytest.raises(UserError, match=r"ended with status -9 .*9 for lack of memory\); nothing was written"):
         export([measured / "runs/fp16"], tmp_path / "out", best="map")
     assert untouched(tmp_path)

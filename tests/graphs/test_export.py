@@ -29,15 +29,15 @@ from tests.graphs.conftest import Exported, copy_graphs
 TYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
 
 
-def facts_of(exported: Exported) -> dict[str, Any]:
-    facts: dict[str, Any] = json.loads((exported.folder / "sam3slim.json").read_text())
-    return facts
+def metadata_of(exported: Exported) -> dict[str, Any]:
+    metadata: dict[str, Any] = json.loads((exported.folder / "sam3slim.json").read_text())
+    return metadata
 
 
 @pytest.mark.parametrize("graph", ["vision", "text", "prompts"])
 def test_facts__names_types_and_shapes_are_the_graphs_own(floats: Exported, int8: Exported, graph: str) -> None:
     for exported in (floats, int8):
-        stated = facts_of(exported)["onnx"]["graphs"][graph]
+        stated = metadata_of(exported)["onnx"]["graphs"][graph]
         session = onnxruntime.InferenceSession(str(exported.folder / f"{graph}.onnx"))
         for kind, values in (("inputs", session.get_inputs()), ("outputs", session.get_outputs())):
             found = {v.name: {"dtype": TYPES[v.type], "shape": v.shape} for v in values}
@@ -46,18 +46,18 @@ def test_facts__names_types_and_shapes_are_the_graphs_own(floats: Exported, int8
 
 def test_facts__files_and_sizes(floats: Exported, int8: Exported) -> None:
     for exported, precision in ((floats, "fp32"), (int8, "int8_onnx")):
-        facts = facts_of(exported)
-        assert (facts["format"], facts["precision"]) == ("onnx", precision)
-        files = [file for graph in facts["onnx"]["graphs"].values() for file in graph["files"]]
+        metadata = metadata_of(exported)
+        assert (metadata["format"], metadata["precision"]) == ("onnx", precision)
+        files = [file for graph in metadata["onnx"]["graphs"].values() for file in graph["files"]]
         for file in files:
             content = (exported.folder / file["name"]).read_bytes()
             assert (len(content), hashlib.sha256(content).hexdigest()) == (file["bytes"], file["sha256"])
         assert {file["name"] for file in files} == {p.name for p in weight_files(locate(exported.folder))}
-        assert facts["bytes"] == sum(file["bytes"] for file in files)
-        assert max(facts["onnx"]["max_difference_fp32"].values()) < 1e-4
-        assert facts["params"] == sum(p.numel() for p in exported.model.parameters())
-    assert set(facts_of(int8)["dtypes"]) >= {"int8", "float32"}
-    assert facts_of(floats)["parent"] == "full"
+        assert metadata["bytes"] == sum(file["bytes"] for file in files)
+        assert max(metadata["onnx"]["max_difference_fp32"].values()) < 1e-4
+        assert metadata["params"] == sum(p.numel() for p in exported.model.parameters())
+    assert set(metadata_of(int8)["dtypes"]) >= {"int8", "float32"}
+    assert metadata_of(floats)["parent"] == "full"
 
 
 def test_card__names_every_input(floats: Exported) -> None:
@@ -145,8 +145,8 @@ def test_load_onnx__damaged(floats: Exported, tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(CheckpointError, match=r"has no text\.onnx; copy the whole folder"):
         load_onnx(folder)
-    facts = facts_of(floats)
-    del facts["onnx"]
-    (folder / "sam3slim.json").write_text(json.dumps(facts))
+    metadata = metadata_of(floats)
+    del metadata["onnx"]
+    (folder / "sam3slim.json").write_text(json.dumps(metadata))
     with pytest.raises(CheckpointError, match=r"lacks 'onnx\.graphs'"):
         load_onnx(folder)

@@ -34,20 +34,21 @@ def compressed(root: Path) -> RunRecord:
 def test_compress__record_and_row(compressed: RunRecord, root: Path) -> None:
     record = read_record(root / "out/int8_onnx")
     assert record.status == "finished"
-    facts = json.loads((root / "out/int8_onnx/artifact/sam3slim.json").read_text())
+    metadata = json.loads((root / "out/int8_onnx/artifact/sam3slim.json").read_text())
+    by_part = metadata["bytes_by_part"]
     assert record.artifact.to_dict() == {
-        "path": str(root / "out/int8_onnx/artifact"), "bytes": facts["bytes"], "format": "onnx",
+        "path": str(root / "out/int8_onnx/artifact"), "bytes": metadata["bytes"], "format": "onnx",
         "precision": "int8_onnx",
-        "bytes_by_part": {**facts["bytes_by_part"], "other": facts["bytes"] - sum(facts["bytes_by_part"].values())},
+        "bytes_by_part": {**by_part, "other": metadata["bytes"] - sum(by_part.values())},
     }  # fmt: skip
-    assert all(size > 0 for size in facts["bytes_by_part"].values())
-    assert facts["extra"]["method"]["rules"]["parts"] == ["vision", "text", "geometry", "encoder"]
+    assert all(size > 0 for size in metadata["bytes_by_part"].values())
+    assert metadata["extra"]["method"]["rules"]["parts"] == ["vision", "text", "geometry", "encoder"]
     assert record.drop["segm"].ci95
     assert set(record.latency_ms.parts) == {"vision", "text", "prompts"}
     with (root / "out/compression.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["method"] for row in rows] == ["full", "onnx", "int8_onnx"]
-    assert int(rows[2]["bytes"]) == facts["bytes"] < int(rows[1]["bytes"])
+    assert int(rows[2]["bytes"]) == metadata["bytes"] < int(rows[1]["bytes"])
     assert abs(float(rows[1]["segm_drop"])) < 0.01
 
 

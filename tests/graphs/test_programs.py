@@ -45,17 +45,17 @@ def test_call__fewer_tokens_than_the_context(programs: Exported) -> None:
 
 
 def test_facts__files_and_parts(programs: Exported) -> None:
-    facts: dict[str, Any] = json.loads((programs.folder / "sam3slim.json").read_text())
-    assert (facts["format"], facts["precision"], facts["parent"]) == ("torch-export", "fp32", "full")
-    files = [file for graph in facts["torch_export"]["graphs"].values() for file in graph["files"]]
+    metadata: dict[str, Any] = json.loads((programs.folder / "sam3slim.json").read_text())
+    assert (metadata["format"], metadata["precision"], metadata["parent"]) == ("torch-export", "fp32", "full")
+    files = [file for graph in metadata["torch_export"]["graphs"].values() for file in graph["files"]]
     assert {file["name"] for file in files} == {p.name for p in weight_files(locate(programs.folder))}
-    assert facts["bytes"] == sum((programs.folder / file["name"]).stat().st_size for file in files)
+    assert metadata["bytes"] == sum((programs.folder / file["name"]).stat().st_size for file in files)
     # Every weight lies in exactly one program.
     parameters = sum(p.numel() for p in programs.model.parameters())
-    assert sum(facts["bytes_by_part"].values()) == facts["dtypes"]["float32"]["bytes"] == 4 * parameters
-    assert facts["params"] == parameters
-    assert facts["dtypes"]["float32"]["params"] == parameters
-    assert max(facts["torch_export"]["max_difference_fp32"].values()) < 1e-4
+    assert sum(metadata["bytes_by_part"].values()) == metadata["dtypes"]["float32"]["bytes"] == 4 * parameters
+    assert metadata["params"] == parameters
+    assert metadata["dtypes"]["float32"]["params"] == parameters
+    assert max(metadata["torch_export"]["max_difference_fp32"].values()) < 1e-4
 
 
 def test_programs__do_not_tell_where_they_were_made(programs: Exported) -> None:

@@ -45,8 +45,8 @@ def test_choose_dtype__by_device() -> None:
 
 
 def test_identity__follows_the_weights_not_the_place(artifact: Path, tmp_path: Path) -> None:
-    facts = json.loads((artifact / "sam3slim.json").read_text())
-    assert identity(artifact) == f"sha256:{facts['sha256']}"
+    metadata = json.loads((artifact / "sam3slim.json").read_text())
+    assert identity(artifact) == f"sha256:{metadata['sha256']}"
     shutil.copytree(artifact, tmp_path / "moved")
     assert identity(tmp_path / "moved") == identity(artifact)
     (tmp_path / "moved/sam3slim.json").write_text("{")

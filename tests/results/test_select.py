@@ -132,8 +132,8 @@ def test_choose__text_that_the_reference_cannot_read(tmp_path: Path, text: dict[
     artifact = tmp_path / "artifact"
     artifact.mkdir()
     (artifact / "sam3slim.json").write_text(json.dumps({"spec": {"text": text}}))
-    facts = {"path": str(artifact), "bytes": 9, "format": "hf", "precision": "fp32"}
-    add_run(tmp_path / "runs", "a", artifact=facts)
+    metadata = {"path": str(artifact), "bytes": 9, "format": "hf", "precision": "fp32"}
+    add_run(tmp_path / "runs", "a", artifact=metadata)
     assert taken(choose([tmp_path / "runs"], ExportCriteria(best="map"))) == "a"
     with pytest.raises(UserError, match=reason):
         choose([tmp_path / "runs"], ExportCriteria("reference", best="map"))

@@ -13,9 +13,9 @@ from scripts.study.headline import headline_markdown, training_seconds
 DATA: dict[str, Any] = {"name": "shapes", "split": "test", "images": 300}
 
 
-def artifact(folder: Path, **facts: object) -> Path:
+def artifact(folder: Path, **metadata: object) -> Path:
     folder.mkdir(parents=True)
-    (folder / "sam3slim.json").write_text(json.dumps(facts))
+    (folder / "sam3slim.json").write_text(json.dumps(metadata))
     return folder
 
 

@@ -50,7 +50,7 @@ def wait_until(ready: Callable[[], Any], process: subprocess.Popen[str] | None =
     raise AssertionError("waited too long")
 
 
-def facts(folder: Path) -> dict[str, dict[str, Any]]:
+def metadata(folder: Path) -> dict[str, dict[str, Any]]:
     """Trial → what must not depend on how often the sweep was killed, down to the weights' bytes."""
     found = {}
     for file in sorted(folder.glob("*/record.json")):

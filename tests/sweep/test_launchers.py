@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sweep.command import facts, finish, processes_of, start, wait_until
+from tests.sweep.command import finish, metadata, processes_of, start, wait_until
 
 pytestmark = pytest.mark.slow
 TRIALS = "model.vit.embed_dim=32,500,64"  # the one in the middle is impossible
@@ -31,7 +31,7 @@ def expected(root: Path) -> dict[str, object]:
     """What trials one after the other leave."""
     folder = root / "basic"
     assert finish(start(root, folder, TRIALS), folder)[0] == 2
-    return dict(facts(folder))
+    return dict(metadata(folder))
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_launcher__same_records_and_the_same_end(
     need(plugin)
     folder = root / name
     status, said = finish(start(root, folder, TRIALS, f"hydra/launcher={name}", *overrides), folder)
-    assert facts(folder) == expected, said[-3000:]
+    assert metadata(folder) == expected, said[-3000:]
     assert status == 2
     assert said.splitlines()[-1] == LAST + name
     assert f"failed: {name}/embed_dim-500_" in said
@@ -77,7 +77,7 @@ def test_submitit__a_signalled_job_saves_goes_back_into_the_queue_and_resumes(
     logs = "".join(file.read_text() for file in (folder / ".submitit").rglob("*_log.*"))
     assert "this job is preempted" in logs
     assert status == 0, said[-3000:]
-    assert facts(folder) == {name: fact for name, fact in expected.items() if "-500_" not in name}
+    assert metadata(folder) == {name: fact for name, fact in expected.items() if "-500_" not in name}
     assert list(folder.glob("embed_dim-32_*/csv/metrics.0.csv"))
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from sam3slim.cli import main
 from sam3slim.launch import child
-from tests.sweep.command import facts, finish, processes_of, start, wait_until
+from tests.sweep.command import finish, metadata, processes_of, start, wait_until
 
 TRIALS = "model.vit.embed_dim=32,500,64"  # the one in the middle is impossible
 
@@ -20,7 +20,7 @@ def test_sweep__killed_and_started_again_leaves_the_records_of_an_undisturbed_on
 ) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     status, said = finish(start(tmp_path, whole, TRIALS), whole)
-    expected = facts(whole)
+    expected = metadata(whole)
     assert [fact["status"] for fact in expected.values()] == ["finished", "failed", "finished"]
     assert "heads of size 250, and RoPE needs a multiple of 4" in str(list(expected.values())[1]["error"])
     assert status == 2
@@ -32,9 +32,9 @@ def test_sweep__killed_and_started_again_leaves_the_records_of_an_undisturbed_on
     process.kill()
     process.wait()
     wait_until(lambda: not processes_of(killed))  # the trial saves and goes too
-    assert "finished" not in {fact["status"] for fact in facts(killed).values()}
+    assert "finished" not in {fact["status"] for fact in metadata(killed).values()}
     status, said = finish(start(tmp_path, killed, TRIALS), killed)
-    assert facts(killed) == expected
+    assert metadata(killed) == expected
     assert said.splitlines()[-1].startswith("3 trials: 2 finished, 1 failed;")
     resumed = next(killed.glob("embed_dim-32_*")) / "csv"
     assert (resumed / "metrics.0.csv").is_file()

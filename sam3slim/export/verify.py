@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 import sam3slim
 from sam3slim.checkpoints import spec_difference
 from sam3slim.errors import UserError
-from sam3slim.export.check import Request, write_request
+from sam3slim.export.verify_worker import Request, write_request
 from sam3slim.graphs.verify import TOLERANCE, difference
 from sam3slim.results.formats import Format
 from sam3slim.results.metrics import METRICS
@@ -71,7 +71,7 @@ class Verified:
         what = "all" if self.whole else "the first"
         return [*lines, f"evaluated again on {what} {self.sample['images']} images: {', '.join(shown)}"]
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """JSON values."""
         return {
             "outputs_max_difference": self.differences, "tolerance": self.tolerance,
@@ -137,7 +137,9 @@ def _ask(opening: Opening, place: Path, data: dict[str, Any], root: str | Path |
     # The same code, wherever this process found it; no network, whatever a library would like to look up.
     path = os.pathsep.join([str(Path(sam3slim.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path.rstrip(os.pathsep), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-m", "sam3slim.export.check", str(file)], env=environment, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "sam3slim.export.verify_worker", str(file)], env=environment, check=False
+    )
     if done.returncode == 130:
         raise KeyboardInterrupt
     if done.returncode != 0 or not answer.is_file():

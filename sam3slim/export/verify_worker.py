@@ -1,7 +1,7 @@
 """A model opened in a process of its own: its answers to sample inputs, and its mAP on some images.
 
-``python -m sam3slim.export.check REQUEST`` reads a JSON file and writes what it found where that says. The same code
-asks the picked run's model and the export, each in a fresh process, so that nothing of the conversion's is left.
+``python -m sam3slim.export.verify_worker REQUEST`` reads a JSON file and writes what it found where that says. The same
+code asks the picked run's model and the export, each in a fresh process, so that nothing of the conversion's is left.
 """
 
 from __future__ import annotations
