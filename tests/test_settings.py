@@ -18,7 +18,7 @@ from sam3slim.report.rows import comparison_rows
 from sam3slim.results.collect import collect
 from sam3slim.results.record import read_record
 from tests import running as runs
-from tests.test_runs import SLIMMER, data, train
+from tests.test_runs import QUICK, SLIMMER, data, train
 from tests.tiny import OVERRIDES
 
 # Every argument of lightning.Trainer: overrides that are refused, each with a part of the message.
@@ -119,7 +119,7 @@ def test_train__lengths_and_intervals(given: list[str], root: Path, request: pyt
 
 def test_train__no_steps_keep_the_initial_weights(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     full, out = train(root, "nothing", "trainer.max_steps=0")
-    assert full.training == {"retrained": False, "trained_params": 0}
+    assert (full.training.retrained, full.training.trained_params) == (False, 0)
     assert "not retrained" in capsys.readouterr().out
     assert read_record(out).metrics
     assert not (out / "checkpoints").exists()
@@ -133,6 +133,15 @@ def test_train__no_steps_keep_the_initial_weights(root: Path, capsys: pytest.Cap
     assert again.metrics.values["segm"] == full.metrics.values["segm"]
     (group,) = collect([out]).groups
     assert "not retrained" in comparison_rows(group)[0]["note"]
+
+
+def test_train__no_steps_and_smaller_artifacts(root: Path) -> None:
+    given = [*OVERRIDES, *QUICK, *data(root), "trainer.max_steps=0", "compress_after=[fp16]"]
+    done = runs.train_and_compress(compose_plain("train", given, root / "smaller"), root / "smaller")
+    trained, made = done.records
+    assert (trained.kind, trained.status, trained.training.retrained) == ("train", "finished", False)
+    assert (made.kind, made.artifact.precision, made.status) == ("compress", "fp16", "finished")
+    assert made.drop
 
 
 def test_train__no_steps_and_nothing_to_resume(root: Path) -> None:

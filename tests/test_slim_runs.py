@@ -91,7 +91,7 @@ def test_train__pictures_without_annotations(trained: tuple[RunRecord, Path], ro
     config = compose_plain(
         "train", [*OVERRIDES, *QUICK, *alone, "init=checkpoint", *given, "distill.labels=false"], out
     )
-    assert runs.train(config, out, {}, "python train.py").metrics is None
+    assert not runs.train(config, out, {}, "python train.py").metrics
     assert (out / "artifact/model.safetensors").is_file()
     assert not (out / "checkpoints/best.ckpt").exists()
     with pytest.raises(UserError, match=r"data\.phrases=.*set distill=full distill\.labels=false"):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sam3slim.export import check, fresh
+from sam3slim.export import verify, verify_worker
 from tests.measured import copied, measured
 
 __all__ = ["copied", "measured"]
@@ -20,7 +20,7 @@ def same_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def run(command: list[str], **_: Any) -> SimpleNamespace:
         opened.append(command[-1])
-        return SimpleNamespace(returncode=check.main(command[-1:]))
+        return SimpleNamespace(returncode=verify_worker.main(command[-1:]))
 
-    monkeypatch.setattr(fresh.subprocess, "run", run)
+    monkeypatch.setattr(verify.subprocess, "run", run)
     return opened

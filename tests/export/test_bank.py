@@ -28,7 +28,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "eval"
 
 
-@pytest.mark.parametrize("format", ["hf", "onnx", pytest.param("torch-export", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "format", ["hf", *(pytest.param(graphs, marks=pytest.mark.slow) for graphs in ("onnx", "torch-export"))]
+)
 def test_export__a_bank(run: Path, tmp_path: Path, same_process: list[str], format: str) -> None:
     done = export([run], tmp_path / "out", format=format, best="map")
     model, report = load_runnable(tmp_path / "out")

@@ -74,7 +74,7 @@ def test_export__weights(measured: Path, tmp_path: Path, same_process: list[str]
         assert torch.equal(plain.text_projection.weight, wanted.text_projection.weight)
 
 
-@pytest.mark.parametrize("format", ["onnx", "torch-export"])
+@pytest.mark.parametrize("format", ["onnx", pytest.param("torch-export", marks=pytest.mark.slow)])
 def test_export__graphs(measured: Path, tmp_path: Path, same_process: list[str], format: str) -> None:
     done = export([measured / "runs/int8_weight"], tmp_path / "out", format=format, best="map")
     assert load_runnable(tmp_path / "out")[1].kind == format
@@ -249,6 +249,7 @@ def test_cli__bad_input_is_one_line(copied: Path, tmp_path: Path, capsys: pytest
     assert untouched(copied.parent) or sorted(p.name for p in copied.parent.iterdir()) == ["file", "runs"]
 
 
+@pytest.mark.slow
 def test_cli__the_export_itself_may_be_too_large(
     measured: Path, tmp_path: Path, same_process: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(
 ROOT = Path(__file__).resolve().parents[2]
 # What is written in a process of its own, by what it says afterwards of training in a process that it forks.
 WRITE = {
-    "reference": "write_reference(folder / 'w.pt', {'w': Pending((2,), torch.float32, lambda: torch.ones(2))})",
+    "reference": "write_reference(folder / 'w.pt', {'w': torch.ones(2)})",
     "onnx": "trace(nn.Linear(2, 2), (torch.ones(2, 2),), folder / 'w.onnx', inputs=['x'], outputs=['y'],"
     " dynamic_shapes=({},))",
     "torch-export": "export_programs(small_model(SPEC), folder / 'w')",
@@ -36,7 +36,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from sam3slim.artifacts.reference_file import Pending, write_reference
+from sam3slim.artifacts.reference_file import write_reference
 from sam3slim.graphs import export_programs
 from sam3slim.graphs.trace import trace
 from sam3slim.launch.child import in_child

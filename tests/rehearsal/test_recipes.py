@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from sam3slim.errors import UserError
 from sam3slim.launch.compose import compose_plain
@@ -100,5 +101,8 @@ def test_refused__average_of_shares(root: Path) -> None:
     cell = {"precision": "32-true", "processes": "fsdp", "lesson": "masks", "extra": "ema"}
     config = config_of(root, cell)
     config["trainer"]["devices"] = 1
-    with pytest.raises(UserError, match="use trainer=ddp"):
-        runs.train(config, root / name_of(cell), {}, "rehearsal")
+    try:
+        with pytest.raises(UserError, match="use trainer=ddp"):
+            runs.train(config, root / name_of(cell), {}, "rehearsal")
+    finally:  # Lightning leaves the group of processes behind, which later tests would start with
+        torch.distributed.destroy_process_group()
