@@ -1,6 +1,6 @@
 """What a slim model learns from the full one."""
 
-from sam3slim.distill.fill import Rank, TeacherCacheBuilder, cache_metadata, views_of
+from sam3slim.distill.fill import TeacherCacheBuilder, cache_metadata, views_of
 from sam3slim.distill.losses import feature_loss, pyramid_loss
 from sam3slim.distill.spec import DistillSpec, teacher_overrides
 from sam3slim.distill.store import TeacherStore
@@ -11,7 +11,6 @@ __all__ = [
     "CachedTeacher",
     "DistillSpec",
     "FrozenTeacher",
-    "Rank",
     "TeacherCacheBuilder",
     "TeacherStore",
     "Totals",

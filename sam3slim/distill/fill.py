@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from sam3slim.data.transforms import AugmentSpec
 from sam3slim.distill.spec import DistillSpec
 from sam3slim.distill.store import TeacherStore, pack, read_cache_metadata
 from sam3slim.distill.teacher import FrozenTeacher
+from sam3slim.environment import Process
 from sam3slim.errors import UserError
 from sam3slim.files import ensure_writable_dir, file_sha256, require_space
 from sam3slim.progress import progress_bar
@@ -26,14 +26,6 @@ CHUNK = 32  # prompts that pass the teacher together
 SAMPLED = 4  # views that the size of the cache is estimated from
 WAIT = 2.0  # seconds between two looks at what other processes have written
 PATIENCE = 1800.0  # seconds without news from them
-
-
-@dataclass(frozen=True)
-class Rank:
-    """The part of the work that is this process's."""
-
-    rank: int = 0
-    world_size: int = 1
 
 
 def views_of(augment: AugmentSpec) -> tuple[bool, ...]:
@@ -114,7 +106,7 @@ class TeacherCacheBuilder:
         """Views that are not in the store."""
         return self.store.missing(self.views)
 
-    def fill(self, teacher: FrozenTeacher, rank: Rank, limit_gb: float) -> None:
+    def fill(self, teacher: FrozenTeacher, process: Process, limit_gb: float) -> None:
         """Compute what is missing; shows the size first, and progress. Can be interrupted and called again.
 
         Raises:
@@ -123,13 +115,13 @@ class TeacherCacheBuilder:
         missing = self.missing()
         # By place in the whole list: the processes may look at different moments, and then see different gaps.
         wanted = set(missing)
-        mine = [view for view in self.views[rank.rank :: rank.world_size] if view in wanted]
+        mine = [view for view in self.views[process.rank :: process.world_size] if view in wanted]
         if missing:
             lines = self._announce(teacher, missing, limit_gb)
-            if rank.rank == 0:
+            if process.rank == 0:
                 print("\n".join(lines))
             self.store.create(teacher.model_spec.to_dict())
-        with progress_bar(show=rank.rank == 0) as bar:
+        with progress_bar(show=process.rank == 0) as bar:
             for view in bar.track(mine, description="teacher cache"):
                 categories, predictions = self._ask(teacher, view)
                 self.store.write(*view, categories, predictions)

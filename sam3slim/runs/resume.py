@@ -72,7 +72,7 @@ def check_trained_parameters(path: Path, model: nn.Module, unused: Collection[st
     Raises:
         UserError: they are others, because the data have masks or boxes that they had not, or the losses changed.
     """
-    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    content = _saved(path)
     saved = content["hyper_parameters"].get("unused")  # missing in older ones, which trained these all the same
     number = sum(len(group["params"]) for state in content["optimizer_states"] for group in state["param_groups"])
     here = sum(parameter.requires_grad for parameter in model.parameters())
@@ -87,10 +87,13 @@ def check_trained_parameters(path: Path, model: nn.Module, unused: Collection[st
     )
 
 
+def _saved(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return content
+
+
 def _saved_config(path: Path) -> dict[str, Any]:
-    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    found: dict[str, Any] = content["hyper_parameters"].get("config") or {}
-    return found
+    return _saved(path)["hyper_parameters"].get("config") or {}
 
 
 def _leaves(config: Any, prefix: str = "") -> dict[str, Any]:

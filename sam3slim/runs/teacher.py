@@ -13,7 +13,6 @@ from sam3slim.data.module import ConceptData
 from sam3slim.distill import (
     CachedTeacher,
     FrozenTeacher,
-    Rank,
     TeacherCacheBuilder,
     TeacherStore,
     cache_metadata,
@@ -85,8 +84,7 @@ def teacher_of(spec: TrainSpec, data: ConceptData) -> FrozenTeacher | CachedTeac
     builder = TeacherCacheBuilder(store, dataset, augment, training_device(spec), precision)
     if builder.missing():
         # A process that Lightning starts later finds the work done; those of torchrun and srun share it.
-        rank = Rank(this_process().rank, this_process().world_size)
-        builder.fill(_asked(spec.distill.teacher, spec), rank, spec.distill.cache_limit_gb)
+        builder.fill(_asked(spec.distill.teacher, spec), this_process(), spec.distill.cache_limit_gb)
     else:
         rank_zero_only(print)(f"teacher cache in {store.path}: all {len(builder.views):,} views are there")
     data.teach(store.look_up)

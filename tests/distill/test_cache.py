@@ -18,16 +18,16 @@ from sam3slim.distill import (
     CachedTeacher,
     DistillSpec,
     FrozenTeacher,
-    Rank,
     TeacherCacheBuilder,
     TeacherStore,
     cache_metadata,
 )
+from sam3slim.environment import Process
 from sam3slim.errors import UserError
 from tests.distill.lessons import EVERYTHING, phrase_batch, shapes
 from tests.tiny import SPEC, tiny_model
 
-ALONE = Rank()
+ALONE = Process()
 Usage = namedtuple("Usage", "total used free")
 
 
@@ -138,14 +138,14 @@ def test_fill__processes_share_the_work(tmp_path: Path, weights: Path, monkeypat
     data, source = shapes(tmp_path), teacher()
     first, second = (builder(data, tmp_path / "cache", weights) for _ in range(2))
     monkeypatch.setattr(first, "_wait", lambda: None)
-    first.fill(source, Rank(0, 2), 1.0)
+    first.fill(source, Process(0, 0, 2), 1.0)
     assert len(first.missing()) == 6
     monkeypatch.setattr("sam3slim.distill.fill.PATIENCE", 0.0)
     monkeypatch.setattr("sam3slim.distill.fill.WAIT", 0.01)
     lonely = builder(data, tmp_path / "lonely", weights)
     with pytest.raises(UserError, match=r"6 views are still missing .* another process has stopped"):
-        lonely.fill(source, Rank(1, 2), 1.0)
-    second.fill(source, Rank(1, 2), 1.0)  # though it sees only what the first has left
+        lonely.fill(source, Process(1, 0, 2), 1.0)
+    second.fill(source, Process(1, 0, 2), 1.0)  # though it sees only what the first has left
     assert second.missing() == []
 
 
