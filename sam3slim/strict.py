@@ -81,6 +81,8 @@ def _checked(value: Any, hint: Any, name: str) -> Any:
         return _checked_tuple(value, get_args(hint), name)
     if hint is list or origin is list:
         return list(_checked_tuple(value, (*get_args(hint), ...), name))
+    if origin is dict and is_dataclass(get_args(hint)[1]) and isinstance(value, dict):
+        return {str(key): _checked(item, get_args(hint)[1], _join(name, key)) for key, item in value.items()}
     if _fits(value, hint):
         return float(value) if hint is float else value
     if origin is Literal:

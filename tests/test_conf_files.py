@@ -34,6 +34,7 @@ NEEDED = {
     "distill=nano_features": ["distill.teacher=x"],
     "distill=full": ["distill.teacher=x"],
     "data=coco": ["data.root=x"],
+    "data=coco_mix": ["data.sets={a:{root:x}}"],
     "experiment=overfit": ["data.root=x"],
     **{
         f"experiment={name}": ["init.checkpoint=x", "data.root=x"]

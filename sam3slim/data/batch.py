@@ -49,7 +49,7 @@ class ImageInfo:
     """Where an image of the batch comes from and how big it was.
 
     ``ground_truth`` holds, in original pixels, what evaluation compares with (None in training). ``mirrored``:
-    left and right are exchanged in the batch's picture.
+    left and right are exchanged in the batch's picture. ``data_set``: its name among several, else empty.
     """
 
     image_id: int
@@ -58,6 +58,7 @@ class ImageInfo:
     width: int
     ground_truth: GroundTruth | None = None
     mirrored: bool = False
+    data_set: str = ""
 
 
 @dataclass

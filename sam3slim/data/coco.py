@@ -50,6 +50,7 @@ class CocoConcepts(Dataset[Sample]):
         phrases: text file with a phrase on every line: the set is then the pictures below ``images`` (or ``root``),
             without annotations.
         seed: of prompts and augmentation, together with epoch and image.
+        name: among several data sets; goes into ``ImageInfo.data_set``.
 
     Attributes:
         categories: the set's ``Category`` entries.
@@ -76,12 +77,13 @@ class CocoConcepts(Dataset[Sample]):
         limit: int | None = None,
         phrases: str | Path | None = None,
         seed: int = 0,
+        name: str = "",
     ) -> None:
         _check_choice("data.on_unreadable", on_unreadable, ("fail", "skip"))
         _check_choice("data.cache", cache, ("none", "ram"))
         self.root, self.split, self.image_size, self.seed = Path(root), split, image_size, seed
         self.prompts = PromptSpec(prompts) if isinstance(prompts, str) else prompts
-        self.on_unreadable = on_unreadable
+        self.on_unreadable, self.name = on_unreadable, name
         if phrases is None:
             index = load_index(find_annotations(self.root, split, annotations))
             names = [record.file_name for record in index.records]
@@ -110,6 +112,14 @@ class CocoConcepts(Dataset[Sample]):
         return len(self.records)
 
     def __getitem__(self, index: int) -> Sample:
+        return self.at(index, int(self._epoch) if self.prompts.training else 0)
+
+    def at(self, index: int, epoch: int) -> Sample:
+        """The image at ``index`` with the prompts and the augmentation of ``epoch``, whichever epoch it is now.
+
+        Raises:
+            UserError: an image that cannot be read, with ``on_unreadable="fail"``; none can.
+        """
         for step in range(len(self)):
             place = (index + step) % len(self)
             record = self.records[place]
@@ -122,7 +132,7 @@ class CocoConcepts(Dataset[Sample]):
                     raise UserError(f"{message}; fix or remove it, or set data.on_unreadable=skip") from error
                 self._tell_unreadable(record, message)
                 continue
-            return self._sample(place, image)
+            return self._sample(place, epoch, image)
         raise UserError(f"none of the {len(self)} images in {self.folder} can be read")
 
     def set_epoch(self, epoch: int) -> None:
@@ -177,9 +187,8 @@ class CocoConcepts(Dataset[Sample]):
         image = self._store.image(record)
         return normalise(mirror(image) if mirrored else image)
 
-    def _sample(self, place: int, image: Tensor) -> Sample:
+    def _sample(self, place: int, epoch: int, image: Tensor) -> Sample:
         record = self.records[place]
-        epoch = int(self._epoch) if self.prompts.training else 0
         rng = np.random.default_rng((self.seed, epoch, place))
         targets = self.targets_of(record)
         among = None if self.prompts.pool is None else self.pool_of(record)
@@ -264,7 +273,7 @@ class CocoConcepts(Dataset[Sample]):
                 area=torch.tensor([item.area for item in items], dtype=torch.float32),
                 rles=list(self._store.rles(record)) if self.has_masks else None,
             )
-        return ImageInfo(record.id, record.file_name, record.height, record.width, truth, mirrored)
+        return ImageInfo(record.id, record.file_name, record.height, record.width, truth, mirrored, self.name)
 
     def _without_missing(self, records: list[ImageRecord]) -> list[ImageRecord]:
         missing = missing_files(self.folder, [record.file_name for record in records])

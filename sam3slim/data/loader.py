@@ -9,8 +9,8 @@ import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
 from sam3slim.data.batch import Batch, Sample
-from sam3slim.data.coco import CocoConcepts
 from sam3slim.data.collate import Collate
+from sam3slim.data.mixed import Concepts
 from sam3slim.errors import UserError
 
 
@@ -21,13 +21,13 @@ class EpochSampler(DistributedSampler[Sample]):
     even out the ranks, because evaluation would count it twice.
     """
 
-    def __init__(self, dataset: CocoConcepts, *, shuffle: bool, seed: int, world_size: int = 1, rank: int = 0) -> None:
+    def __init__(self, dataset: Concepts, *, shuffle: bool, seed: int, world_size: int = 1, rank: int = 0) -> None:
         super().__init__(dataset, num_replicas=world_size, rank=rank, shuffle=shuffle, seed=seed)
         self._skip = 0
 
     def begin(self, epoch: int, skip: int) -> None:
         """Set order, negatives and augmentations of ``epoch``, and leave out its first ``skip`` images."""
-        assert isinstance(self.dataset, CocoConcepts)
+        assert isinstance(self.dataset, Concepts)
         self.epoch, self._skip = epoch, skip
         self.dataset.set_epoch(epoch)
 
@@ -42,12 +42,12 @@ class EpochSampler(DistributedSampler[Sample]):
         return super().__len__() if self.shuffle else len(self._mine())
 
     def _mine(self) -> range:
-        assert isinstance(self.dataset, CocoConcepts)
+        assert isinstance(self.dataset, Concepts)
         return range(self.rank, len(self.dataset), self.num_replicas)
 
 
 class ConceptLoader(DataLoader[Sample]):
-    """Batches of a ``CocoConcepts``; every iteration is the next epoch.
+    """Batches of one data set or of several; every iteration is the next epoch.
 
     ``state_dict``, which Lightning puts into its checkpoints, makes a resumed epoch go on where it was.
 
@@ -57,7 +57,7 @@ class ConceptLoader(DataLoader[Sample]):
 
     def __init__(
         self,
-        dataset: CocoConcepts,
+        dataset: Concepts,
         collate: Collate,
         *,
         batch_size: int,

@@ -13,6 +13,7 @@ from sam3slim.data.coco import CocoConcepts
 from sam3slim.data.collate import Collate, LookUp
 from sam3slim.data.loader import ConceptLoader
 from sam3slim.data.locate import find_annotations
+from sam3slim.data.mixed import Concepts
 from sam3slim.data.sampling import PromptSpec
 from sam3slim.data.shapes import ShapesSpec, make_shapes
 from sam3slim.data.transforms import AugmentSpec
@@ -40,6 +41,7 @@ class ConceptData(lightning.LightningDataModule):
         shapes: draw this shapes set at ``root``.
         overwrite: replace a different shapes set at ``root``.
         seed: of order, prompts and augmentation.
+        name: among several data sets (``MixedData``).
     """
 
     def __init__(
@@ -64,23 +66,29 @@ class ConceptData(lightning.LightningDataModule):
         shapes: ShapesSpec | None = None,
         overwrite: bool = False,
         seed: int = 0,
+        name: str = "",
     ) -> None:
         super().__init__()
         if batch_size < 1 or num_workers < 0:
             raise UserError(f"data.batch_size={batch_size}, data.num_workers={num_workers}: expected >= 1 and >= 0")
         self.root, self.shapes, self.overwrite, self.seed = Path(root), shapes, overwrite, seed
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
-        self.num_workers = num_workers
+        self.num_workers, self.data_set, self.image_size = num_workers, name, image_size
         self.prompts = replace(prompts or PromptSpec(), protocol="train")
         self.eval_prompts = replace(self.prompts, protocol=eval_prompts, labels=True, pool=None)
         self.augment, self.limit, self.eval_limit = augment, limit, eval_limit
         self._annotations, self._images, self._phrases = annotations, images, phrases
         self._common: dict[str, Any] = {
-            "image_size": image_size, "on_unreadable": on_unreadable, "cache": cache, "seed": seed
+            "image_size": image_size, "on_unreadable": on_unreadable, "cache": cache, "seed": seed, "name": name
         }  # fmt: skip
         self.collate = Collate(text)
         self._soft: LookUp | None = None
         self._datasets: dict[str, CocoConcepts] = {}
+
+    @property
+    def parts(self) -> dict[str, ConceptData]:
+        """The data sets that are trained on, by name."""
+        return {self.data_set: self}
 
     def teach(self, look_up: LookUp) -> None:
         """Let training batches carry what a cached teacher says (``Batch.soft``)."""
@@ -108,7 +116,11 @@ class ConceptData(lightning.LightningDataModule):
     def require(self, split: str) -> None:
         """Make sure that ``split`` can be found, without reading it. Raises UserError."""
         if self.shapes is None:
-            find_annotations(self.root, split, of_split(self._annotations, split))
+            self.find(split)
+
+    def find(self, split: str) -> Path:
+        """The annotation file of ``split``. Raises UserError."""
+        return find_annotations(self.root, split, of_split(self._annotations, split))
 
     def train_masks(self) -> bool:
         """Whether training targets have masks, known before ``setup``. Reads the annotations (once); raises UserError.
@@ -141,10 +153,14 @@ class ConceptData(lightning.LightningDataModule):
             self._datasets[key] = dataset
         return self._datasets[key]
 
+    def training_set(self, split: str = "train") -> Concepts:
+        """What an epoch is made of. Raises UserError as ``dataset``."""
+        return self.dataset(split, training=True)
+
     def loader(self, split: str, *, training: bool = False) -> ConceptLoader:
         """Batches of ``split``; also usable without a trainer (after ``prepare_data``)."""
         return ConceptLoader(
-            self.dataset(split, training=training),
+            self.training_set(split) if training else self.dataset(split),
             Collate(self.collate.text, self._soft) if training else self.collate,
             batch_size=self.batch_size if training else self.eval_batch_size,
             training=training,
@@ -159,7 +175,7 @@ class ConceptData(lightning.LightningDataModule):
         """Shuffled, with sampled prompts and augmentation."""
         return self.loader("train", training=True)
 
-    def val_dataloader(self) -> ConceptLoader:
+    def val_dataloader(self) -> ConceptLoader | list[ConceptLoader]:
         """The val split under the evaluation protocol."""
         return self.loader("val")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sam3slim.data.boxes import BoxSpec
+from sam3slim.data.mixture import MixedData, SetSpec, check_sets
 from sam3slim.data.module import ConceptData
 from sam3slim.data.sampling import PromptSpec
 from sam3slim.data.shapes import ShapesSpec
@@ -24,6 +25,10 @@ class DataSpec:
     """Keys of conf/data; see ``ConceptData`` and ``PromptSpec`` for what each does.
 
     Attributes:
+        root: of the one data set; None with ``sets``.
+        sets: several data sets that are trained on together, by name.
+        set: the one of them that is measured, by evaluation and first of all at the end of a training; None: the first.
+        validate: those of them that a training is validated on; None: all.
         max_prompts_per_batch: most prompts that a training step takes through the model together; more are taken one
             part after another, with the same gradients. None: no bound.
         phrases: needs distill.labels=false, because the pictures have no annotations.
@@ -32,7 +37,10 @@ class DataSpec:
     """
 
     kind: Literal["shapes", "coco"]
-    root: str
+    root: str | None = None
+    sets: dict[str, SetSpec] | None = None
+    set: str | None = None
+    validate: tuple[str, ...] | None = None
     split: str = "test"
     annotations: dict[str, Any] | str | None = None
     images: dict[str, Any] | str | None = None
@@ -59,6 +67,7 @@ class DataSpec:
     def __post_init__(self) -> None:
         if (self.kind == "shapes") != (self.shapes is not None):
             raise UserError(f"data.kind={self.kind} {'needs' if self.kind == 'shapes' else 'excludes'} data.shapes")
+        self._check_sets()
         if self.split not in SPLITS:
             raise UserError(f"data.split={self.split} must be one of {', '.join(SPLITS)}")
         for key in ("batch_size", "eval_batch_size"):
@@ -73,6 +82,47 @@ class DataSpec:
                 f"data.max_prompts_per_batch={self.max_prompts_per_batch} must be at least 1, or null for no bound"
             )
         replace(self.training_prompts(), protocol=self.protocol)  # is checked together with prompts
+
+    def _check_sets(self) -> None:
+        if self.sets is not None:
+            for key in ("root", "annotations", "images", "phrases"):
+                if (value := getattr(self, key)) is not None:
+                    where = "data=coco trains on one" if key == "phrases" else f"write data.sets.NAME.{key}"
+                    raise UserError(f"data.{key}={value} is for one data set, and data.sets lists several; {where}")
+            object.__setattr__(self, "sets", check_sets(self.sets, self.set, self.validate))
+            return
+        if self.root is None:
+            raise UserError("data.root has no value; pass data.root=FOLDER (images with a COCO-format JSON file)")
+
+    def one(self, name: str) -> DataSpec:
+        """The set ``name`` alone, as ``data=coco`` would have it."""
+        assert self.sets is not None
+        own = self.sets[name]
+        augment = self.augment if own.mirror else replace(self.augment, flip=0.0)
+        return replace(
+            self, root=own.root, annotations=own.annotations, images=own.images, augment=augment,
+            sets=None, set=name, validate=None,
+        )  # fmt: skip
+
+    def each(self) -> dict[str, DataSpec]:
+        """Every data set by name, the one that is measured first; the name is empty where there is only one."""
+        if self.sets is None:
+            return {self.measured_set: self}
+        return {name: self.one(name) for name in dict.fromkeys([self.measured_set, *self.sets])}
+
+    @property
+    def validated(self) -> tuple[str, ...]:
+        """Names of the sets that a training is validated on."""
+        return self.validate or tuple(self.sets or {self.measured_set: self})
+
+    @property
+    def measured_set(self) -> str:
+        """Name of the set that is measured; empty where there is only one."""
+        return self.set or next(iter(self.sets or {}), "")
+
+    def measured(self) -> DataSpec:
+        """The set that is measured, alone."""
+        return self if self.sets is None else self.one(self.measured_set)
 
     def training_prompts(self, *, labels: bool = True, pool: int | None = None) -> PromptSpec:
         """How training prompts are chosen; ``labels`` and ``pool`` are a teacher's wishes, see ``PromptSpec``."""
@@ -101,6 +151,11 @@ class DataSpec:
 
     def build(self, model: ModelSpec, seed: int = 0, *, labels: bool = True, pool: int | None = None) -> ConceptData:
         """The data module for ``model``: its image size and text tower."""
+        if self.sets is not None:
+            weights = {name: one.weight for name, one in self.sets.items()}
+            parts = {name: self.one(name).build(model, seed, labels=labels, pool=pool) for name in self.sets}
+            return MixedData(parts, weights, measured=self.measured_set, validated=self.validated)
+        assert self.root is not None
         return ConceptData(
             self.root,
             image_size=model.vit.image_size,
@@ -121,6 +176,7 @@ class DataSpec:
             shapes=self.shapes,
             overwrite=self.overwrite,
             seed=seed,
+            name=self.measured_set,
         )
 
 

@@ -3,7 +3,7 @@
 from sam3slim.distill.fill import TeacherCacheBuilder, cache_metadata, views_of
 from sam3slim.distill.losses import feature_loss, pyramid_loss
 from sam3slim.distill.spec import DistillSpec, teacher_overrides
-from sam3slim.distill.store import TeacherStore
+from sam3slim.distill.store import StoresOfSets, TeacherStore
 from sam3slim.distill.teacher import CachedTeacher, FrozenTeacher, check_teacher, soft_targets
 from sam3slim.distill.total import Totals, distillation_losses, image_losses, match_detections, prompt_losses
 
@@ -11,6 +11,7 @@ __all__ = [
     "CachedTeacher",
     "DistillSpec",
     "FrozenTeacher",
+    "StoresOfSets",
     "TeacherCacheBuilder",
     "TeacherStore",
     "Totals",

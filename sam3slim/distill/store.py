@@ -102,6 +102,17 @@ class TeacherStore:
         return SoftTargets.join([self.read(s.info.image_id, s.info.mirrored, s.category_ids) for s in samples])
 
 
+class StoresOfSets:
+    """The stores of several data sets, by name; image ids are a set's own."""
+
+    def __init__(self, stores: Mapping[str, TeacherStore]) -> None:
+        self.stores = dict(stores)
+
+    def look_up(self, samples: Sequence[Sample]) -> SoftTargets:
+        """As ``TeacherStore.look_up``, each sample in the store of its set."""
+        return SoftTargets.join([self.stores[sample.info.data_set].look_up([sample]) for sample in samples])
+
+
 def read_cache_metadata(folder: Path) -> dict[str, Any]:
     """``cache.json`` of a key's folder.
 

@@ -14,6 +14,7 @@ WANTED = {
     "checkpoint": "PATH (a checkpoint file or an artifact folder)",
     "init.checkpoint": "PATH (the checkpoint whose weights to start from)",
     "data.root": "FOLDER (images with a COCO-format JSON file)",
+    "data.sets": "'{NAME: {root: FOLDER}, NAME: {root: FOLDER}}' (COCO-format data sets)",
 }
 
 # Hydra's own groups → option of a plugin → extra of this package that installs it.
@@ -60,6 +61,11 @@ def unknown_override(
     if root in others:
         own = ", ".join(name for name in groups if "/" not in name and name != "hydra")
         return f"unknown key {key}{asked}: {root} is a group of another command; the groups of this one: {own}"
+    if key in keys:
+        return (
+            f"{key} was given with a key that it does not have{asked}; add one with '++{key}.KEY=VALUE', "
+            f"change one with {key}.KEY=VALUE"
+        )
     near = _nearest(key, keys, groups)
     if near:
         return f"unknown key {key}{asked}; did you mean {' or '.join(near)}?"

@@ -98,6 +98,7 @@ class Data(Part):
     """What a run was measured on.
 
     Attributes:
+        data_set: its name among the several of a training (``data.sets``).
         prompt_kind, box_noise: of an evaluation with boxes.
         files: {"annotations", "images"} where they were not searched for.
     """
@@ -108,6 +109,7 @@ class Data(Part):
     protocol: str | None = None
     images: int | None = None
     prompts: int | None = None
+    data_set: str | None = None
     prompt_kind: str | None = None
     box_noise: list[float] | None = None
     files: Mapping[str, Any] = field(default_factory=dict)
@@ -115,7 +117,7 @@ class Data(Part):
     @property
     def identity(self) -> Data:
         """What must be equal where numbers are compared; the same data may lie anywhere."""
-        return replace(self, root=None, files={})
+        return replace(self, root=None, files={}, data_set=None)
 
     @property
     def boxes(self) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from sam3slim.graphs import GraphSam3
 from sam3slim.models import Sam3, count_params, params_by_part
 from sam3slim.models.arithmetic import HALVES, compute_in
 from sam3slim.models.compiled import compiled
-from sam3slim.results.metrics import METRICS
+from sam3slim.results.metrics import METRICS, main_metric
 from sam3slim.results.record import Artifact, Data, Latency, Metrics, ModelSummary, RunRecord
 from sam3slim.results.recording import begin
 from sam3slim.runs.reference import Reference, fill_drop, save_samples
@@ -128,7 +128,7 @@ def add_result(record: RunRecord, result: EvalResult, data: DataSpec) -> None:
     """The record's ``metrics`` and ``data`` entries."""
     record.metrics = Metrics(result.metrics, result.calibration)
     record.data = Data(
-        data.kind, data.root, data.split, data.protocol, result.images, result.prompts, **data.given_boxes(),
+        data.kind, data.root, data.split, data.protocol, result.images, result.prompts, data.set, **data.given_boxes(),
         **data.given_files(),
     )  # fmt: skip
 
@@ -155,6 +155,13 @@ def print_metrics(record: RunRecord) -> None:
     for name, values in record.metrics.values.items():
         shown = [f"{key} {METRICS[name].text(value)}" for key, value in values.items() if value is not None]
         print(f"{name}: {', '.join(shown)}")
+
+
+def print_set(record: RunRecord) -> None:
+    """One line: the main metric on one of several data sets; nothing where there is only one."""
+    metric = main_metric(record)
+    if record.data.data_set and (value := record.metrics.value(metric)) is not None:
+        print(f"{record.data.data_set} ({record.data.split}): {metric.sentence(value)}")
 
 
 def measuring_device(spec: EvaluateSpec) -> torch.device:

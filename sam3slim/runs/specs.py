@@ -190,6 +190,7 @@ class EvaluateSpec:
     arithmetic: str = "auto"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "data", self.data.measured())  # one of several sets
         known = ("auto", *arithmetics())
         if self.arithmetic not in known:
             raise SpecError(f"arithmetic={self.arithmetic} must be one of {', '.join(known)}")

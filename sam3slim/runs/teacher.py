@@ -10,9 +10,11 @@ from lightning.pytorch.utilities import rank_zero_only
 from sam3slim.checkpoints import load, locate, weight_files
 from sam3slim.checkpoints.readers import read
 from sam3slim.data.module import ConceptData
+from sam3slim.data.transforms import AugmentSpec
 from sam3slim.distill import (
     CachedTeacher,
     FrozenTeacher,
+    StoresOfSets,
     TeacherCacheBuilder,
     TeacherStore,
     cache_metadata,
@@ -72,8 +74,32 @@ def teacher_of(spec: TrainSpec, data: ConceptData) -> FrozenTeacher | CachedTeac
         return None
     if spec.distill.cache is None:
         return _asked(spec.distill.teacher, spec)
-    augment, precision = spec.data.augment, precision_of(spec.trainer)
     data.prepare_data()
+    teacher = _Lazy(spec)
+    # Every data set has a cache of its own, which a training on that set alone shares.
+    stores = {name: _filled_store(part, spec, teacher) for name, part in data.parts.items()}
+    data.teach(StoresOfSets(stores).look_up)
+    return CachedTeacher(spec.distill)
+
+
+class _Lazy:
+    """The teacher, loaded when a cache has something to ask it."""
+
+    def __init__(self, spec: TrainSpec) -> None:
+        self.spec = spec
+        self._loaded: FrozenTeacher | None = None
+
+    def __call__(self) -> FrozenTeacher:
+        assert self.spec.distill.teacher is not None
+        self._loaded = self._loaded or _asked(self.spec.distill.teacher, self.spec)
+        return self._loaded
+
+
+def _filled_store(data: ConceptData, spec: TrainSpec, teacher: _Lazy) -> TeacherStore:
+    """The cache of one data set, completed."""
+    assert spec.distill.teacher is not None
+    assert spec.distill.cache is not None
+    augment, precision = data.augment or AugmentSpec(flip=0.0), precision_of(spec.trainer)
     dataset = data.dataset("train", training=True)
     weights = weight_files(locate(spec.distill.teacher))
     metadata = cache_metadata(weights, overrides_of(spec), dataset, augment, spec.distill, precision)
@@ -84,11 +110,10 @@ def teacher_of(spec: TrainSpec, data: ConceptData) -> FrozenTeacher | CachedTeac
     builder = TeacherCacheBuilder(store, dataset, augment, training_device(spec), precision)
     if builder.missing():
         # A process that Lightning starts later finds the work done; those of torchrun and srun share it.
-        builder.fill(_asked(spec.distill.teacher, spec), this_process(), spec.distill.cache_limit_gb)
+        builder.fill(teacher(), this_process(), spec.distill.cache_limit_gb)
     else:
         rank_zero_only(print)(f"teacher cache in {store.path}: all {len(builder.views):,} views are there")
-    data.teach(store.look_up)
-    return CachedTeacher(spec.distill)
+    return store
 
 
 def overrides_of(spec: TrainSpec) -> dict[str, Any] | None:

@@ -33,7 +33,7 @@ from sam3slim.results.record import RunRecord, TrainingSummary, plain
 from sam3slim.results.recording import begin, forget, forget_made_from, is_first_process
 from sam3slim.runs.compress import compress_unfinished
 from sam3slim.runs.initial import initial_model, training_device
-from sam3slim.runs.measure import add_result, back_to_cpu, model_summary, to_device, written_artifact
+from sam3slim.runs.measure import add_result, back_to_cpu, model_summary, print_set, to_device, written_artifact
 from sam3slim.runs.reference import load_samples, save_samples
 from sam3slim.runs.resume import check_trained_parameters, resume_path, tell_differences
 from sam3slim.runs.specs import CompressSpec, TrainSpec
@@ -55,6 +55,7 @@ from sam3slim.training import (
 from sam3slim.training.signals import forwarded_sigterm
 
 COMPRESSED = "compressed"  # folder of the smaller artifacts, in the run's folder
+SETS = "sets"  # folder of the records of the other data sets of several, in the run's folder
 PLAN_FILE = "slimming_plan.json"  # what an inherited model kept, in the run's folder
 
 
@@ -124,7 +125,7 @@ def train(asked: TrainSpec, run: Run) -> RunRecord:
             rank_zero_only(write_json)(output_dir / PLAN_FILE, plan.to_dict())
         record.model = model_summary(model)
         if spec.trainer["max_steps"] == 0:
-            _keep_initial(spec, output_dir, data, record, model, plan)
+            _keep_initial(spec, run, data, record, model, plan)
             return record
         teacher = teacher_of(spec, data)
         module = training_module(spec, model, teacher, run.config, masks=masks)
@@ -150,7 +151,7 @@ def train(asked: TrainSpec, run: Run) -> RunRecord:
         _part(data)
         if first:
             best, _ = load(result_of(spec, output_dir), expect=spec.model)
-            _write_result(spec, output_dir, data, record, best, plan)
+            _write_result(spec, run, data, record, best, plan)
     return record
 
 
@@ -218,26 +219,27 @@ def _part(data: ConceptData) -> None:
 
 
 def _keep_initial(
-    spec: TrainSpec, output_dir: Path, data: ConceptData, record: RunRecord, model: Sam3, plan: Plan | None
+    spec: TrainSpec, run: Run, data: ConceptData, record: RunRecord, model: Sam3, plan: Plan | None
 ) -> None:
     """``trainer.max_steps=0``: the weights a training would start from are the result; nothing is left to resume."""
     record.training = TrainingSummary(retrained=False, trained_params=0)
     rank_zero_only(print)("trainer.max_steps=0: not retrained, the initial weights are the result")
-    begin(record, output_dir)
+    begin(record, run.folder)
     if is_first_process():
         data.prepare_data()  # in a training Lightning asks for it
-        _write_result(spec, output_dir, data, record, model, plan)
+        _write_result(spec, run, data, record, model, plan)
 
 
 def _write_result(
-    spec: TrainSpec, output_dir: Path, data: ConceptData, record: RunRecord, model: Sam3, plan: Plan | None
+    spec: TrainSpec, run: Run, data: ConceptData, record: RunRecord, model: Sam3, plan: Plan | None
 ) -> None:
     """Measure ``model``, where it was trained, and write it as an artifact that names its metrics."""
     metrics: dict[str, Any] = {}
+    output_dir = run.folder
     if spec.eval_at_end:
-        result = evaluate_model(to_device(model, training_device(spec), "fp32"), data.loader(spec.data.split))
-        back_to_cpu(model)
-        add_result(record, result, spec.data)
+        to_device(model, training_device(spec), "fp32")
+        result = evaluate_model(model, data.loader(spec.data.split))
+        add_result(record, result, spec.data.measured())
         save_samples(result.samples, output_dir)
         metrics = {"split": spec.data.split, "arithmetic": "fp32", **result.metrics}
     metadata = {"command": record.command, "seed": spec.seed, "git": record.git or None, "device": record.device}
@@ -254,6 +256,24 @@ def _write_result(
         trained_prompts=trained_prompts(spec.init.checkpoint, boxes=bool(spec.data.boxes.share)),
     )  # fmt: skip
     record.artifact = written_artifact(info, "fp32")
+    if spec.eval_at_end:
+        _measure_other_sets(spec, run, data, record, model)
+        back_to_cpu(model)
+
+
+def _measure_other_sets(spec: TrainSpec, run: Run, data: ConceptData, record: RunRecord, model: Sam3) -> None:
+    """Every data set but the one that the training's own record tells of gets a record in ``sets/NAME``."""
+    for name, one in spec.data.each().items():
+        if name == spec.data.measured_set:
+            print_set(record)
+            continue
+        part = run.part(f"{SETS}/{name}", {**run.config, "data": {**run.config["data"], "set": name}}, "evaluate")
+        with part.recording(str(run.folder)) as measured:
+            measured.model, measured.artifact = record.model, record.artifact
+            result = evaluate_model(model, data.parts[name].loader(spec.data.split))
+            add_result(measured, result, one)
+            save_samples(result.samples, part.folder)
+            print_set(measured)
 
 
 def result_of(spec: TrainSpec, output_dir: Path) -> Path:

@@ -9,7 +9,9 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from sam3slim.data.annotations import category_phrases
 from sam3slim.data.locate import find_annotations
+from sam3slim.data.mixture import naming
 from sam3slim.data.module import of_split
+from sam3slim.data.spec import DataSpec
 from sam3slim.runs.specs import TrainSpec
 from sam3slim.text.phrases import read_phrase_list
 from sam3slim.text.vocabulary import trim
@@ -35,16 +37,23 @@ def with_vocabulary(spec: TrainSpec) -> TrainSpec:
 
 def data_phrases(spec: TrainSpec) -> list[str]:
     """The phrases of all categories of every split that the run reads, each once."""
-    data = spec.data
+    phrases: list[str] = []
+    for name, data in spec.data.each().items():
+        with naming(name):
+            phrases += _phrases_of(spec, data, validated=name in spec.data.validated)
+    return list(dict.fromkeys(phrases))
+
+
+def _phrases_of(spec: TrainSpec, data: DataSpec, *, validated: bool) -> list[str]:
     listed = [phrase.lower() for phrase in read_phrase_list(data.phrases)] if data.phrases is not None else []
     if data.shapes is not None:
         # Known before the pictures are drawn.
         return list(dict.fromkeys([*listed, *(category["name"] for category in data.shapes.categories())]))
     splits = dict.fromkeys([
         *(["train"] if data.phrases is None else []),  # pictures without annotations: the list is theirs
-        *([] if spec.trainer.get("limit_val_batches") == 0 else ["val"]),
+        *(["val"] if validated and spec.trainer.get("limit_val_batches") != 0 else []),
         *([data.split] if spec.eval_at_end else []),
     ])  # fmt: skip
-    root = Path(data.root)
+    root = Path(data.root or ".")
     files = dict.fromkeys(find_annotations(root, split, of_split(data.annotations, split)) for split in splits)
     return list(dict.fromkeys([*listed, *(phrase for file in files for phrase in category_phrases(file))]))

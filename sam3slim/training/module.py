@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -19,7 +20,7 @@ from sam3slim.evaluation import ConceptMetrics, ground_truths, predict_batch
 from sam3slim.losses import Counts, Criterion
 from sam3slim.models import Sam3, part_of
 from sam3slim.models.count import PARTS
-from sam3slim.results.metrics import METRICS, main_of
+from sam3slim.results.metrics import METRICS, Measured, main_of
 from sam3slim.training.optim import OptimSpec, ScheduleSpec, build_optimizer, follow_settings
 from sam3slim.training.sharded import gathered, shard
 from sam3slim.training.step_loss import StepLoss
@@ -73,7 +74,7 @@ class ConceptSegmentation(lightning.LightningModule):
         self.optim, self.schedule = optim, schedule
         self.one_to_many, self.teacher = one_to_many, teacher
         self.max_prompts = max_prompts
-        self.validated = ConceptMetrics()
+        self._validated: list[ConceptMetrics] = []  # of every data set that is validated on
         self._whole = ExitStack()
         self.unused = unused_parameters(
             model.spec,
@@ -178,31 +179,48 @@ class ConceptSegmentation(lightning.LightningModule):
         )
 
     def on_validation_start(self) -> None:
+        self._validated = [ConceptMetrics() for _ in self._val_loaders()]
         self._whole.enter_context(gathered(self.model))
 
     def on_validation_end(self) -> None:
         self._whole.close()
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def _val_loaders(self) -> list[Any]:
+        loaders = self.trainer.val_dataloaders
+        return loaders if isinstance(loaders, list) else [loaders]
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         truths = ground_truths(batch)
         found = predict_batch(self.model, batch, with_masks=truths[0].rles is not None)
-        self.validated.update(found, truths)
+        self._validated[dataloader_idx].update(found, truths)
 
     def on_validation_epoch_end(self) -> None:
-        measured = self.validated.measure()
-        self.validated.reset()
-        if not measured:
-            return
-        for name, found in measured.items():
-            metric = METRICS[name]
-            for number in dict.fromkeys((metric.headline, *metric.logged)):
-                value, shown = float(found.numbers[number] or 0.0), number == metric.headline
-                self.log(f"val/{name}_{number}", value, prog_bar=shown, sync_dist=True)
-        main = main_of(measured)
-        self.log("val/map", main.score(float(measured[main.name].numbers[main.headline] or 0.0)), sync_dist=True)
+        logged: dict[str, dict[str, float]] = {}
+        for loader, metrics in zip(self._val_loaders(), self._validated, strict=True):
+            if measured := metrics.measure():
+                logged[getattr(loader.dataset, "name", "")] = _numbers(measured)
+        self._validated = []
+        for data_set, numbers in logged.items() if len(logged) > 1 else ():
+            self.log_dict({f"val/{data_set}/{key}": value for key, value in numbers.items()}, sync_dist=True)
+        # The mean over the data sets.
+        for key in dict.fromkeys(key for numbers in logged.values() for key in numbers):
+            values = [numbers[key] for numbers in logged.values() if key in numbers]
+            shown = key in {metric.column for metric in METRICS.values()}
+            self.log(f"val/{key}", sum(values) / len(values), prog_bar=shown, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         """AdamW with per-step schedule over the trainer's ``max_steps``."""
         total = int(self.trainer.estimated_stepping_batches)
         optimizer, scheduler = build_optimizer(self.model, self.optim, self.schedule, total)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def _numbers(measured: Mapping[str, Measured]) -> dict[str, float]:
+    """What is logged: of every metric its headline and what it names besides; ``map``, the main one as a score."""
+    numbers = {
+        f"{name}_{number}": float(found.numbers[number] or 0.0)
+        for name, found in measured.items()
+        for number in dict.fromkeys((METRICS[name].headline, *METRICS[name].logged))
+    }
+    main = main_of(measured)
+    return {**numbers, "map": main.score(numbers[main.column])}
