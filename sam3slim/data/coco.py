@@ -12,13 +12,16 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from sam3slim.data.annotations import ImageRecord, load_index
 from sam3slim.data.batch import GroundTruth, ImageInfo, Sample
 from sam3slim.data.boxes import BoxPrompts, example_boxes, sample_boxes
+from sam3slim.data.entries import Same
 from sam3slim.data.images import UnreadableImage, read_image
-from sam3slim.data.locate import find_annotations, find_images, missing_files
+from sam3slim.data.opening import open_annotated
 from sam3slim.data.pictures import picture_index
+from sam3slim.data.prompt_file import read_prompts
+from sam3slim.data.records import ImageRecord
 from sam3slim.data.sampling import PromptSampler, PromptSpec
+from sam3slim.data.sides import says_side
 from sam3slim.data.store import ImageStore
 from sam3slim.data.transforms import AugmentSpec, Fields, mirror, normalise, transform
 from sam3slim.errors import UserError
@@ -26,8 +29,7 @@ from sam3slim.text.phrases import BOXES_ONLY
 
 log = logging.getLogger(__name__)
 
-SIDE_WORDS = {"left", "right"}
-BOX_STREAM = 1  # of random numbers, beside that of prompts and augmentation
+BOX_STREAM, SYNONYM_STREAM = 1, 2  # of random numbers, beside that of prompts and augmentation
 
 
 class CocoConcepts(Dataset[Sample]):
@@ -49,6 +51,8 @@ class CocoConcepts(Dataset[Sample]):
         limit: keep the first images only.
         phrases: text file with a phrase on every line: the set is then the pictures below ``images`` (or ``root``),
             without annotations.
+        prompts_file: what the categories are asked for with instead of their names, see ``read_prompts``.
+        same: see ``index_of``.
         seed: of prompts and augmentation, together with epoch and image.
         name: among several data sets; goes into ``ImageInfo.data_set``.
 
@@ -76,6 +80,8 @@ class CocoConcepts(Dataset[Sample]):
         cache: Literal["none", "ram"] = "none",
         limit: int | None = None,
         phrases: str | Path | None = None,
+        prompts_file: str | Path | None = None,
+        same: Same | None = None,
         seed: int = 0,
         name: str = "",
     ) -> None:
@@ -85,18 +91,23 @@ class CocoConcepts(Dataset[Sample]):
         self.prompts = PromptSpec(prompts) if isinstance(prompts, str) else prompts
         self.on_unreadable, self.name = on_unreadable, name
         if phrases is None:
-            index = load_index(find_annotations(self.root, split, annotations))
-            names = [record.file_name for record in index.records]
-            self.folder = find_images(self.root, split, index.path, names, images)
+            index, self.folder = open_annotated(
+                self.root,
+                split,
+                annotations=annotations,
+                images=images,
+                phrases=None if prompts_file is None else read_prompts(Path(prompts_file)),
+                same=same,
+                skip_missing=on_unreadable == "skip",
+            )
         else:
             self.folder = self.root / (images or ".")
             index = picture_index(self.folder, Path(phrases), skip=on_unreadable == "skip")
         path, self.annotation_file = index.path, index.path
         self.categories, self.report = index.categories, index.report
         self.has_masks = index.has_masks and not self.prompts.unlabelled
-        self.records = self._without_missing(index.records)
-        self.file_names = [record.file_name for record in self.records]
-        self.records = self.records[:limit]
+        self.file_names = [record.file_name for record in index.records]
+        self.records = index.records[:limit]
         self._sampler = PromptSampler(self.categories, self.prompts)
         self._store = ImageStore(self.folder, image_size, keep=cache == "ram")
         self._transforms = {flip: transform(image_size, augment, flip) for flip in (True, False)}
@@ -105,8 +116,9 @@ class CocoConcepts(Dataset[Sample]):
         self._told_unreadable: set[str] = set()
         if not self.prompts.training and on_unreadable == "skip":
             self.verify()
-        self._keep_usable()
-        log.log(logging.WARNING if self.report.problems else logging.INFO, "%s: %s", path, self.report.summary())
+        self._keep_usable(index.records, limit)
+        level = logging.WARNING if self.report.problems else logging.INFO
+        log.log(level, "%s, %s:\n  %s", path, split, "\n  ".join(self.report.lines()))
 
     def __len__(self) -> int:
         return len(self.records)
@@ -164,7 +176,9 @@ class CocoConcepts(Dataset[Sample]):
         least = self.prompts.min_area if self.prompts.training else 0.0
         found: dict[int, list[int]] = {}
         for position, annotation in enumerate(record.annotations):
-            if not annotation.iscrowd and annotation.area >= least:
+            if annotation.iscrowd or annotation.area < least:
+                continue
+            if not self.prompts.training or annotation.category_id not in record.unclear:
                 found.setdefault(annotation.category_id, []).append(position)
         return found
 
@@ -172,10 +186,10 @@ class CocoConcepts(Dataset[Sample]):
         """The categories the image may be asked for, the same in every epoch (see ``PromptSpec.pool``)."""
         targets = self.targets_of(record)
         rng = np.random.default_rng((self.seed, record.id % 2**63))
-        return self._sampler.pool(targets.keys(), _unclear(record, targets), rng)
+        return self._sampler.pool(targets.keys(), _unclear(record, targets), rng, self._asked(record))
 
     def phrase_of(self, category: int) -> str:
-        """The phrase a category is asked for with."""
+        """The phrase a category is asked for with, but for a training with synonyms."""
         return self._sampler.categories[category].phrase
 
     def picture(self, record: ImageRecord, mirrored: bool) -> Tensor:
@@ -191,9 +205,9 @@ class CocoConcepts(Dataset[Sample]):
         record = self.records[place]
         rng = np.random.default_rng((self.seed, epoch, place))
         targets = self.targets_of(record)
-        among = None if self.prompts.pool is None else self.pool_of(record)
+        among = self._asked(record) if self.prompts.pool is None else self.pool_of(record)
         category_ids = self._sampler(targets.keys(), _unclear(record, targets), rng, among)
-        phrases = [self._sampler.categories[category].phrase for category in category_ids]
+        phrases = self._phrases(place, epoch, category_ids)
         positions = [position for category in category_ids for position in targets.get(category, [])]
         labels = [prompt for prompt, category in enumerate(category_ids) for _ in targets.get(category, [])]
         fields = self._fields(place, image, positions, labels)
@@ -218,6 +232,18 @@ class CocoConcepts(Dataset[Sample]):
             info=self._info(place, mirrored=bool(fields.get("mirrored"))),
             box_prompts=None if asked is None else asked.rows,
         )
+
+    def _asked(self, record: ImageRecord) -> frozenset[int] | None:
+        """The categories that the image may be asked for; None: all."""
+        return None if self.prompts.unlabelled else record.asked
+
+    def _phrases(self, place: int, epoch: int, category_ids: list[int]) -> list[str]:
+        """What the categories are asked for with: in training any of their phrases, as far as a teacher knows them."""
+        categories = [self._sampler.categories[category] for category in category_ids]
+        if not self.prompts.training or self.prompts.pool is not None or not any(c.synonyms for c in categories):
+            return [category.phrase for category in categories]
+        rng = np.random.default_rng((self.seed, epoch, place, SYNONYM_STREAM))
+        return [str(rng.choice(category.phrases)) for category in categories]
 
     def _box_prompts(
         self, place: int, epoch: int, boxes: Tensor, prompt_index: Tensor, category_ids: list[int]
@@ -248,8 +274,7 @@ class CocoConcepts(Dataset[Sample]):
         return fields
 
     def _augmented(self, fields: Fields, phrases: list[str], rng: np.random.Generator) -> Fields:
-        mirror = not any(SIDE_WORDS & set(phrase.split()) for phrase in phrases)
-        step = self._transforms[mirror]
+        step = self._transforms[not any(map(says_side, phrases))]
         if step is None:
             return fields
         # torchvision draws from torch's global generator; borrowing it keeps samples independent of one
@@ -275,50 +300,67 @@ class CocoConcepts(Dataset[Sample]):
             )
         return ImageInfo(record.id, record.file_name, record.height, record.width, truth, mirrored, self.name)
 
-    def _without_missing(self, records: list[ImageRecord]) -> list[ImageRecord]:
-        missing = missing_files(self.folder, [record.file_name for record in records])
-        if not missing:
-            return records
-        if self.on_unreadable == "fail":
-            raise UserError(
-                f"{len(missing)} of {len(records)} images of {self.annotation_file.name} are not in "
-                f"{self.folder}, the first is {missing[0]}; add them, set data.images, "
-                "or set data.on_unreadable=skip"
-            )
-        self.report.images_missing = len(missing)
-        names = set(missing)
-        return [record for record in records if record.file_name not in names]
+    def check_limit(self, limit: int | None, key: str) -> None:
+        """Refuse to measure or train on the first ``limit`` images where no object is in them.
 
-    def _keep_usable(self) -> None:
-        """Drop images that nothing can be asked of, and stop when no target is left."""
+        Raises:
+            UserError: naming the setting ``key``, and how many images it takes.
+        """
+        self._check_limit(self.records, limit, key)
+
+    def _check_limit(self, records: list[ImageRecord], limit: int | None, key: str) -> None:
+        first = next((place for place, record in enumerate(records, 1) if self.targets_of(record)), None)
+        if limit is not None and first is not None and limit < first:
+            raise UserError(
+                f"{key}={limit}: no object is in the first {limit} images of {self.annotation_file.name}, the first "
+                f"that has one is number {first}; set {key}={first} or more"
+            )
+
+    def _keep_usable(self, records: list[ImageRecord], limit: int | None) -> None:
+        """Drop images that nothing can be asked of, and stop when no target is left.
+
+        Args:
+            records: those there are without ``limit``.
+        """
         if self.prompts.unlabelled:
             return
         usable = [bool(self.targets_of(record)) for record in self.records]
         if not any(usable):
-            advice = " (a teacher can train without: distill.labels=false)" if self.prompts.training else ""
-            raise UserError(
-                f"{self.annotation_file} has no usable target ({self.report.summary()}); "
-                f"training and evaluation need at least one annotation that is not a crowd region{advice}"
-            )
+            self._check_limit(records, limit, "data.limit" if self.prompts.training else "data.eval_limit")
+            raise UserError(self._no_target())
         asks_absent = self.prompts.negatives > 0 and self.prompts.protocol != "present"
-        if self.prompts.protocol != "all":
-            self.records = [
-                record
-                for record, use in zip(self.records, usable, strict=True)
-                if use or (asks_absent and self._lacks_a_phrase(record))
-            ]
+        everything = self.prompts.protocol == "all"
+        self.records = [
+            record
+            for record, use in zip(self.records, usable, strict=True)
+            if use or (everything and record.asked != frozenset()) or (asks_absent and self._lacks_a_phrase(record))
+        ]
         if not self.has_masks:
             log.info("%s has boxes only: no mask targets, the mask loss is off", self.annotation_file)
 
+    def _no_target(self) -> str:
+        report = self.report
+        kinds = ("masks_dropped", "masks_missing", "boxes_dropped")
+        first = next((report.findings[kind].first for kind in kinds if kind in report.findings), "")
+        if not first and report.crowd_regions and report.crowd_regions == report.annotations:
+            first = "all annotations are crowd regions; where they are single objects, set their iscrowd to 0"
+        teacher = " (a teacher can train without: distill.labels=false)" if self.prompts.training else ""
+        return (
+            f"{self.annotation_file} has no usable target ({report.summary()}){f': {first}' if first else ''}; "
+            f"training and evaluation need at least one annotation that is not a crowd region{teacher}"
+        )
+
     def _lacks_a_phrase(self, record: ImageRecord) -> bool:
-        """Whether something absent can be asked for; by phrase, because two categories may carry the same one."""
-        there = {self.phrase_of(item.category_id) for item in record.annotations}
-        return any(category.phrase not in there for category in self.categories)
+        """Whether something absent can be asked for."""
+        there = {item.category_id for item in record.annotations}
+        return any(category.id not in there for category in self.categories) and (
+            record.asked is None or not record.asked <= there
+        )
 
     def _tell_unreadable(self, record: ImageRecord, message: str) -> None:
         if record.file_name not in self._told_unreadable:
             self._told_unreadable.add(record.file_name)
-            self.report.images_unreadable += 1
+            self.report.note("images_unreadable", message)
             log.warning("skipped: %s", message)
 
 

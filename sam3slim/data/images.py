@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from PIL.Image import Transpose
+from torchvision.io import ImageReadMode, decode_image, read_file
 
 EXIF_ORIENTATION = 0x0112
 # EXIF orientation → what makes the picture upright (Exif 2.32, table of tag 274).
@@ -34,15 +36,14 @@ def read_image(path: Path, height: int, width: int) -> NDArray[np.uint8]:
         UnreadableImage: not a picture, cut off, or of another size than annotated.
     """
     with _opened(path) as image:
-        turn = _turn(image)
-        turned = upright(image)
-        if turned.size == (width, height):
-            return to_rgb(turned)
-        stored = turned if turn is None else turned.transpose(_inverse(turn))
-        if stored.size != (width, height):
-            found = f"{stored.size[0]}x{stored.size[1]}"
-            raise UnreadableImage(f"is {found} pixels, the annotations say {width}x{height}")
-        return to_rgb(stored)
+        found = f"{image.size[0]}x{image.size[1]}"
+        if image.size in ((width, height), (height, width)):  # before pixels that nobody wants fill the memory
+            turned, turn = _upright(image)
+            stored = turned if turn is None else turned.transpose(_inverse(turn))
+            for picture in (turned, stored):
+                if picture.size == (width, height):
+                    return to_rgb(picture)
+        raise UnreadableImage(f"is {found} pixels, the annotations say {width}x{height}")
 
 
 def read_upright(path: Path) -> NDArray[np.uint8]:
@@ -52,6 +53,12 @@ def read_upright(path: Path) -> NDArray[np.uint8]:
         UnreadableImage: not there, not a picture, or cut off.
     """
     with _opened(path) as image:
+        return to_rgb(upright(image))
+
+
+def rgb_of(image: Image.Image) -> NDArray[np.uint8]:
+    """What ``read_upright`` returns, of a picture that Pillow has opened. Raises UnreadableImage as it does."""
+    with _told():
         return to_rgb(upright(image))
 
 
@@ -74,17 +81,29 @@ def upright(image: Image.Image) -> Image.Image:
     Of the EXIF data only this one entry is read: ``ImageOps.exif_transpose`` also writes all the others back, and
     fails on an odd one, such as a text where a number belongs.
     """
+    return _upright(image)[0]
+
+
+def _upright(image: Image.Image) -> tuple[Image.Image, Transpose | None]:
+    """``upright``, and the turn."""
+    kind, deep = image.format, _is_deep(image)  # first: looking for the turn may load the picture
     turn = _turn(image)
-    image.load()
+    loaded = _loaded(image, deep)
     # Pillow turns a TIFF itself while it loads it.
-    return image if turn is None or image.format == "TIFF" else image.transpose(turn)
+    return loaded if turn is None or kind == "TIFF" else loaded.transpose(turn), turn
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
+    with _told(), Image.open(path) as image:
+        yield image
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Whatever Pillow raises as UnreadableImage."""
     try:
-        with Image.open(path) as image:
-            yield image
+        yield
     except UnreadableImage:
         raise
     except Exception as error:  # what Pillow's readers raise depends on where the bytes are broken
@@ -107,11 +126,48 @@ def _inverse(turn: Transpose) -> Transpose:
 def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     """[height, width, 3] uint8 RGB of a picture of any mode but floating point (UnreadableImage)."""
     if image.mode.startswith("I"):
-        # Pillow clips 16-bit grey levels at 255 when converting; keep the upper byte instead.
-        grey = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=2)
+        # Pillow clips grey levels at 255 when converting.
+        return np.repeat(to_8_bit(np.asarray(image))[..., None], 3, axis=2)
     if image.mode == "F":
         raise UnreadableImage("holds floating-point pixels, expected 8 or 16 bit")
     if image.mode == "P":
         image = image.convert("RGBA")
     return np.array(image.convert("RGB"))
+
+
+def to_8_bit(levels: NDArray[Any]) -> NDArray[np.uint8]:
+    """The upper 8 of the bits that the levels of one picture use: 8, 10, 12, 14, 16 or more.
+
+    Cameras store 12 bits in 16, and tools 8 bits in 32; without a look at the largest level these would be black.
+
+    Raises:
+        UnreadableImage: a level below 0.
+    """
+    levels = levels.astype(np.int64)
+    low, high = int(levels.min()), int(levels.max())
+    if low < 0:
+        raise UnreadableImage(f"holds grey levels from {low} to {high}, expected 0 or more: convert it to 8 bit")
+    used = next((bits for bits in (8, 10, 12, 14, 16) if high < 2**bits), high.bit_length())
+    return (levels >> (used - 8)).astype(np.uint8)
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether a picture that is not loaded yet has 16-bit colours, of which Pillow keeps the upper 8 bits."""
+    return image.mode in ("RGB", "RGBA") and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+
+
+def _loaded(image: Image.Image, deep: bool) -> Image.Image:
+    """``image`` with its pixels, those of 16-bit colours (``deep``) from the bits that are used.
+
+    Raises:
+        UnreadableImage: such a picture in a format that Pillow alone reads.
+    """
+    name, kind = getattr(image, "filename", ""), image.format
+    image.load()
+    if not deep or np.asarray(image.convert("RGB")).max(initial=0) >= 2**6:
+        return image
+    if kind != "PNG" or not name:
+        raise UnreadableImage("holds 16-bit colours that leave the upper bits empty: convert it to 8 bit")
+    levels = decode_image(read_file(str(name)), ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
+    colours = to_8_bit(levels[..., : levels.shape[2] - 1 + levels.shape[2] % 2])  # without alpha
+    return Image.fromarray(np.repeat(colours, 3 // colours.shape[2], axis=2))

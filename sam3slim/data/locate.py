@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from sam3slim.data.names import match_names, nearest_file
+from sam3slim.data.values import short
 from sam3slim.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -67,21 +70,27 @@ def find_images(
     """
     if given is not None:
         folder = root / given
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             raise UserError(f"data.images={given}: no such folder ({folder})")
         return folder
     stem = annotations.stem.removeprefix("instances_")
     subfolders = [stem, *SPLIT_WORDS.get(split, (split,)), "images", "."]
     candidates = [root / "images" / name for name in subfolders[:-2]] + [root / name for name in subfolders]
     candidates += [annotations.parent / "images", annotations.parent]
-    first = file_names[:20]
-    hits = [(sum((folder / name).is_file() for name in first), folder) for folder in candidates]
-    # max keeps the first of equals, so folders named after the split win.
+    first = list(file_names[:20])
+    # In os.path, because pathlib raises where a name is too long. max keeps the first of equals, so folders named
+    # after the split win.
+    hits = [(sum(os.path.isfile(folder / name) for name in first), folder) for folder in candidates]
     count, folder = max(hits, key=lambda pair: pair[0])
+    if count == 0:  # spelt otherwise?
+        folders = dict.fromkeys(folder for folder in candidates if os.path.isdir(folder))
+        hits = [(len(match_names(folder, first)), folder) for folder in folders]
+        count, folder = max(hits, key=lambda pair: pair[0])
     if count == 0:
+        near = nearest_file(root, first[0]) if first else None
         raise UserError(
-            f"no image folder below data.root={root} holds {first[0]}, the first image of "
-            f"{annotations.name}; set data.images=FOLDER"
+            f"no image folder below data.root={root} holds {short(first[0] if first else '')}, the first image of "
+            f"{annotations.name}{f' (a file like it: {short(near)})' if near else ''}; set data.images=FOLDER"
         )
     return folder
 
@@ -93,7 +102,7 @@ def missing_files(folder: Path, file_names: Sequence[str]) -> list[str]:
     for name in file_names:
         path = folder / name
         if path.parent not in listed:
-            listed[path.parent] = {item.name for item in path.parent.iterdir()} if path.parent.is_dir() else set()
+            listed[path.parent] = set(os.listdir(path.parent)) if os.path.isdir(path.parent) else set()
         if path.name not in listed[path.parent]:
             missing.append(name)
     return missing

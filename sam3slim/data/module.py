@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from sam3slim.data.shapes import ShapesSpec, make_shapes
 from sam3slim.data.transforms import AugmentSpec
 from sam3slim.errors import UserError
 from sam3slim.specs import TextSpec
-from sam3slim.text.phrases import BOXES_ONLY, check_known
+from sam3slim.text.phrases import BOXES_ONLY, check_known, token_rows
 
 
 class ConceptData(lightning.LightningDataModule):
@@ -37,6 +38,7 @@ class ConceptData(lightning.LightningDataModule):
         annotations, images: per split, a file or folder instead of a search; a bare path serves every split.
         on_unreadable: ``fail`` or ``skip``.
         phrases: text file of phrases: training takes the pictures of its image folder, without annotations.
+        prompts_file: file of phrases for the categories, instead of their names, see ``read_prompts``.
         limit, eval_limit: use the first images only (``eval_limit`` None: all).
         shapes: draw this shapes set at ``root``.
         overwrite: replace a different shapes set at ``root``.
@@ -61,6 +63,7 @@ class ConceptData(lightning.LightningDataModule):
         images: Mapping[str, str] | str | None = None,
         on_unreadable: Literal["fail", "skip"] = "fail",
         phrases: str | Path | None = None,
+        prompts_file: str | Path | None = None,
         limit: int | None = None,
         eval_limit: int | None = None,
         shapes: ShapesSpec | None = None,
@@ -79,7 +82,8 @@ class ConceptData(lightning.LightningDataModule):
         self.augment, self.limit, self.eval_limit = augment, limit, eval_limit
         self._annotations, self._images, self._phrases = annotations, images, phrases
         self._common: dict[str, Any] = {
-            "image_size": image_size, "on_unreadable": on_unreadable, "cache": cache, "seed": seed, "name": name
+            "image_size": image_size, "on_unreadable": on_unreadable, "cache": cache, "seed": seed, "name": name,
+            "prompts_file": prompts_file,
         }  # fmt: skip
         self.collate = Collate(text)
         self._soft: LookUp | None = None
@@ -146,9 +150,10 @@ class ConceptData(lightning.LightningDataModule):
                 augment=self.augment if training else None,
                 limit=self.limit if training else self.eval_limit,
                 phrases=self._phrases if training else None,
+                same=partial(token_rows, self.collate.text),
                 **self._common,
             )
-            phrases = [category.phrase for category in dataset.categories]
+            phrases = [phrase for category in dataset.categories for phrase in category.phrases]
             check_known([*phrases, *([BOXES_ONLY] if dataset.prompts.boxes_alone else [])], self.collate.text)
             self._datasets[key] = dataset
         return self._datasets[key]
@@ -156,6 +161,10 @@ class ConceptData(lightning.LightningDataModule):
     def training_set(self, split: str = "train") -> Concepts:
         """What an epoch is made of. Raises UserError as ``dataset``."""
         return self.dataset(split, training=True)
+
+    def reports(self) -> dict[str, dict[str, Any]]:
+        """Split → what was read of it, changed and left out, as in a record."""
+        return {key.partition("/")[0]: dataset.report.to_dict() for key, dataset in self._datasets.items()}
 
     def loader(self, split: str, *, training: bool = False) -> ConceptLoader:
         """Batches of ``split``; also usable without a trainer (after ``prepare_data``)."""

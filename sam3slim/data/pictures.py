@@ -9,8 +9,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from sam3slim.data.annotations import Category, CocoIndex, DataReport, ImageRecord
 from sam3slim.data.images import UnreadableImage, upright_size
+from sam3slim.data.records import Category, CocoIndex, ImageRecord
+from sam3slim.data.report import DataReport
 from sam3slim.errors import UserError
 from sam3slim.text.phrases import read_phrase_list
 
@@ -33,7 +34,7 @@ def picture_index(folder: Path, phrases: Path, *, skip: bool = False) -> CocoInd
     """
     if not folder.is_dir():
         raise UserError(f"data.images: {folder} is not a folder; expected one with pictures")
-    report = DataReport()
+    report = DataReport("pictures without annotations")
     records: list[ImageRecord] = []
     for path in picture_files(folder):
         try:
@@ -41,7 +42,7 @@ def picture_index(folder: Path, phrases: Path, *, skip: bool = False) -> CocoInd
         except UnreadableImage as error:
             if not skip:
                 raise UserError(f"image {path} {error}; fix or remove it, or set data.on_unreadable=skip") from error
-            report.images_unreadable += 1
+            report.note("images_unreadable", f"{path} {error}")
             continue
         records.append(ImageRecord(len(records) + 1, path.relative_to(folder).as_posix(), height, width))
     if not records:

@@ -26,19 +26,26 @@ def is_whole_rle(segmentation: dict[str, Any], height: int, width: int) -> bool:
 
     Checked here because pycocotools decodes too short runs to whatever was in memory.
     """
+    return rle_runs(segmentation, height, width) is not None
+
+
+def rle_runs(segmentation: dict[str, Any], height: int, width: int) -> NDArray[np.int64] | None:
+    """The lengths of a mask's runs, of background and object in turns; None unless ``is_whole_rle``."""
     counts = segmentation.get("counts")
     if segmentation.get("size") != [height, width] or not isinstance(counts, (list, str)) or not counts:
-        return False
+        return None
+    pixels = height * width
     if isinstance(counts, list):
-        if not all(isinstance(count, int) and not isinstance(count, bool) for count in counts):
-            return False
+        if not all(isinstance(count, int) and not isinstance(count, bool) and 0 <= count <= pixels for count in counts):
+            return None
         runs = np.array(counts, dtype=np.int64)
     else:
-        codes = np.frombuffer(counts.encode("utf-8"), dtype=np.uint8).astype(np.int64) - 48
+        codes = np.frombuffer(counts.encode("utf-8", "replace"), dtype=np.uint8).astype(np.int64) - 48
         if codes.min() < 0 or codes.max() > 63 or codes[-1] & 0x20:
-            return False
+            return None
         runs = _runs(codes)
-    return bool(runs.min() >= 0 and runs.sum() == height * width and runs[1::2].sum() > 0)
+    whole = runs.min() >= 0 and runs.max() <= pixels and runs.sum() == pixels and runs[1::2].sum() > 0
+    return runs if whole else None
 
 
 def _runs(codes: NDArray[np.int64]) -> NDArray[np.int64]:

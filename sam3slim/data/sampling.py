@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sam3slim.data.annotations import Category
 from sam3slim.data.boxes import PROMPT_KINDS, BoxSpec
+from sam3slim.data.records import Category
 from sam3slim.errors import UserError
 
 
@@ -54,7 +54,9 @@ class PromptSpec:
                 f"data.protocol={self.protocol}: expected train, all, present, present+k or present+<number>"
             )
         if self.kind not in PROMPT_KINDS:
-            raise UserError(f"data.prompts={self.kind}: expected {', '.join(PROMPT_KINDS)}")
+            raise UserError(
+                f"data.prompts={self.kind}: expected {', '.join(PROMPT_KINDS)}, or a .yaml or .json file of phrases"
+            )
         if self.kind != "text" and self.protocol not in ("train", "present"):
             raise UserError(
                 f"data.prompts={self.kind} with data.protocol={self.protocol}: a category without an instance in the "
@@ -114,13 +116,13 @@ class PromptSampler:
             present: categories with a target in the image.
             unclear: categories that are neither present nor absent (only crowd regions or too small).
             rng: source of all choices.
-            among: the image's ``pool``; None: all categories.
+            among: the categories that the image may be asked for, such as its ``pool``; None: all.
         """
         spec = self.spec
         if among is not None:
             present = [category for category in self.categories if category in present and category in among]
         if spec.protocol == "all":
-            return list(self.categories)
+            return [category for category in self.categories if among is None or category in among]
         if spec.unlabelled:
             return self._any(spec.max_prompts, rng, among)
         positives = [category for category in self.categories if category in present]
@@ -133,15 +135,22 @@ class PromptSampler:
             positives = [positives[index] for index in sorted(chosen)]
         return positives + negatives
 
-    def pool(self, present: Collection[int], unclear: Collection[int], rng: np.random.Generator) -> list[int]:
-        """The categories that an image may be asked for in any epoch, at most ``spec.pool``."""
+    def pool(
+        self,
+        present: Collection[int],
+        unclear: Collection[int],
+        rng: np.random.Generator,
+        among: Collection[int] | None = None,
+    ) -> list[int]:
+        """The categories that an image may be asked for in any epoch, at most ``spec.pool``; arguments as above."""
         size = self.spec.pool or len(self.categories)
-        if len(self.categories) <= size:
-            return list(self.categories)
+        allowed = [category for category in self.categories if among is None or category in among]
+        if len(allowed) <= size:
+            return allowed
         if self.spec.unlabelled:
             return self._any(size, rng)
-        positives = [category for category in self.categories if category in present][:size]
-        return positives + self._negatives(present, unclear, size - len(positives), rng)
+        positives = [category for category in allowed if category in present][:size]
+        return positives + self._negatives(present, unclear, size - len(positives), rng, among)
 
     def _any(self, count: int, rng: np.random.Generator, among: Collection[int] | None = None) -> list[int]:
         """Categories of different phrases, in no order."""

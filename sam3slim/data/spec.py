@@ -11,6 +11,7 @@ from typing import Any, Literal
 from sam3slim.data.boxes import BoxSpec
 from sam3slim.data.mixture import MixedData, SetSpec, check_sets
 from sam3slim.data.module import ConceptData
+from sam3slim.data.prompt_file import SUFFIXES, phrases_digest, read_prompts
 from sam3slim.data.sampling import PromptSpec
 from sam3slim.data.shapes import ShapesSpec
 from sam3slim.data.transforms import AugmentSpec
@@ -33,7 +34,8 @@ class DataSpec:
             part after another, with the same gradients. None: no bound.
         phrases: needs distill.labels=false, because the pictures have no annotations.
         prompts: what evaluation shows the model of a category: its phrase (``text``), a box on one of its instances
-            (``box``), or both (``text+box``); see ``PromptSpec.kind``.
+            (``box``), or both (``text+box``), see ``PromptSpec.kind``; or a file of phrases to ask for instead of the
+            categories' names, in training too, see ``read_prompts``.
     """
 
     kind: Literal["shapes", "coco"]
@@ -82,6 +84,18 @@ class DataSpec:
                 f"data.max_prompts_per_batch={self.max_prompts_per_batch} must be at least 1, or null for no bound"
             )
         replace(self.training_prompts(), protocol=self.protocol)  # is checked together with prompts
+        if self.prompts_file is not None:
+            read_prompts(self.prompts_file)
+
+    @property
+    def prompts_file(self) -> Path | None:
+        """The file that ``prompts`` names; None where it names a kind."""
+        return Path(self.prompts) if Path(self.prompts).suffix.lower() in SUFFIXES else None
+
+    @property
+    def prompt_kind(self) -> str:
+        """``text``, ``box`` or ``text+box``."""
+        return self.prompts if self.prompts_file is None else "text"
 
     def _check_sets(self) -> None:
         if self.sets is not None:
@@ -134,7 +148,7 @@ class DataSpec:
             min_area=self.min_area,
             labels=labels,
             pool=pool,
-            kind=self.prompts,
+            kind=self.prompt_kind,
             boxes=self.boxes,
         )
 
@@ -143,11 +157,16 @@ class DataSpec:
         files = {key: getattr(self, key) for key in ("annotations", "images") if getattr(self, key) is not None}
         return {"files": files} if files else {}
 
+    def given_phrases(self) -> dict[str, Any]:
+        """{"prompts_file", "phrases_sha256"} where categories are asked for with other phrases, for a record."""
+        file = self.prompts_file
+        return {} if file is None else {"prompts_file": str(file), "phrases_sha256": phrases_digest(file)}
+
     def given_boxes(self) -> dict[str, Any]:
         """{"prompt_kind", "box_noise"} of an evaluation with boxes, for a record; {} of one with phrases alone."""
-        if self.prompts == "text":
+        if self.prompt_kind == "text":
             return {}
-        return {"prompt_kind": self.prompts, "box_noise": [self.boxes.noise, self.boxes.noise_limit]}
+        return {"prompt_kind": self.prompt_kind, "box_noise": [self.boxes.noise, self.boxes.noise_limit]}
 
     def build(self, model: ModelSpec, seed: int = 0, *, labels: bool = True, pool: int | None = None) -> ConceptData:
         """The data module for ``model``: its image size and text tower."""
@@ -170,6 +189,7 @@ class DataSpec:
             annotations=self.annotations,
             images=self.images,
             phrases=self.phrases,
+            prompts_file=self.prompts_file,
             on_unreadable=self.on_unreadable,
             limit=self.limit,
             eval_limit=self.eval_limit,
@@ -204,5 +224,6 @@ def recorded_data(data: Mapping[str, Any], *, root: str | Path | None = None) ->
     return DataSpec(
         kind="coco", root=str(folder), split=data.get("split") or "test", protocol=data.get("protocol") or "all",
         annotations=files.get("annotations"), images=files.get("images"), on_unreadable="skip",
-        prompts=data.get("prompt_kind") or "text", boxes=BoxSpec(noise=noise, noise_limit=limit),
+        prompts=data.get("prompts_file") or data.get("prompt_kind") or "text",
+        boxes=BoxSpec(noise=noise, noise_limit=limit),
     )  # fmt: skip

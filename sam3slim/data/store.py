@@ -11,8 +11,8 @@ from pycocotools import mask as mask_utils
 from torch import Tensor
 from torchvision import tv_tensors
 
-from sam3slim.data.annotations import ImageRecord
 from sam3slim.data.images import read_image
+from sam3slim.data.records import ImageRecord
 from sam3slim.data.rle import to_rle
 from sam3slim.data.transforms import squash
 

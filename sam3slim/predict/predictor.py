@@ -16,7 +16,7 @@ from sam3slim.data.batch import ImageInfo, Sample
 from sam3slim.data.boxes import BoxRow
 from sam3slim.data.collate import Collate
 from sam3slim.data.detections import Detections
-from sam3slim.data.images import UnreadableImage, read_upright, to_rgb, upright
+from sam3slim.data.images import UnreadableImage, read_upright, rgb_of
 from sam3slim.data.transforms import normalise, squash
 from sam3slim.errors import UserError
 from sam3slim.evaluation.inference import TextCache, predict_batch
@@ -191,8 +191,8 @@ def _read(picture: Picture, name: str) -> NDArray[np.uint8]:
         if isinstance(picture, (str, Path)):
             return read_upright(Path(picture))
         if isinstance(picture, Image.Image):
-            return to_rgb(upright(picture))
-    except (UnreadableImage, OSError) as error:  # OSError: a picture that is read from its file only now
+            return rgb_of(picture)
+    except UnreadableImage as error:
         raise UserError(f"image {name} {error}") from error
     if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8 or not picture.size:
         raise UserError(f"image {name} is {picture.dtype} {list(picture.shape)}; expected uint8 [height, width, 3]")

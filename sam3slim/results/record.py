@@ -101,6 +101,8 @@ class Data(Part):
         data_set: its name among the several of a training (``data.sets``).
         prompt_kind, box_noise: of an evaluation with boxes.
         files: {"annotations", "images"} where they were not searched for.
+        prompts_file, phrases_sha256: where categories were asked for with other phrases than their names.
+        read: split → what was read of it, changed and left out, and why (``DataReport``).
     """
 
     name: str | None = None
@@ -113,11 +115,14 @@ class Data(Part):
     prompt_kind: str | None = None
     box_noise: list[float] | None = None
     files: Mapping[str, Any] = field(default_factory=dict)
+    prompts_file: str | None = None
+    phrases_sha256: str | None = None
+    read: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def identity(self) -> Data:
         """What must be equal where numbers are compared; the same data may lie anywhere."""
-        return replace(self, root=None, files={}, data_set=None)
+        return replace(self, root=None, files={}, data_set=None, prompts_file=None, read={})
 
     @property
     def boxes(self) -> dict[str, Any]:

@@ -104,6 +104,7 @@ def _measure(
         record.artifact = replace(record.artifact, arithmetic=getattr(model, "arithmetic", "fp32"))
     begin(record, folder)
     reset_peak_memory(device)
+    data.dataset(spec.data.split).check_limit(spec.limit, "limit")
     loader = data.loader(spec.data.split)
     on_cpu = isinstance(model, torch.nn.Module) and device.type == "cpu"
     with emulated(model) if on_cpu else nullcontext(0) as count:  # type: ignore[arg-type]
@@ -111,7 +112,7 @@ def _measure(
     if count:
         record.artifact = replace(record.artifact, evaluated_with=EMULATION)
         print(f"{count} Linears: {EMULATION}")
-    add_result(record, result, spec.data)
+    add_result(record, result, data, spec.data)
     found = result.samples
     save_samples(found, folder)
     if reference is not None:
@@ -124,12 +125,12 @@ def _measure(
     return Reference(found, spec.data.protocol, result.prompts, folder, spec.data.given_boxes())
 
 
-def add_result(record: RunRecord, result: EvalResult, data: DataSpec) -> None:
+def add_result(record: RunRecord, result: EvalResult, data: ConceptData, spec: DataSpec) -> None:
     """The record's ``metrics`` and ``data`` entries."""
     record.metrics = Metrics(result.metrics, result.calibration)
     record.data = Data(
-        data.kind, data.root, data.split, data.protocol, result.images, result.prompts, data.set, **data.given_boxes(),
-        **data.given_files(),
+        spec.kind, spec.root, spec.split, spec.protocol, result.images, result.prompts, spec.set, **spec.given_boxes(),
+        **spec.given_files(), **spec.given_phrases(), read=data.reports(),
     )  # fmt: skip
 
 

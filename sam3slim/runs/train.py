@@ -239,7 +239,7 @@ def _write_result(
     if spec.eval_at_end:
         to_device(model, training_device(spec), "fp32")
         result = evaluate_model(model, data.loader(spec.data.split))
-        add_result(record, result, spec.data.measured())
+        add_result(record, result, data.parts[spec.data.measured_set], spec.data.measured())
         save_samples(result.samples, output_dir)
         metrics = {"split": spec.data.split, "arithmetic": "fp32", **result.metrics}
     metadata = {"command": record.command, "seed": spec.seed, "git": record.git or None, "device": record.device}
@@ -271,7 +271,7 @@ def _measure_other_sets(spec: TrainSpec, run: Run, data: ConceptData, record: Ru
         with part.recording(str(run.folder)) as measured:
             measured.model, measured.artifact = record.model, record.artifact
             result = evaluate_model(model, data.parts[name].loader(spec.data.split))
-            add_result(measured, result, one)
+            add_result(measured, result, data.parts[name], one)
             save_samples(result.samples, part.folder)
             print_set(measured)
 

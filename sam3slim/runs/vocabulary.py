@@ -11,6 +11,7 @@ from sam3slim.data.annotations import category_phrases
 from sam3slim.data.locate import find_annotations
 from sam3slim.data.mixture import naming
 from sam3slim.data.module import of_split
+from sam3slim.data.prompt_file import read_prompts
 from sam3slim.data.spec import DataSpec
 from sam3slim.runs.specs import TrainSpec
 from sam3slim.text.phrases import read_phrase_list
@@ -55,5 +56,7 @@ def _phrases_of(spec: TrainSpec, data: DataSpec, *, validated: bool) -> list[str
         *([data.split] if spec.eval_at_end else []),
     ])  # fmt: skip
     root = Path(data.root or ".")
-    files = dict.fromkeys(find_annotations(root, split, of_split(data.annotations, split)) for split in splits)
-    return list(dict.fromkeys([*listed, *(phrase for file in files for phrase in category_phrases(file))]))
+    files = {find_annotations(root, split, of_split(data.annotations, split)): split for split in splits}
+    given = None if data.prompts_file is None else read_prompts(data.prompts_file)
+    named = (phrase for file, split in files.items() for phrase in category_phrases(file, split, given))
+    return list(dict.fromkeys([*listed, *named]))

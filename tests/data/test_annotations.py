@@ -39,29 +39,41 @@ def test_load_index__rounding_outside_is_not_a_problem(write_coco: CocoWriter) -
     assert index.report.problems == {}
 
 
+@pytest.mark.parametrize("bbox", [[50, 5, 10, 10], [5, 5, 0, 10], [5, 5, 10], [5, 5, float("nan"), 10], [0] * 4, []])
+def test_load_index__useless_box_is_taken_from_its_mask(write_coco: CocoWriter, bbox: list[float]) -> None:
+    index = load_index(annotations_of(write_coco([square(5, 5), square(5, 5) | {"bbox": bbox}])))
+    assert [annotation.box for annotation in index.records[0].annotations] == [(5, 5, 15, 15)] * 2
+    assert index.report.problems == {"boxes_from_masks": 1}
+    only = load_index(annotations_of(write_coco([{"bbox": [5, 5, 9, 9]}, {"bbox": bbox}])))
+    assert len(only.records[0].annotations) == 1
+    assert only.report.problems == {"boxes_dropped": 1}
+
+
 @pytest.mark.parametrize(
-    ("bad", "problem"),
+    ("segmentation", "problem"),
     [
-        ({"bbox": [50, 5, 10, 10]}, "boxes_dropped"),
-        ({"bbox": [5, 5, 0, 10]}, "boxes_dropped"),
-        ({"bbox": [5, 5, 10]}, "boxes_dropped"),
-        ({"bbox": [5, 5, float("nan"), 10]}, "boxes_dropped"),
-        ({"segmentation": [[1, 1, 5, 5]]}, "degenerate_polygons"),
-        ({"segmentation": [[1, 1, 5, 5, 9, 9]]}, "degenerate_polygons"),
-        ({"segmentation": [[50, 50, 60, 50, 60, 60]]}, "degenerate_polygons"),
-        ({"segmentation": [[1, 1, 5, 5, 9, "x"]]}, "degenerate_polygons"),
-        ({"segmentation": []}, "masks_dropped"),
-        ({"segmentation": {"size": [30, 40], "counts": [5, 5]}}, "masks_dropped"),
-        ({"segmentation": {"size": [40, 30], "counts": [0, 1200]}}, "masks_dropped"),
+        ([[1, 1, 5, 5]], "degenerate_polygons"),
+        ([[1, 1, 5, 5, 9, 9]], "degenerate_polygons"),
+        ([[50, 50, 60, 50, 60, 60]], "degenerate_polygons"),
+        ([[1, 1, 5, 5, 9, "x"]], "masks_missing"),
+        ([], "masks_missing"),
+        ({"size": [30, 40], "counts": [5, 5]}, "masks_missing"),
+        ({"size": [40, 30], "counts": [0, 1200]}, "masks_missing"),
     ],
 )
-def test_load_index__hopeless_annotation_is_dropped_and_counted(
-    write_coco: CocoWriter, bad: dict[str, Any], problem: str
+def test_load_index__without_a_usable_mask_a_box_is_a_region_to_ignore(
+    write_coco: CocoWriter, segmentation: Any, problem: str
 ) -> None:
-    index = load_index(annotations_of(write_coco([square(5, 5), square(5, 5) | bad])))
-    assert len(index.records[0].annotations) == 1
+    item = {"bbox": [5, 5, 10, 10], "segmentation": segmentation}
+    index = load_index(annotations_of(write_coco([square(5, 5), item])))
+    kept = index.records[0].annotations
+    assert [annotation.iscrowd for annotation in kept] == [False, True]
+    assert kept[1].box == (5, 5, 15, 15)
     assert index.report.problems[problem] == 1
-    assert index.report.annotations == 1
+    assert index.report.problems["masks_missing"] == 1
+    gone = load_index(annotations_of(write_coco([square(5, 5), item | {"bbox": [5, 5, 0, 10]}])))
+    assert len(gone.records[0].annotations) == 1
+    assert gone.report.problems["masks_dropped"] == 1
 
 
 def test_load_index__degenerate_polygon_beside_a_good_one(write_coco: CocoWriter) -> None:
@@ -107,7 +119,8 @@ def test_load_index__boxes_only_set(write_coco: CocoWriter) -> None:
         ({"categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}, "'b' needs an id of its own"),
         ({"categories": []}, "lists no categories"),
         ({"images": []}, "lists no images"),
-        ({"images": [{"id": 1, "file_name": "1.png"}]}, "whole numbers id, height, width"),
+        ({"images": [{"id": 1, "file_name": "1.png"}]}, "image 1 .*height.* expected whole numbers of pixels"),
+        ({"images": [{"file_name": "1.png", "height": 30, "width": 40}]}, "needs an id and a file_name"),
         ({"images": [{"id": 1, "file_name": "1.png", "height": 30, "width": 40}] * 2}, "listed twice"),
     ],
 )

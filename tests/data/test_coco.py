@@ -237,7 +237,7 @@ def test_broken_image__skip_takes_another_in_training(write_coco: CocoWriter, ca
     (root / "images/2.png").write_text("broken")
     data = open_set(root, on_unreadable="skip")
     assert [data[1].info.image_id, data[1].info.image_id] == [1, 1]
-    assert data.report.images_unreadable == 1
+    assert data.report.problems == {"images_unreadable": 1}
     assert len([record for record in caplog.records if "2.png" in record.message]) == 1
 
 
@@ -267,11 +267,12 @@ def test_no_usable_target__stops(write_coco: CocoWriter, items: list[dict[str, A
 
 
 def test_repairs__are_one_summary_line(write_coco: CocoWriter, caplog: pytest.LogCaptureFixture) -> None:
-    root = write_coco([square(0, 0), square(50, 5) | {"segmentation": crowd(0, 0)["segmentation"]}, square(35, 5)])
+    root = write_coco([square(0, 0), {"bbox": [50, 5, 10, 10], "segmentation": []}, square(35, 5)])
     open_set(root)
     lines = [record.message for record in caplog.records if record.levelno == logging.WARNING]
     assert len(lines) == 1
-    assert "boxes clipped: 1, boxes dropped: 1" in lines[0]
+    assert "changed: 1 boxes reach over the picture's edge" in lines[0]
+    assert "dropped: 1 annotations have neither a usable mask nor a usable box" in lines[0]
 
 
 @pytest.mark.parametrize("choice", ["on_unreadable", "cache"])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from sam3slim.data.images import EXIF_ORIENTATION, UnreadableImage, read_image, read_upright, upright_size
+from sam3slim.data.images import EXIF_ORIENTATION, UnreadableImage, read_image, read_upright, rgb_of, upright_size
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8)
@@ -33,6 +34,83 @@ def test_read_image__16_bit_grey_keeps_its_range(tmp_path: Path) -> None:
     assert np.array_equal(pixels[..., 0], values >> 8)
     assert pixels[0, 0, 0] == 0
     assert pixels[-1, -1, 2] == 255
+
+
+def png_16(values: np.ndarray) -> bytes:
+    """A PNG of 16 bits a channel, [height, width, channels], which Pillow can read and not write."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width, channels = values.shape
+    head = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+@pytest.mark.parametrize(
+    "kind", ["grey PNG", "grey and alpha PNG", "colour PNG", "colour and alpha PNG", "int32 TIFF", "16-bit TIFF"]
+)
+def test_read__fewer_bits_than_the_file_has(tmp_path: Path, bits: int, kind: str) -> None:
+    """12-bit values in a 16-bit PNG, or 8-bit ones in an int32 TIFF, were black pictures."""
+    channels = {"grey and alpha PNG": 2, "colour PNG": 3, "colour and alpha PNG": 4}.get(kind, 1)
+    values = np.linspace(0, 2**bits - 1, 48 * channels).reshape(6, 8, channels).astype(np.uint16)
+    path = tmp_path / ("a.tif" if "TIFF" in kind else "a.png")
+    if "PNG" in kind:
+        values[..., channels - 1 + channels % 2 :] = 65_535  # opaque
+        path.write_bytes(png_16(values))
+    else:
+        Image.fromarray(values[..., 0].astype(np.int32 if kind.startswith("int32") else np.uint16)).save(path)
+    expected = values[..., : channels - 1 + channels % 2] >> (bits - 8)
+    for pixels in (read_upright(path), read_image(path, 6, 8)):
+        assert np.array_equal(pixels, np.broadcast_to(expected, (6, 8, 3)))
+        assert pixels.max() > 250
+    with Image.open(path) as image:
+        assert np.array_equal(rgb_of(image), read_upright(path))
+
+
+@pytest.mark.parametrize(("levels", "top"), [([0, 2**20], 128), ([0, 2**31 - 1], 255), ([0, 0], 0), ([7, 7], 7)])
+def test_read__32_bit_levels(tmp_path: Path, levels: list[int], top: int) -> None:
+    Image.fromarray(np.array([levels] * 2, dtype=np.int32)).save(tmp_path / "a.tif")
+    assert read_upright(tmp_path / "a.tif").max() == top
+
+
+def test_read__negative_levels_are_told(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[-1024, 3071]] * 2, dtype=np.int32)).save(tmp_path / "a.tif")
+    with pytest.raises(UnreadableImage, match="holds grey levels from -1024 to 3071, expected 0 or more: convert it"):
+        read_upright(tmp_path / "a.tif")
+
+
+def tiff_16(values: np.ndarray) -> bytes:
+    """A TIFF of 16-bit colours, [height, width, 3]."""
+    pixels = values.astype("<u2").tobytes()
+    height, width, _ = values.shape
+    tags = [
+        (256, 3, 1, width), (257, 3, 1, height), (258, 3, 3, 8), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 1, 14),
+        (277, 3, 1, 3), (278, 3, 1, height), (279, 4, 1, len(pixels)),
+    ]  # fmt: skip
+    table = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    bits = struct.pack("<HHH", 16, 16, 16)
+    return b"II*\0" + struct.pack("<I", 14 + len(pixels)) + bits + pixels + struct.pack("<H", 9) + table + bytes(4)
+
+
+def test_read__12_bit_colours_in_a_tiff_are_told(tmp_path: Path) -> None:
+    values = RNG.integers(0, 4096, (6, 8, 3))
+    (tmp_path / "a.tif").write_bytes(tiff_16(values * 16))
+    assert np.array_equal(read_upright(tmp_path / "a.tif"), values * 16 >> 8)
+    (tmp_path / "a.tif").write_bytes(tiff_16(values))
+    with pytest.raises(UnreadableImage, match="holds 16-bit colours that leave the upper bits empty: convert it"):
+        read_upright(tmp_path / "a.tif")
+
+
+def test_read_image__a_wrong_size_is_told_before_pixels_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.fromarray(RGB).save(tmp_path / "a.png")
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("read"))
+    with pytest.raises(UnreadableImage, match="is 8x6 pixels, the annotations say 9x6"):
+        read_image(tmp_path / "a.png", 6, 9)
 
 
 def test_read_image__palette_with_transparency(tmp_path: Path) -> None:
