@@ -471,7 +471,7 @@ def test_same_phrase__after_the_cut_to_the_context(tmp_path: Path) -> None:
     content["categories"][0]["name"] = "a b c d e f g h i j k l m"
     content["categories"][2]["name"] = "a b c d e f g h i j k l m n"
     root = written(tmp_path / "set", content)
-    spec = DataSpec("coco", str(root), "train", phrases=None)
+    spec = DataSpec("coco", str(root), split="train")
     data = spec.build(SPEC).dataset("train")
     assert [category.phrase for category in data.categories] == ["a b c d e f g h i j k l m", "traffic light"]
     assert data.report.problems == {"categories_merged": 1}
@@ -648,7 +648,7 @@ traffic_light: stop light
 def test_prompts_file__phrases_instead_of_names(tmp_path: Path) -> None:
     root = written(tmp_path / "set", plain())
     (tmp_path / "prompts.yaml").write_text(PROMPTS)
-    spec = DataSpec("coco", str(root), "train", prompts=str(tmp_path / "prompts.yaml"), negatives=0)
+    spec = DataSpec("coco", str(root), split="train", prompts=str(tmp_path / "prompts.yaml"), negatives=0)
     data = spec.build(SPEC)
     evaluated, training = data.dataset("train"), data.dataset("train", training=True)
     assert evaluated[0].phrases == ["mug", "stop light", "dog"]
@@ -682,7 +682,7 @@ def test_prompts_file__bad_ones_are_one_line(tmp_path: Path, text: str, message:
 def test_prompts_file__one_phrase_of_two_categories_is_told(tmp_path: Path) -> None:
     root = written(tmp_path / "set", plain())
     (tmp_path / "p.json").write_text(json.dumps({"cup": ["dog", "mug"], "dog": ["hound", "mug"]}))
-    spec = DataSpec("coco", str(root), "train", prompts=str(tmp_path / "p.json"))
+    spec = DataSpec("coco", str(root), split="train", prompts=str(tmp_path / "p.json"))
     data = spec.build(SPEC).dataset("train")
     assert [category.phrases for category in data.categories] == [("dog", "mug"), ("traffic light",), ("hound",)]
     assert data.report.problems["synonyms_dropped"] == 1
