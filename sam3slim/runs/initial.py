@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from sam3slim.checkpoints import load, locate
+from sam3slim.checkpoints.plain_vit import read_plain_vit
 from sam3slim.checkpoints.readers import read
 from sam3slim.data.batch import Batch, Targets
 from sam3slim.data.module import ConceptData
@@ -24,27 +25,98 @@ from sam3slim.slimming import (
     DataScores,
     Fit,
     Plan,
+    VisionFit,
+    adopt_vision,
     check_slimmer,
+    check_vision,
     collect_scores,
+    fit_neck,
     fit_vision,
     inherit,
 )
 from sam3slim.text.phrases import encode_phrases
 
+NO_CHECKPOINT = "init.checkpoint is missing; init={kind} needs the checkpoint to start from"
 
-def initial_model(spec: TrainSpec, data: ConceptData) -> tuple[Sam3, Plan | None]:
+
+@dataclass(frozen=True)
+class Initial:
+    """Where training starts.
+
+    Attributes:
+        plan: what was kept of a larger model; None where nothing was cut.
+        vision: how well the tower does what ``init.vision`` did; None without.
+    """
+
+    model: Sam3
+    plan: Plan | None = None
+    vision: VisionFit | None = None
+
+
+def initial_model(spec: TrainSpec, data: ConceptData, known: VisionFit | None = None) -> Initial:
     """Fresh, loaded or inherited weights, and what was kept of a larger model.
 
     Args:
-        data: not set up yet; only ``init.importance=activation|taylor`` looks at it.
+        data: not set up yet; ``init.importance=activation|taylor``, ``init.fit_batches`` and ``init.vision`` look at
+            it.
+        known: of a run that goes on from a checkpoint, whose tower is not fitted again.
 
     Raises:
-        UserError: the checkpoint does not fit; no training data where importance needs some.
+        UserError: the checkpoint does not fit; no training data where some are needed.
     """
-    model, plan = _initial(spec, data)
+    if spec.init.vision is None or spec.init.kind == "scratch":
+        model, plan = _initial(spec, data)
+    else:
+        model, plan = _around_vision(spec, data)
+    vision = known
+    if spec.init.vision is not None and known is None:
+        vision = _adopted(spec, model, data)
     if spec.init.fresh_box_labels:
         fresh_box_labels(model, spec.seed)
-    return model, plan
+    return Initial(model, plan, vision)
+
+
+def check_initial(spec: TrainSpec) -> None:
+    """What ``init.vision`` would be refused for, before the data are looked at. Raises UserError."""
+    if spec.init.vision is not None:
+        check_vision(read_plain_vit(spec.init.vision), spec.model.vit)
+
+
+def _adopted(spec: TrainSpec, model: Sam3, data: ConceptData) -> VisionFit:
+    """Put the ViT that ``init.vision`` names into the model's tower, fitted on the first training batches."""
+    assert spec.init.vision is not None
+    device = training_device(spec)
+    vit = read_plain_vit(spec.init.vision)
+    with torch.random.fork_rng():
+        batches = islice(_batches(data, model), spec.init.vision_batches)
+        images = [batch.pixel_values.to(device) for batch in batches]
+        found = adopt_vision(vit.to(device), model.to(device), images)  # type: ignore[arg-type]
+        if spec.init.kind == "pruned":
+            assert spec.init.checkpoint is not None
+            source, _ = load(spec.init.checkpoint, overrides=spec.init.overrides, dequantize=True)
+            found = replace(found, neck=fit_neck(source.to(device), model, images))  # type: ignore[arg-type]
+    back_to_cpu(model)
+    rank_zero_only(print)(found.describe())
+    return found
+
+
+def _around_vision(spec: TrainSpec, data: ConceptData) -> tuple[Sam3, Plan]:
+    """``init=pruned`` with ``init.vision``: a fresh tower, and all else as inherited by a model of the old tower."""
+    if not spec.init.checkpoint:
+        raise UserError(NO_CHECKPOINT.format(kind=spec.init.kind))
+    old = read(locate(spec.init.checkpoint), spec.init.overrides).spec
+    around, plan = _initial(replace(spec, model=replace(spec.model, vit=old.vit)), data)
+    assert plan is not None
+    model = init_for_training(build_model(spec.model), spec.seed)
+    own = model.state_dict()
+    kept = {key: value for key, value in around.state_dict().items() if not _reads_tower(key)}
+    model.load_state_dict({**own, **kept}, strict=True)
+    return model, replace(plan, params_after=sum(p.numel() for p in model.parameters()))
+
+
+def _reads_tower(key: str) -> bool:
+    """Whether a tensor is of the tower, or of those convolutions of the neck that are as wide as the tower."""
+    return key.startswith("vision_encoder.") and ".proj2." not in key
 
 
 def _initial(spec: TrainSpec, data: ConceptData) -> tuple[Sam3, Plan | None]:
@@ -52,7 +124,7 @@ def _initial(spec: TrainSpec, data: ConceptData) -> tuple[Sam3, Plan | None]:
     if init.kind == "scratch":
         return init_for_training(build_model(spec.model), spec.seed), None
     if not init.checkpoint:
-        raise UserError(f"init.checkpoint is missing; init={init.kind} needs the checkpoint to start from")
+        raise UserError(NO_CHECKPOINT.format(kind=init.kind))
     if init.kind == "checkpoint":
         model, report = load(
             init.checkpoint, overrides=init.overrides, expect=spec.model, allow_fresh=init.allow_fresh, dequantize=True

@@ -27,6 +27,8 @@ class InitSpec:
         fresh_box_labels: draw the vectors of positive and negative boxes anew, see ``models.init.fresh_box_labels``;
             for checkpoints that were not trained with boxes.
         fit_batches: training batches to fit a cut vision tower on, see ``slimming.fit_vision``; 0: not at all.
+        vision: a pre-trained plain ViT that the vision tower starts from, see ``checkpoints.plain_vit``; None: none.
+        vision_batches: training batches to fit it on, see ``slimming.adopt_vision``.
     """
 
     kind: Literal["scratch", "checkpoint", "pruned"] = "scratch"
@@ -38,8 +40,11 @@ class InitSpec:
     importance_batches: int = 4
     fit_batches: int = 0
     fresh_box_labels: bool = False
+    vision: str | None = None
+    vision_batches: int = 8
 
     def __post_init__(self) -> None:
+        self._check_vision()
         check_rule(self.importance, self.depth)
         if self.importance_batches < 1:
             raise SpecError(f"init.importance_batches={self.importance_batches} must be at least 1")
@@ -58,6 +63,22 @@ class InitSpec:
                     f"init.{key}={getattr(self, key)} is for init=pruned; init={self.kind} cuts nothing: remove it, or "
                     "set init=pruned"
                 )
+
+    def _check_vision(self) -> None:
+        if self.vision_batches < 1:
+            raise SpecError(f"init.vision_batches={self.vision_batches} must be at least 1")
+        if self.vision is None:
+            return
+        if self.kind == "checkpoint":
+            raise SpecError(
+                f"init.vision={self.vision} replaces the vision tower, and init=checkpoint loads one; set "
+                "init.vision=null, or init=pruned for the other parts of the checkpoint"
+            )
+        if self.fit_batches:
+            raise SpecError(
+                f"init.fit_batches={self.fit_batches} fits a tower that was cut, and init.vision={self.vision} puts "
+                "another in its place; set init.fit_batches=0 (init.vision_batches says on how much it is fitted)"
+            )
 
 
 @dataclass(frozen=True)

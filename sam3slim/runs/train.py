@@ -22,7 +22,7 @@ from sam3slim.data.module import ConceptData
 from sam3slim.distill import CachedTeacher, FrozenTeacher
 from sam3slim.errors import UserError
 from sam3slim.evaluation import evaluate as evaluate_model
-from sam3slim.files import ensure_writable_dir, write_json
+from sam3slim.files import ensure_writable_dir, read_json, write_json
 from sam3slim.launch.compose import build, compose_run
 from sam3slim.launch.run import Run
 from sam3slim.launch.trial import Done
@@ -32,7 +32,7 @@ from sam3slim.models.compiled import compile_layers, require_compiler
 from sam3slim.results.record import RunRecord, TrainingSummary, plain
 from sam3slim.results.recording import begin, forget, forget_made_from, is_first_process
 from sam3slim.runs.compress import compress_unfinished
-from sam3slim.runs.initial import initial_model, training_device
+from sam3slim.runs.initial import Initial, check_initial, initial_model, training_device
 from sam3slim.runs.measure import add_result, back_to_cpu, model_summary, print_set, to_device, written_artifact
 from sam3slim.runs.reference import load_samples, save_samples
 from sam3slim.runs.resume import check_trained_parameters, resume_path, tell_differences
@@ -40,7 +40,7 @@ from sam3slim.runs.specs import CompressSpec, TrainSpec
 from sam3slim.runs.teacher import check_teaching, teacher_of, training_data
 from sam3slim.runs.trained import tell_untrained, training_summary
 from sam3slim.runs.vocabulary import with_vocabulary
-from sam3slim.slimming import Plan
+from sam3slim.slimming import VisionFit
 from sam3slim.strict import spec_from_dict
 from sam3slim.training import (
     ConceptSegmentation,
@@ -57,6 +57,7 @@ from sam3slim.training.signals import forwarded_sigterm
 COMPRESSED = "compressed"  # folder of the smaller artifacts, in the run's folder
 SETS = "sets"  # folder of the records of the other data sets of several, in the run's folder
 PLAN_FILE = "slimming_plan.json"  # what an inherited model kept, in the run's folder
+VISION_FILE = "vision.json"  # how well the tower does what init.vision did, in the run's folder
 
 
 def train_and_compress(spec: TrainSpec, run: Run) -> Done:
@@ -119,13 +120,16 @@ def train(asked: TrainSpec, run: Run) -> RunRecord:
         if spec.eval_at_end:
             data.require(spec.data.split)  # not hours later
         check_teaching(spec)
+        check_initial(spec)
         masks = spec.distill.labels and data.train_masks()
-        model, plan = initial_model(spec, data)
-        if plan is not None:
-            rank_zero_only(write_json)(output_dir / PLAN_FILE, plan.to_dict())
+        initial = initial_model(spec, data, _known_vision(output_dir) if resume is not None else None)
+        model = initial.model
+        for name, found in ((PLAN_FILE, initial.plan), (VISION_FILE, initial.vision)):
+            if found is not None:
+                rank_zero_only(write_json)(output_dir / name, found.to_dict())
         record.model = model_summary(model)
         if spec.trainer["max_steps"] == 0:
-            _keep_initial(spec, run, data, record, model, plan)
+            _keep_initial(spec, run, data, record, initial)
             return record
         teacher = teacher_of(spec, data)
         module = training_module(spec, model, teacher, run.config, masks=masks)
@@ -151,7 +155,7 @@ def train(asked: TrainSpec, run: Run) -> RunRecord:
         _part(data)
         if first:
             best, _ = load(result_of(spec, output_dir), expect=spec.model)
-            _write_result(spec, run, data, record, best, plan)
+            _write_result(spec, run, data, record, replace(initial, model=best))
     return record
 
 
@@ -210,6 +214,12 @@ def bad_input_of(error: ProcessRaisedException) -> UserError | None:
     return UserError(message) if name in {f"{kind.__module__}.{kind.__qualname__}" for kind in kinds} else None
 
 
+def _known_vision(folder: Path) -> VisionFit | None:
+    """What a run that goes on found when it began: its weights come from a checkpoint, so nothing is fitted again."""
+    file = folder / VISION_FILE
+    return VisionFit.from_dict(read_json(file, "start the training anew")) if file.is_file() else None
+
+
 def _part(data: ConceptData) -> None:
     """What follows training is one process's work: on all images, waiting for nobody."""
     data.trainer = None
@@ -218,22 +228,19 @@ def _part(data: ConceptData) -> None:
         torch.distributed.destroy_process_group()
 
 
-def _keep_initial(
-    spec: TrainSpec, run: Run, data: ConceptData, record: RunRecord, model: Sam3, plan: Plan | None
-) -> None:
+def _keep_initial(spec: TrainSpec, run: Run, data: ConceptData, record: RunRecord, initial: Initial) -> None:
     """``trainer.max_steps=0``: the weights a training would start from are the result; nothing is left to resume."""
     record.training = TrainingSummary(retrained=False, trained_params=0)
     rank_zero_only(print)("trainer.max_steps=0: not retrained, the initial weights are the result")
     begin(record, run.folder)
     if is_first_process():
         data.prepare_data()  # in a training Lightning asks for it
-        _write_result(spec, run, data, record, model, plan)
+        _write_result(spec, run, data, record, initial)
 
 
-def _write_result(
-    spec: TrainSpec, run: Run, data: ConceptData, record: RunRecord, model: Sam3, plan: Plan | None
-) -> None:
-    """Measure ``model``, where it was trained, and write it as an artifact that names its metrics."""
+def _write_result(spec: TrainSpec, run: Run, data: ConceptData, record: RunRecord, initial: Initial) -> None:
+    """Measure ``initial.model``, where it was trained, and write it as an artifact that names its metrics."""
+    model, plan, vision = initial.model, initial.plan, initial.vision
     metrics: dict[str, Any] = {}
     output_dir = run.folder
     if spec.eval_at_end:
@@ -250,6 +257,7 @@ def _write_result(
         "training_seconds": training_seconds(output_dir),
         "versions": record.versions,
         **({"slimming": plan.metadata()} if plan else {}),
+        **({"vision": vision.to_dict()} if vision else {}),
     }
     info = write_artifact(
         model, output_dir / "artifact", parent=spec.init.checkpoint, metrics=plain(metrics), extra=plain(extra),

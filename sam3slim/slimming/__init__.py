@@ -5,9 +5,11 @@ from sam3slim.slimming.collect import DATA_IMPORTANCES, DataScores, collect_scor
 from sam3slim.slimming.depth import Depth
 from sam3slim.slimming.fit import fit_vision
 from sam3slim.slimming.inheritance import check_rule, inherit
+from sam3slim.slimming.neck import fit_neck
 from sam3slim.slimming.plan import Fit, Kept, Plan
 from sam3slim.slimming.select import Importance
 from sam3slim.slimming.verify import check_plan
+from sam3slim.slimming.vision import VisionFit, adopt_vision, check_vision
 
 __all__ = [
     "DATA_IMPORTANCES",
@@ -17,10 +19,14 @@ __all__ = [
     "Importance",
     "Kept",
     "Plan",
+    "VisionFit",
+    "adopt_vision",
     "check_plan",
     "check_rule",
     "check_slimmer",
+    "check_vision",
     "collect_scores",
+    "fit_neck",
     "fit_vision",
     "inherit",
 ]

@@ -226,7 +226,7 @@ def test_regularisation__of_the_shipped_models(model: str, rate: float) -> None:
 def test_initial_model__takes_the_rates_of_the_run_not_of_the_checkpoint() -> None:
     given = ["model=nano", "init=checkpoint", f"init.checkpoint={ROOT / 'assets/nano'}", "model.attention_dropout=0.2"]
     run = spec_from_dict(TrainSpec, compose_plain("train", [*given, "model.vit.drop_path=0.3"]), "")
-    model, _ = initial_model(run, None)  # type: ignore[arg-type]
+    model = initial_model(run, None).model  # type: ignore[arg-type]
     assert (model.spec.attention_dropout, model.spec.vit.drop_path, model.spec.dropout) == (0.2, 0.3, 0.0)
     assert model.vision_encoder.backbone.layers[-1].drop_path == pytest.approx(0.3)
     assert {m.attention_dropout for m in model.modules() if isinstance(m, DropAttention)} == {0.2}
