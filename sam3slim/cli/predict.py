@@ -24,6 +24,10 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="detections.json and overlays go here")
     parser.add_argument("--threshold", type=float, default=0.5, help="least score (default: %(default)s)")
     parser.add_argument("--max-per-image", type=int, default=100, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--presence-threshold", type=float, default=0.0, metavar="P",
+        help="no detections of phrases less likely to be in the picture (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="images at once (default: %(default)s)")
     parser.add_argument(
         "--prompt-chunk", type=int, default=32, metavar="N", help="prompts at once (default: %(default)s)"
@@ -49,6 +53,7 @@ def _run(arguments: argparse.Namespace) -> None:
         boxes_file=arguments.boxes,
         threshold=arguments.threshold,
         max_per_image=arguments.max_per_image,
+        presence_threshold=arguments.presence_threshold,
         batch_size=arguments.batch_size,
         prompt_chunk=arguments.prompt_chunk,
         device=arguments.device,

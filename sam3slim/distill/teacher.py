@@ -149,6 +149,8 @@ def soft_targets(output: Sam3Output, spec: DistillSpec) -> SoftTargets:
     prompt, query = sure.nonzero(as_tuple=True)
     others = scores.masked_fill(sure, 0).sum(1) / (~sure).sum(1).clamp(min=1)
     with_masks = output.pred_masks is not None and bool(spec.mask or spec.dice)
+    if with_masks and spec.semantic and output.mask_head is not None:
+        output.mask_head.compute(prompt, query)  # one pass of the pixel decoder for both
     return SoftTargets(
         presence=presence,
         rest=others,

@@ -13,15 +13,16 @@ from sam3slim.data.batch import Batch
 from sam3slim.data.detections import Detections, PromptScores
 from sam3slim.evaluation.postprocess import (
     Candidates,
-    above,
+    Picked,
+    candidates,
     finish_detections,
     merge_candidates,
     no_detections,
+    pick,
     prompt_scores,
-    select_candidates,
 )
 from sam3slim.models.arithmetic import computing
-from sam3slim.models.outputs import Sam3Prediction
+from sam3slim.models.outputs import Sam3Output, Sam3Prediction
 
 
 class Segmenter(Protocol):
@@ -81,6 +82,7 @@ def predict_batch(
     prompt_chunk: int = 32,
     top_k: int = 100,
     min_score: float = 0.0,
+    min_presence: float = 0.0,
     with_masks: bool = True,
     text_cache: TextCache | None = None,
 ) -> list[Detections]:
@@ -95,7 +97,8 @@ def predict_batch(
         batch: on any device; its targets are not looked at.
         prompt_chunk: prompts that pass encoder, decoder and mask head together; bounds memory.
         top_k: detections kept per image over all its prompts (100 is COCO's limit).
-        min_score: detections below it are dropped before their masks are enlarged.
+        min_score: detections below it are dropped before their masks are computed.
+        min_presence: prompts whose presence is below it get no detection, and no mask is computed for them.
         with_masks: False skips the mask head.
         text_cache: shared by the batches of one evaluation.
 
@@ -126,19 +129,30 @@ def predict_batch(
                 input_boxes_labels=(
                     None if batch.input_boxes_labels is None else batch.input_boxes_labels[part].to(device)
                 ),
-                with_masks=with_masks,
+                with_masks="asked" if with_masks else False,
             )
             scores, presence = prompt_scores(output)
-            for image in image_index.unique().tolist():
-                rows = (image_index == image).nonzero().squeeze(1)
-                best = above(select_candidates(output, scores, rows, labels[rows], top_k), min_score)
+            pickable = scores.masked_fill((presence < min_presence)[:, None], -1.0) if min_presence > 0 else scores
+            rows_of = {i: (image_index == i).nonzero().squeeze(1) for i in image_index.unique().tolist()}
+            picked = {i: pick(pickable, rows, labels[rows], top_k, min_score) for i, rows in rows_of.items()}
+            if with_masks:
+                _compute_masks(output, list(picked.values()))
+            for image, rows in rows_of.items():
                 # Merged at once: masks of thousands of prompts would not fit.
+                best = candidates(output, picked[image])
                 found[image] = [merge_candidates([*found[image], best], top_k)]
                 asked[image].append(_asked(labels[rows], presence[rows], scores[rows]))
         return [
             _finish(found[i], asked[i], info.image_id, info.height, info.width, top_k, with_masks)
             for i, info in enumerate(batch.images)
         ]
+
+
+def _compute_masks(output: Sam3Prediction, picked: list[Picked]) -> None:
+    """All masks that ``picked`` needs in one pass; a graph's output has its masks already."""
+    if isinstance(output, Sam3Output) and output.mask_head is not None:
+        prompts, queries = torch.cat([p.prompts for p in picked]), torch.cat([p.queries for p in picked])
+        output.mask_head.compute(prompts, queries, semantic=False)
 
 
 @contextmanager

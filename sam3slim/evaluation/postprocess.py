@@ -40,6 +40,21 @@ class Candidates:
     masks: Tensor | None
 
 
+@dataclass
+class Picked:
+    """Queries of one image that may become detections, before their masks are computed.
+
+    Attributes:
+        prompts, queries: [N] int64 each.
+        scores: [N]; labels: [N] int64.
+    """
+
+    prompts: Tensor
+    queries: Tensor
+    scores: Tensor
+    labels: Tensor
+
+
 def prompt_scores(output: Sam3Prediction) -> tuple[Tensor, Tensor]:
     """Scores [P, Q] of all queries and presence [P] of all prompts, float32 in 0..1.
 
@@ -56,24 +71,29 @@ def prompt_scores(output: Sam3Prediction) -> tuple[Tensor, Tensor]:
     return scores, presence.squeeze(-1)
 
 
-def select_candidates(
-    output: Sam3Prediction, scores: Tensor, prompts: Tensor, labels: Tensor, top_k: int
-) -> Candidates:
-    """The ``top_k`` best queries over the rows ``prompts`` [p] of ``output`` (all of one image).
+def pick(scores: Tensor, prompts: Tensor, labels: Tensor, top_k: int, min_score: float = 0.0) -> Picked:
+    """The ``top_k`` best queries of at least ``min_score`` over the rows ``prompts`` [p] (all of one image).
 
     Args:
-        output: of P prompts.
-        scores: [P, Q] from ``prompt_scores``.
+        scores: [P, Q] from ``prompt_scores``; negative: not to be picked.
         prompts: [p] int64 rows.
         labels: [p] category id of each row.
         top_k: how many to keep.
+        min_score: in 0..1.
     """
     chosen = scores[prompts]
     values, flat = chosen.flatten().topk(min(top_k, chosen.numel()))
-    row, query = flat // chosen.shape[1], flat % chosen.shape[1]
-    prompt = prompts[row]
-    masks = None if output.pred_masks is None else output.pred_masks[prompt, query]
-    return Candidates(output.pred_boxes[prompt, query].float(), values, labels[row], masks)
+    keep = values >= min_score
+    values, flat = values[keep], flat[keep]
+    row = flat // chosen.shape[1]
+    return Picked(prompts[row], flat % chosen.shape[1], values, labels[row])
+
+
+def candidates(output: Sam3Prediction, picked: Picked) -> Candidates:
+    """Boxes and masks of the queries that were picked."""
+    place = picked.prompts, picked.queries
+    masks = None if output.pred_masks is None else output.pred_masks[place]
+    return Candidates(output.pred_boxes[place].float(), picked.scores, picked.labels, masks)
 
 
 def merge_candidates(parts: Sequence[Candidates], top_k: int) -> Candidates:
@@ -87,15 +107,6 @@ def merge_candidates(parts: Sequence[Candidates], top_k: int) -> Candidates:
         labels=torch.cat([part.labels for part in parts])[order],
         masks=torch.cat(masks)[order] if len(masks) == len(parts) else None,
     )
-
-
-def above(candidates: Candidates, min_score: float) -> Candidates:
-    """The candidates whose score is at least ``min_score``."""
-    if min_score <= 0:
-        return candidates
-    keep = candidates.scores >= min_score
-    masks = None if candidates.masks is None else candidates.masks[keep]
-    return Candidates(candidates.boxes[keep], candidates.scores[keep], candidates.labels[keep], masks)
 
 
 def finish_detections(candidates: Candidates, image_id: int, height: int, width: int) -> Detections:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -57,11 +57,11 @@ class GraphSam3(nn.Module, PromptedModel):
         image_index: Tensor | None = None,
         vision_embeds: Sam3VisionEncoderOutput | None = None,
         text_embeds: Tensor | None = None,
-        with_masks: bool = True,
+        with_masks: bool | Literal["asked"] = True,
     ) -> Sam3Prediction:
         """Answer P prompts about B images; the arguments are those of ``Sam3.forward``.
 
-        ``with_masks=False`` leaves the masks out of the answer; the graph computes them all the same.
+        ``with_masks=False`` leaves the masks out of the answer; the graph computes all of them in any case.
 
         Raises:
             ValueError: inputs that exclude each other, or whose sizes do not fit.

@@ -19,9 +19,11 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
 
 from sam3slim.models.decoder import decode
+from sam3slim.models.encoder import encode_shared
 from sam3slim.models.fp32 import ExactPositions, as_weights, full_precision
 from sam3slim.models.masks import AskedMasks, AskedSemantic, MaskHead
 from sam3slim.models.outputs import Sam3Output
+from sam3slim.models.pixels import level_shares, masks_shared, worth_sharing
 from sam3slim.models.prompted import PromptedModel
 from sam3slim.specs import PADDED_BOX_LABEL, ModelSpec
 from sam3slim.text.bank import TextBank
@@ -33,10 +35,14 @@ class Sam3(Sam3Model, PromptedModel):
     Attributes:
         recompute: decoder layers and mask head keep only their inputs for the backward pass; set by
             ``training.recompute_activations``.
+        shares_images: in eval mode without gradients, what depends on the image alone is computed once for all its
+            prompts. Parts of some modules are then called one by one; False calls all as transformers does, for
+            forward hooks.
     """
 
     spec: ModelSpec
     recompute: bool = False
+    shares_images: bool = True
 
     def __init__(self, config: Sam3Config, bank: TextBank | None = None) -> None:
         """With a ``bank``, stored text features take the text tower's place."""
@@ -110,15 +116,10 @@ class Sam3(Sam3Model, PromptedModel):
         prompt = torch.cat([text, geometry], dim=1)
         prompt_mask = torch.cat([text_mask, geometry_mask], dim=1)
 
-        encoded = self.detr_encoder(
-            vision_features=[_take(fpn[-1], image_index)],
-            text_features=prompt,
-            vision_pos_embeds=[_take(fpn_pos[-1], image_index)],
-            text_mask=prompt_mask,
-        )
-        memory = encoded.last_hidden_state
+        shared = self._shared(image_index, fpn[0])
+        memory, memory_pos = self._encode(fpn[-1], fpn_pos[-1], image_index, shared, prompt, prompt_mask)
         hidden, boxes, presence = decode(
-            self.detr_decoder, memory, prompt, encoded.pos_embeds_flattened, prompt_mask,
+            self.detr_decoder, memory, prompt, memory_pos, prompt_mask,
             (fpn[-1].shape[-2], fpn[-1].shape[-1]), one_to_many=one_to_many, recompute=self._recomputes,
         )  # fmt: skip
         logits = self.dot_product_scoring(
@@ -128,8 +129,11 @@ class Sam3(Sam3Model, PromptedModel):
         if with_masks == "asked":
             head = MaskHead(
                 self.mask_decoder, hidden[-1], fpn, image_index, memory, prompt, prompt_mask,
-                recompute=self._recomputes,
+                recompute=self._recomputes, shared=shared is not None,
             )  # fmt: skip
+        elif with_masks and shared is not None and worth_sharing(shared.shape[0], fpn[0].shape[0]):
+            shares = level_shares(self.mask_decoder, fpn)
+            masks, semantic = masks_shared(self.mask_decoder, shares, shared, hidden[-1], memory, prompt, prompt_mask)
         elif with_masks:
             mask_out = self.mask_decoder(
                 decoder_queries=hidden[-1],
@@ -141,6 +145,34 @@ class Sam3(Sam3Model, PromptedModel):
             masks, semantic = mask_out.pred_masks, mask_out.semantic_seg
         output = self._pack(hidden, logits, boxes, presence, masks, semantic, fpn, memory, text, one_to_many)
         return output if head is None else _with_head(output, head)
+
+    def _encode(
+        self,
+        level: Tensor,
+        position: Tensor,
+        image_index: Tensor | None,
+        shared: Tensor | None,
+        prompt: Tensor,
+        prompt_mask: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Memory [P, H·W, d] and its position encoding."""
+        if shared is not None:
+            return encode_shared(self.detr_encoder, level, position, shared, prompt, prompt_mask)
+        encoded = self.detr_encoder(
+            vision_features=[_take(level, image_index)],
+            text_features=prompt,
+            vision_pos_embeds=[_take(position, image_index)],
+            text_mask=prompt_mask,
+        )
+        return encoded.last_hidden_state, encoded.pos_embeds_flattened
+
+    def _shared(self, image_index: Tensor | None, level: Tensor) -> Tensor | None:
+        """``image_index`` on the device of ``level`` [B, …] where prompts are to share what their images give."""
+        if image_index is None or not self.shares_images or self.training or torch.is_grad_enabled():
+            return None
+        if not torch.compiler.is_exporting() and image_index.shape[0] <= level.shape[0]:
+            return None
+        return image_index.to(level.device)
 
     @property
     def _recomputes(self) -> bool:

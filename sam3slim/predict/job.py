@@ -29,6 +29,7 @@ class PredictSpec:
         source: the model; images: see ``find_pictures``; out: the output folder.
         prompts, prompts_file, boxes_file: what to ask.
         threshold: least score of a detection, 0..1; max_per_image: kept per picture.
+        presence_threshold: least presence of a phrase in a picture, 0..1.
         batch_size, prompt_chunk: pictures and prompts that pass the model together.
         overlays: also write pictures with the detections on them.
         overwrite: begin again in a folder that has predictions.
@@ -45,6 +46,7 @@ class PredictSpec:
     boxes_file: str | None = None
     threshold: float = 0.5
     max_per_image: int = 100
+    presence_threshold: float = 0.0
     batch_size: int = 8
     prompt_chunk: int = 32
     device: str = "auto"
@@ -55,6 +57,8 @@ class PredictSpec:
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:
             raise UserError(f"--threshold {self.threshold}: expected a score in 0..1")
+        if not 0 <= self.presence_threshold <= 1:
+            raise UserError(f"--presence-threshold {self.presence_threshold}: expected a probability in 0..1")
         for name in ("max_per_image", "batch_size", "prompt_chunk"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected at least 1")
@@ -103,6 +107,8 @@ def predict_files(spec: PredictSpec, *, progress: bool = True) -> Done:
         "boxes": digest, "threshold": spec.threshold, "max_per_image": spec.max_per_image,
         "images": str(shared_folder([picture.path for picture in pictures])),
     }  # fmt: skip
+    if spec.presence_threshold:  # folders from before this option was there can be gone on with
+        settings["presence_threshold"] = spec.presence_threshold
     with OutputFolder(out, settings, overwrite=spec.overwrite) as folder:
         todo = [p for p in pictures if not _finished(folder, p, spec.overlays)]
         done = Done(out / FINAL_FILE, kept=len(pictures) - len(todo))
@@ -130,8 +136,9 @@ def _work(
     spec: PredictSpec, folder: OutputFolder, todo: Sequence[Picture], prompts: Prompts, done: Done, progress: bool
 ) -> None:
     predictor = Predictor(
-        spec.source, spec.device, dtype=spec.dtype, batch_size=spec.batch_size, prompt_chunk=spec.prompt_chunk
-    )
+        spec.source, spec.device, dtype=spec.dtype, batch_size=spec.batch_size, prompt_chunk=spec.prompt_chunk,
+        presence_threshold=spec.presence_threshold,
+    )  # fmt: skip
     categories = prompts.categories
     names = {number: phrase for phrase, number in categories.items()}
     predictor.check_phrases(categories)

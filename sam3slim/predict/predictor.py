@@ -57,6 +57,8 @@ class Predictor:
         dtype: ``auto`` (FP16 on a GPU, FP32 on a CPU), ``fp32``, ``fp16``.
         batch_size: pictures that pass the vision tower together.
         prompt_chunk: prompts that pass the rest together; bounds memory.
+        presence_threshold: phrases whose presence in a picture is below it (0..1) get no detections there, and no
+            masks are computed for them.
 
     Raises:
         UserError: no such device, or a checkpoint that cannot be opened.
@@ -70,12 +72,16 @@ class Predictor:
         dtype: str = "auto",
         batch_size: int = 8,
         prompt_chunk: int = 32,
+        presence_threshold: float = 0.0,
     ) -> None:
         for name, value in (("batch_size", batch_size), ("prompt_chunk", prompt_chunk)):
             if value < 1:
                 raise UserError(f"{name}={value}: expected at least 1")
         place = device_for(source, device)
+        if not 0 <= presence_threshold <= 1:
+            raise UserError(f"presence_threshold={presence_threshold}: expected a probability in 0..1")
         self.batch_size, self.prompt_chunk = batch_size, prompt_chunk
+        self.presence_threshold = presence_threshold
         self.model = open_model(source, place, choose_dtype(dtype, place))
         spec = self.model.spec
         self.image_size = spec.vit.image_size
@@ -157,7 +163,7 @@ class Predictor:
         try:
             return predict_batch(
                 self.model, batch, prompt_chunk=self.prompt_chunk, top_k=max_per_image, min_score=threshold,
-                text_cache=self._cache,
+                min_presence=self.presence_threshold, text_cache=self._cache,
             )  # fmt: skip
         except torch.OutOfMemoryError as error:
             raise UserError(

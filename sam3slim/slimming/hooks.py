@@ -26,6 +26,7 @@ class _Hooks:
         self._masks: dict[str, Tensor | None] = {}
 
     def __enter__(self) -> Any:
+        self._shares, self.model.shares_images = self.model.shares_images, False
         for name, argument in MASKED.items():
             module = self.model.get_submodule(name)
             self._handles.append(module.register_forward_pre_hook(self._remember(name, argument), with_kwargs=True))
@@ -33,6 +34,7 @@ class _Hooks:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.model.shares_images = self._shares
         for handle in self._handles:
             handle.remove()
 

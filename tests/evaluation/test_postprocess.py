@@ -12,12 +12,13 @@ from sam3slim.errors import UserError
 from sam3slim.evaluation import postprocess
 from sam3slim.evaluation.postprocess import (
     Candidates,
+    candidates,
     encode_masks,
     finish_detections,
     merge_candidates,
     no_detections,
+    pick,
     prompt_scores,
-    select_candidates,
 )
 
 
@@ -46,22 +47,29 @@ def test_prompt_scores__nan_is_told() -> None:
         prompt_scores(output)
 
 
-def test_select_candidates__best_queries_of_the_given_prompts_only() -> None:
+def test_pick__best_queries_of_the_given_prompts_only() -> None:
     output = fake_output()
     scores = torch.tensor([[0.9, 0.9, 0.9, 0.9], [0.1, 0.5, 0.2, 0.3], [0.6, 0.0, 0.4, 0.0]])
-    chosen = select_candidates(output, scores, torch.tensor([1, 2]), torch.tensor([70, 80]), top_k=3)
+    chosen = candidates(output, pick(scores, torch.tensor([1, 2]), torch.tensor([70, 80]), top_k=3))
     assert chosen.scores.tolist() == pytest.approx([0.6, 0.5, 0.4])
     assert chosen.labels.tolist() == [80, 70, 80]
     assert torch.equal(chosen.boxes[1], output.pred_boxes[1, 1])
     assert torch.equal(chosen.masks[2], output.pred_masks[2, 2])
 
 
+def test_pick__neither_below_the_least_score_nor_of_absent_prompts() -> None:
+    scores = torch.tensor([[0.9, 0.1, 0.4], [-1.0, -1.0, -1.0]])
+    picked = pick(scores, torch.tensor([0, 1]), torch.tensor([3, 4]), top_k=5, min_score=0.3)
+    assert list(zip(picked.prompts.tolist(), picked.queries.tolist(), strict=True)) == [(0, 0), (0, 2)]
+    assert not len(pick(scores, torch.tensor([1]), torch.tensor([4]), top_k=5).scores)
+
+
 def test_merge_candidates__equals_one_selection() -> None:
     output = fake_output()
     scores, _ = prompt_scores(output)
     labels = torch.tensor([1, 2, 3])
-    whole = select_candidates(output, scores, torch.arange(3), labels, 5)
-    parts = [select_candidates(output, scores, torch.tensor([i]), labels[i : i + 1], 5) for i in range(3)]
+    whole = candidates(output, pick(scores, torch.arange(3), labels, 5))
+    parts = [candidates(output, pick(scores, torch.tensor([i]), labels[i : i + 1], 5)) for i in range(3)]
     merged = merge_candidates(parts, 5)
     for name in ("boxes", "scores", "labels", "masks"):
         assert torch.equal(getattr(merged, name), getattr(whole, name))

@@ -57,7 +57,7 @@ def test_compute_in__back_to_fp32() -> None:
 def test_predict_batch__computes_as_the_model_was_told() -> None:
     model = tiny_model()
     seen = []
-    model.detr_encoder.register_forward_hook(lambda module, args, output: seen.append(output.last_hidden_state.dtype))
+    model.detr_encoder.layers[-1].mlp.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
     for name in ("fp32", "bf16"):
         compute_in(model, name)
         predict_batch(model, with_images())

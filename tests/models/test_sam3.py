@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import Sam3Model
 
 from sam3slim.models import Sam3
+from sam3slim.models.pixels import masks_shared
 from tests.tiny import tiny_model, tokens
 
 SHARED = ("pred_logits", "pred_boxes", "pred_masks", "presence_logits", "semantic_seg")
@@ -132,3 +135,39 @@ def test_forward__inputs_that_do_not_fit(model: Sam3, images: torch.Tensor) -> N
         model(images, ids, mask)
     with pytest.raises(ValueError, match="1 entries for 2 prompts"):
         model(images, ids, mask, image_index=torch.tensor([0]))
+
+
+@pytest.mark.parametrize("index", [[0, 0, 1, 1, 2, 2], [0, 0, 0, 2], [1, 1, 1, 1, 1, 1, 1]])
+@torch.no_grad()
+def test_forward__prompts_that_share_their_image(model: Sam3, images: torch.Tensor, index: list[int]) -> None:
+    """Equal to every prompt alone through transformers' own modules."""
+    ids, mask = tokens(len(index))
+    image = torch.tensor(index)
+    shared = model(images, ids, mask, image_index=image)
+    model.shares_images = False
+    alone = model(images, ids, mask, image_index=image)
+    model.shares_images = True
+    for name in (*SHARED, "encoder_hidden_states", "layer_boxes"):
+        torch.testing.assert_close(getattr(shared, name), getattr(alone, name), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_forward__masks_of_the_queries_that_are_asked_for(
+    model: Sam3, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids, mask = tokens(6)
+    index = torch.tensor([0, 0, 0, 1, 1, 2])
+    every = model(images, ids, mask, image_index=index)
+    asked = model(images, ids, mask, image_index=index, with_masks="asked")
+    sizes: list[int] = []
+    ask = masks_shared
+
+    def count(*arguments: Any) -> Any:
+        sizes.append(len(arguments[2]))
+        return ask(*arguments)
+
+    monkeypatch.setattr("sam3slim.models.masks.masks_shared", count)
+    prompt, query = torch.tensor([4, 0, 1, 4, 2, 3, 0]), torch.tensor([1, 0, 3, 0, 2, 1, 0])
+    torch.testing.assert_close(asked.pred_masks[prompt, query], every.pred_masks[prompt, query], atol=1e-5, rtol=1e-5)
+    assert sizes in ([], [5])  # prompt 5 is left alone; five prompts of three images share too little
+    torch.testing.assert_close(asked.semantic_seg[:], every.semantic_seg, atol=1e-5, rtol=1e-5)

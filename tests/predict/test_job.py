@@ -197,6 +197,7 @@ def test_predict_files__overlays_later(predict: Predict, tmp_path: Path) -> None
         ({"prompts": ["red"]}, "prompts"),
         ({"threshold": 0.25}, "threshold"),
         ({"max_per_image": 4}, "max_per_image"),
+        ({"presence_threshold": 0.1}, "presence_threshold"),
         ({"boxes_file": '{"a.png": [{"bbox": [1, 1, 9, 9]}]}'}, "boxes"),
         ({"source": 2}, "model"),
         ({"images": "more"}, "images"),
@@ -335,6 +336,10 @@ def test_predict_files__a_name_of_250_letters(predict: Predict, photos: Path, tm
     [
         ({"threshold": 1.5}, r"^--threshold 1\.5: expected a score in 0\.\.1$"),
         ({"threshold": float("nan")}, r"^--threshold nan: expected a score in 0\.\.1$"),
+        (
+            {"presence_threshold": -0.1},
+            r"^--presence-threshold -0\.1: expected a probability in 0\.\.1$",
+        ),
         ({"max_per_image": 0}, r"^--max-per-image 0: expected at least 1$"),
         ({"batch_size": -1}, r"^--batch-size -1: expected at least 1$"),
         ({"prompt_chunk": 0}, r"^--prompt-chunk 0: expected at least 1$"),
