@@ -1,5 +1,6 @@
 """Any checkpoint, read strictly and loudly."""
 
+from sam3slim.checkpoints.infer import IMAGE_SIZE
 from sam3slim.checkpoints.inspection import Inspection, inspect
 from sam3slim.checkpoints.load_report import CheckpointError, LoadReport
 from sam3slim.checkpoints.loading import load
@@ -8,6 +9,7 @@ from sam3slim.checkpoints.spec_of import spec_difference, spec_from_config
 
 __all__ = [
     "ARTIFACT_FILE",
+    "IMAGE_SIZE",
     "CheckpointError",
     "Inspection",
     "LoadReport",

@@ -46,6 +46,7 @@ _LISTS = ("text.vocabulary", "text.bank")
 _NOT_TOLD = (*NOT_ARCHITECTURE, "vit.num_global_blocks", *_LISTS)
 _UNKNOWN = "text.vocabulary.unknown"  # the one field of a trimmed vocabulary that a user may change
 _NOT_TRIMMED = f"overrides: {_UNKNOWN} is for a vocabulary that was trimmed, and this checkpoint states none; remove it"
+IMAGE_SIZE = "vit.image_size"  # the override that reads weights for another size of images; no tensor depends on it
 _FROM_TABLES = ("vit.num_heads", "vit.window_size", "vit.image_size", "vit.global_attention_blocks")
 
 

@@ -24,6 +24,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="detections.json and overlays go here")
     parser.add_argument("--threshold", type=float, default=0.5, help="least score (default: %(default)s)")
     parser.add_argument("--max-per-image", type=int, default=100, metavar="N", help="default: %(default)s")
+    parser.add_argument("--image-size", type=int, metavar="N", help="side of the model's input (default: its own)")
     parser.add_argument(
         "--presence-threshold", type=float, default=0.0, metavar="P",
         help="no detections of phrases less likely to be in the picture (default: %(default)s)",
@@ -53,6 +54,7 @@ def _run(arguments: argparse.Namespace) -> None:
         boxes_file=arguments.boxes,
         threshold=arguments.threshold,
         max_per_image=arguments.max_per_image,
+        image_size=arguments.image_size,
         presence_threshold=arguments.presence_threshold,
         batch_size=arguments.batch_size,
         prompt_chunk=arguments.prompt_chunk,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from sam3slim.checkpoints import CheckpointError, LoadReport, load, locate, spec_difference
+from sam3slim.checkpoints import IMAGE_SIZE, CheckpointError, LoadReport, load, locate, spec_difference
 from sam3slim.checkpoints.locating import ONNX, PROGRAMS, Located, graph_format
 from sam3slim.checkpoints.readers import Overrides, read_artifact_metadata
 from sam3slim.errors import UserError
@@ -24,10 +24,15 @@ def load_runnable(
     """``checkpoints.load``, and artifacts of graphs too: whatever can be evaluated.
 
     Raises:
-        CheckpointError, UserError: as ``checkpoints.load`` and ``load_onnx``.
+        CheckpointError, UserError: as ``checkpoints.load`` and ``load_onnx``; graphs at another image size.
     """
     located = locate(source)
     if graph_format(located) is not None:
+        if overrides and IMAGE_SIZE in overrides:
+            raise UserError(
+                f"image_size={overrides[IMAGE_SIZE]}: the graphs of {located.path} have their size built in; leave "
+                "it out, or export the model again at that size"
+            )
         return _load_graphs(located, expect)
     return load(source, overrides=overrides, expect=expect)
 

@@ -29,6 +29,7 @@ class PredictSpec:
         source: the model; images: see ``find_pictures``; out: the output folder.
         prompts, prompts_file, boxes_file: what to ask.
         threshold: least score of a detection, 0..1; max_per_image: kept per picture.
+        image_size: of the model's input, in pixels; None: its own.
         presence_threshold: least presence of a phrase in a picture, 0..1.
         batch_size, prompt_chunk: pictures and prompts that pass the model together.
         overlays: also write pictures with the detections on them.
@@ -46,6 +47,7 @@ class PredictSpec:
     boxes_file: str | None = None
     threshold: float = 0.5
     max_per_image: int = 100
+    image_size: int | None = None
     presence_threshold: float = 0.0
     batch_size: int = 8
     prompt_chunk: int = 32
@@ -107,8 +109,11 @@ def predict_files(spec: PredictSpec, *, progress: bool = True) -> Done:
         "boxes": digest, "threshold": spec.threshold, "max_per_image": spec.max_per_image,
         "images": str(shared_folder([picture.path for picture in pictures])),
     }  # fmt: skip
-    if spec.presence_threshold:  # folders from before this option was there can be gone on with
+    # Only where they are given: folders from before these options were there can be gone on with.
+    if spec.presence_threshold:
         settings["presence_threshold"] = spec.presence_threshold
+    if spec.image_size is not None:
+        settings["image_size"] = spec.image_size
     with OutputFolder(out, settings, overwrite=spec.overwrite) as folder:
         todo = [p for p in pictures if not _finished(folder, p, spec.overlays)]
         done = Done(out / FINAL_FILE, kept=len(pictures) - len(todo))
@@ -137,7 +142,7 @@ def _work(
 ) -> None:
     predictor = Predictor(
         spec.source, spec.device, dtype=spec.dtype, batch_size=spec.batch_size, prompt_chunk=spec.prompt_chunk,
-        presence_threshold=spec.presence_threshold,
+        image_size=spec.image_size, presence_threshold=spec.presence_threshold,
     )  # fmt: skip
     categories = prompts.categories
     names = {number: phrase for phrase, number in categories.items()}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from sam3slim.checkpoints import ARTIFACT_FILE, load, locate, weight_files
+from sam3slim.checkpoints import ARTIFACT_FILE, IMAGE_SIZE, load, locate, weight_files
 from sam3slim.checkpoints.load_report import CheckpointError
 from sam3slim.checkpoints.locating import graph_format, read_metadata
 from sam3slim.environment import choose_device
@@ -19,18 +19,22 @@ from sam3slim.models.arithmetic import compute_in
 from sam3slim.precisions import arithmetics
 
 
-def open_model(source: str | Path, device: torch.device, dtype: str) -> Sam3 | GraphSam3:
+def open_model(source: str | Path, device: torch.device, dtype: str, image_size: int | None = None) -> Sam3 | GraphSam3:
     """The model behind ``source``, in eval mode on ``device``, computing in ``dtype`` (one of ``arithmetics()``).
+
+    ``image_size`` is another side of the input than the checkpoint's own, in pixels.
 
     INT8 weights stay INT8 on the CPU and are widened on a GPU, where half precision is the faster type. Graphs run as
     they are, on the CPU.
 
     Raises:
         CheckpointError: no checkpoint, or a broken one.
+        UserError: a size that the patch does not divide, or another than a graph's.
     """
+    overrides = None if image_size is None else {IMAGE_SIZE: image_size}
     if graph_format(locate(source)) is not None:
-        return load_runnable(source)[0]
-    model, _ = load(source, dequantize=device.type == "cuda")
+        return load_runnable(source, overrides=overrides)[0]
+    model, _ = load(source, overrides=overrides, dequantize=device.type == "cuda")
     moved: Sam3 = model.to(device)  # type: ignore[arg-type]
     compute_in(moved, dtype)
     return moved.eval()

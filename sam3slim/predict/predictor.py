@@ -57,6 +57,7 @@ class Predictor:
         dtype: ``auto`` (FP16 on a GPU, FP32 on a CPU), ``fp32``, ``fp16``.
         batch_size: pictures that pass the vision tower together.
         prompt_chunk: prompts that pass the rest together; bounds memory.
+        image_size: side of the model's input in pixels; None: the checkpoint's own. Smaller is faster and less exact.
         presence_threshold: phrases whose presence in a picture is below it (0..1) get no detections there, and no
             masks are computed for them.
 
@@ -72,6 +73,7 @@ class Predictor:
         dtype: str = "auto",
         batch_size: int = 8,
         prompt_chunk: int = 32,
+        image_size: int | None = None,
         presence_threshold: float = 0.0,
     ) -> None:
         for name, value in (("batch_size", batch_size), ("prompt_chunk", prompt_chunk)):
@@ -82,7 +84,7 @@ class Predictor:
             raise UserError(f"presence_threshold={presence_threshold}: expected a probability in 0..1")
         self.batch_size, self.prompt_chunk = batch_size, prompt_chunk
         self.presence_threshold = presence_threshold
-        self.model = open_model(source, place, choose_dtype(dtype, place))
+        self.model = open_model(source, place, choose_dtype(dtype, place), image_size)
         spec = self.model.spec
         self.image_size = spec.vit.image_size
         self._squash = squash(self.image_size)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
-from sam3slim.checkpoints import load, locate
+from sam3slim.checkpoints import IMAGE_SIZE, load, locate
 from sam3slim.checkpoints.plain_vit import read_plain_vit
 from sam3slim.checkpoints.readers import read
 from sam3slim.data.batch import Batch, Targets
@@ -125,15 +126,16 @@ def _initial(spec: TrainSpec, data: ConceptData) -> tuple[Sam3, Plan | None]:
         return init_for_training(build_model(spec.model), spec.seed), None
     if not init.checkpoint:
         raise UserError(NO_CHECKPOINT.format(kind=init.kind))
+    overrides = _at_image_size(spec)
     if init.kind == "checkpoint":
         model, report = load(
-            init.checkpoint, overrides=init.overrides, expect=spec.model, allow_fresh=init.allow_fresh, dequantize=True
+            init.checkpoint, overrides=overrides, expect=spec.model, allow_fresh=init.allow_fresh, dequantize=True
         )
         rank_zero_only(print)(report.render())
         set_regularisation(model, spec.model)  # the run's, not that of the training the weights come from
         return model, None
-    check_slimmer(read(locate(init.checkpoint), init.overrides).spec, spec.model)
-    source, report = load(init.checkpoint, overrides=init.overrides, dequantize=True)
+    check_slimmer(read(locate(init.checkpoint), overrides).spec, spec.model)
+    source, report = load(init.checkpoint, overrides=overrides, dequantize=True)
     rank_zero_only(print)(report.render())
     scores = data_scores(source, spec, data) if init.importance in DATA_IMPORTANCES else None
     model, plan = inherit(source, spec.model, importance=init.importance, depth=init.depth, seed=spec.seed, data=scores)
@@ -141,6 +143,19 @@ def _initial(spec: TrainSpec, data: ConceptData) -> tuple[Sam3, Plan | None]:
         plan = replace(plan, fit=fitted(source, model, plan, spec, data))
     rank_zero_only(print)(plan.describe())
     return model, plan
+
+
+def _at_image_size(spec: TrainSpec) -> dict[str, Any]:
+    """``init.overrides`` with the run's image size: weights serve any, the full model is then looked at in that size.
+
+    Position embeddings are tiled over the image, and rotary tables are computed from the size.
+    """
+    assert spec.init.checkpoint is not None
+    have = read(locate(spec.init.checkpoint), spec.init.overrides).spec.vit.image_size
+    want = spec.model.vit.image_size
+    if have != want:
+        rank_zero_only(print)(f"image size: {want} px instead of the {have} px that the weights were trained at")
+    return {**(spec.init.overrides or {}), IMAGE_SIZE: want}
 
 
 def fitted(source: Sam3, model: Sam3, plan: Plan, spec: TrainSpec, data: ConceptData) -> Fit:

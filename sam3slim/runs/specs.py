@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from sam3slim.checkpoints import IMAGE_SIZE
 from sam3slim.data.spec import DataSpec
 from sam3slim.distill import DistillSpec
 from sam3slim.launch.compose import check_options
@@ -190,7 +191,7 @@ class EvaluateSpec:
     """``conf/evaluate.yaml`` after composition, checked.
 
     Attributes:
-        overrides: those of ``checkpoints.load``.
+        overrides: those of ``checkpoints.load``; image_size: another one than the checkpoint's, in pixels.
         reference: output folder of the run that drops are counted against.
         arithmetic: see ``measure.to_device``.
         compile: see ``models.compiled.compile_layers``.
@@ -206,12 +207,15 @@ class EvaluateSpec:
     latency: bool = True
     compile: Compile = False
     overrides: dict[str, Any] | None = None
+    image_size: int | None = None
     reference: str | None = None
     seed: int = 0
     arithmetic: str = "auto"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "data", self.data.measured())  # one of several sets
+        if self.image_size is not None:
+            object.__setattr__(self, "overrides", {**(self.overrides or {}), IMAGE_SIZE: self.image_size})
         known = ("auto", *arithmetics())
         if self.arithmetic not in known:
             raise SpecError(f"arithmetic={self.arithmetic} must be one of {', '.join(known)}")
