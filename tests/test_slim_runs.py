@@ -56,6 +56,20 @@ def test_train__cut_and_fitted(trained: tuple[RunRecord, Path], root: Path) -> N
     assert made["fit_images"] == fit["images"] > 0
 
 
+def test_train__at_another_image_size(
+    trained: tuple[RunRecord, Path], root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    size = "model.vit.image_size=24"
+    _, out = train(root, "smaller_images", *SLIMMER, "init=pruned", f"init.checkpoint={trained[1]}", size)
+    assert "image size: 24 px instead of the 32 px that the weights were trained at" in capsys.readouterr().out
+    assert load(out)[0].spec.vit.image_size == 24
+    given = [size, "init=checkpoint", f"init.checkpoint={trained[1]}", "distill=features"]
+    _, out = train(root, "taught_at_24", *given, "distill.overrides={vit.image_size:24}")
+    assert load(out)[0].spec.vit.image_size == 24
+    with pytest.raises(UserError, match=r"distill\.teacher has model\.vit\.image_size=32, the student 24"):
+        train(root, "teacher_at_32", *given)
+
+
 def test_train__taught_everything_with_and_without_labels(trained: tuple[RunRecord, Path], root: Path) -> None:
     given = [*SLIMMER, "init=pruned", f"init.checkpoint={trained[1]}", "distill=full", "distill.min_score=0.02"]
     _, out = train(root, "full_distill", *given)

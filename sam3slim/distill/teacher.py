@@ -33,9 +33,13 @@ def check_teacher(teacher: ModelSpec, student: ModelSpec) -> None:
         ("model.vit.patch_size", teacher.vit.patch_size, student.vit.patch_size),
     ):
         if left != right:
+            other = (
+                f"ask the teacher at the student's size, 'distill.overrides={{vit.image_size:{right}}}'"
+                if key == "model.vit.image_size"
+                else "choose a teacher of the student's family"
+            )
             raise UserError(
-                f"distill.teacher has {key}={left}, the student {right}; they must be equal: set {key}={left}, or "
-                "choose a teacher of the student's family"
+                f"distill.teacher has {key}={left}, the student {right}; they must be equal: set {key}={left}, or {other}"
             )
 
 

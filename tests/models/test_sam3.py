@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import Sam3Model
 
-from sam3slim.models import Sam3
+from sam3slim.models import Sam3, build_model
+from sam3slim.models.build import empty_model
+from sam3slim.models.configuration import to_sam3_config
 from sam3slim.models.pixels import masks_shared
+from sam3slim.specs import ModelSpec
 from tests.tiny import tiny_model, tokens
 
 SHARED = ("pred_logits", "pred_boxes", "pred_masks", "presence_logits", "semantic_seg")
@@ -171,3 +176,38 @@ def test_forward__masks_of_the_queries_that_are_asked_for(
     torch.testing.assert_close(asked.pred_masks[prompt, query], every.pred_masks[prompt, query], atol=1e-5, rtol=1e-5)
     assert sizes in ([], [5])  # prompt 5 is left alone; five prompts of three images share too little
     torch.testing.assert_close(asked.semantic_seg[:], every.semantic_seg, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("side", [48, 24, 40])
+@torch.no_grad()
+def test_forward__another_image_size_equals_transformers(model: Sam3, side: int) -> None:
+    """Weights do not depend on the size; windows that the grid does not fill are padded."""
+    spec = replace(model.spec, vit=replace(model.spec.vit, image_size=side))
+    ours = build_model(spec).eval()
+    ours.load_state_dict(model.state_dict())
+    config = to_sam3_config(spec)
+    theirs = Sam3Model(config).eval()
+    theirs.load_state_dict(model.state_dict())
+    ids, mask = tokens(2)
+    boxes, labels = boxes_of(2)
+    images = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    inputs = {"input_ids": ids, "attention_mask": mask, "input_boxes": boxes, "input_boxes_labels": labels}
+    found, expected = ours(pixel_values=images, **inputs), theirs(pixel_values=images, **inputs)
+    assert found.pred_masks.shape[-1] == 4 * side // spec.vit.patch_size
+    for name in SHARED:
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("side", "share"), [(672, 0.424), (504, 0.291)])
+def test_vision_tower__work_at_smaller_sizes(side: int, share: float) -> None:
+    """Below the tokens' 0.444 at 672 px, because global attention shrinks faster; above their 0.25 at 504 px, because
+    36 patches are padded to two windows of 24."""
+
+    def work(size: int) -> int:
+        spec = replace(ModelSpec(), vit=replace(ModelSpec().vit, image_size=size))
+        tower = empty_model(spec, device="meta").vision_encoder.backbone.eval()
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            tower(torch.empty(1, 3, size, size, device="meta"))
+        return int(counter.get_total_flops())
+
+    assert work(side) / work(1008) == pytest.approx(share, abs=0.001)

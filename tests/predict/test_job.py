@@ -198,6 +198,7 @@ def test_predict_files__overlays_later(predict: Predict, tmp_path: Path) -> None
         ({"threshold": 0.25}, "threshold"),
         ({"max_per_image": 4}, "max_per_image"),
         ({"presence_threshold": 0.1}, "presence_threshold"),
+        ({"image_size": 24}, "image_size"),
         ({"boxes_file": '{"a.png": [{"bbox": [1, 1, 9, 9]}]}'}, "boxes"),
         ({"source": 2}, "model"),
         ({"images": "more"}, "images"),

@@ -151,3 +151,11 @@ def test_predictor__features_of_phrases_are_kept_up_to_a_limit(
     monkeypatch.setattr("sam3slim.predict.predictor.KEPT_PHRASES", 1)
     assert found(predictor, photos / "a.png", prompts=["red", "blue"]) == expected
     assert predictor._cache is not cache
+
+
+def test_predictor__another_image_size(artifact: Path, photos: Path) -> None:
+    smaller = Predictor(artifact, "cpu", image_size=24)
+    assert smaller.image_size == 24
+    assert len(found(smaller, photos / "a.png")) == QUERIES
+    with pytest.raises(UserError, match=r"image_size=30 is not a multiple of .*use 24 or 32"):
+        Predictor(artifact, "cpu", image_size=30)
