@@ -40,7 +40,10 @@ NEEDED = {
         f"experiment={name}": ["init.checkpoint=x", "data.root=x"]
         for name in ("slim", "slim_depth", "slim_width", "slim_text", "slim_layers")
     },
-    **{f"sweep={name}": ["init.checkpoint=x", "data.root=x"] for name in ("sizes", "depth", "width", "precision")},
+    **{
+        f"sweep={name}": ["init.checkpoint=x", "data.root=x"]
+        for name in ("sizes", "depth", "width", "precision", "resolution")
+    },
     "sweep=search": ["init.checkpoint=x", "data.root=x"],
 }
 # Options that need a plugin of Hydra's → its module.

@@ -39,7 +39,8 @@ def check_teacher(teacher: ModelSpec, student: ModelSpec) -> None:
                 else "choose a teacher of the student's family"
             )
             raise UserError(
-                f"distill.teacher has {key}={left}, the student {right}; they must be equal: set {key}={left}, or {other}"
+                f"distill.teacher has {key}={left}, the student {right}; they must be equal: "
+                f"set {key}={left}, or {other}"
             )
 
 
