@@ -89,6 +89,7 @@ def evaluate(
     limit: int | None = None,
     prompt_chunk: int = 32,
     top_k: int = 100,
+    min_presence: float = 0.0,
 ) -> EvalResult:
     """Box and mask mAP of ``model`` on the images of ``dataloader``, with the prompts it asks.
 
@@ -97,7 +98,7 @@ def evaluate(
         dataloader: batches whose images carry their ground truth.
         progress: show a bar with the time left.
         limit: stop after that many images.
-        prompt_chunk, top_k: see ``predict_batch``.
+        prompt_chunk, top_k, min_presence: see ``predict_batch``.
 
     Raises:
         UserError: no image at all, or the model returns NaN.
@@ -116,6 +117,7 @@ def evaluate(
                 batch,
                 prompt_chunk=prompt_chunk,
                 top_k=top_k,
+                min_presence=min_presence,
                 with_masks=wanted[0].rles is not None,
                 text_cache=cache,
             )
