@@ -17,7 +17,8 @@ from sam3slim.artifacts import extract
 from sam3slim.artifacts.lazy import Convert
 from sam3slim.checkpoints import inspect, load
 from sam3slim.compression import compress, method_from_name, register, registry
-from sam3slim.data.annotations import FORMATS, load_index
+from sam3slim.data.annotations import load_index
+from sam3slim.data.content import FORMATS
 from sam3slim.data.batch import Targets
 from sam3slim.launch.compose import compose_model
 from sam3slim.losses import Criterion, LossSpec, Match, Summed
@@ -90,7 +91,7 @@ def test_model_axis__a_value_that_no_file_has() -> None:
     assert ModelSpec.from_dict(spec.to_dict()) == spec
 
 
-def read_table(path: Path) -> dict[str, Any]:
+def read_table(path: Path, split: str) -> dict[str, Any]:
     """A table of file, height, width, phrase, x, y, w, h as COCO's dict."""
     rows = list(csv.DictReader(path.open(encoding="utf-8")))
     files, phrases = sorted({row["file"] for row in rows}), sorted({row["phrase"] for row in rows})

@@ -358,7 +358,9 @@ def test_report__says_what_was_changed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "convert", [unit, corners, lambda box: unit(corners(box)), lambda box: unit(centred(box))], ids=str
+    "convert",
+    [unit, corners, lambda box: unit(corners(box)), lambda box: unit(centred(box))],
+    ids=["unit", "corners", "unit corners", "unit centred"],
 )
 def test_boxes_only__their_notation_is_found(tmp_path: Path, convert: Callable[[list[float]], list[float]]) -> None:
     content = plain()
