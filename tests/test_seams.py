@@ -18,8 +18,8 @@ from sam3slim.artifacts.lazy import Convert
 from sam3slim.checkpoints import inspect, load
 from sam3slim.compression import compress, method_from_name, register, registry
 from sam3slim.data.annotations import load_index
-from sam3slim.data.content import FORMATS
 from sam3slim.data.batch import Targets
+from sam3slim.data.content import FORMATS
 from sam3slim.launch.compose import compose_model
 from sam3slim.losses import Criterion, LossSpec, Match, Summed
 from sam3slim.losses.criterion import LayerOutputs
