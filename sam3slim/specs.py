@@ -27,6 +27,7 @@ __all__ = [
     "spec_from_dict",
 ]
 
+MOST_LAYERS, MOST_PIXELS, MOST = 1024, 16_384, 65_536  # of a stack, of a picture's side, of any other size
 PADDED_BOX_LABEL = -10  # transformers' sign for a box slot that is only padding
 CLIP_VOCAB_SIZE = 49408
 # 256 bytes, 256 bytes that end a word, start and end of text: a BPE vocabulary without any merge.
@@ -44,9 +45,14 @@ def _digest(values: tuple[Any, ...]) -> str:
 
 
 def _positive(prefix: str, spec: Any, *names: str) -> None:
+    """Sizes of at least 1, and of at most what a mistyped one exceeds before memory is asked for it."""
     for name in names:
-        if getattr(spec, name) < 1:
-            raise SpecError(f"{prefix}.{name}={getattr(spec, name)} must be at least 1")
+        value = getattr(spec, name)
+        if value < 1:
+            raise SpecError(f"{prefix}.{name}={value} must be at least 1")
+        most = MOST_LAYERS if name.endswith(("depth", "layers")) else MOST_PIXELS if "image" in name else MOST
+        if value > most:
+            raise SpecError(f"{prefix}.{name}={value} must be at most {most}")
 
 
 def _shares(prefix: str, spec: Any, *names: str) -> None:
@@ -58,6 +64,8 @@ def _shares(prefix: str, spec: Any, *names: str) -> None:
 def _some_neurons(prefix: str, width: int, ratio: float) -> None:
     if int(width * ratio) < 1:
         raise SpecError(f"{prefix}.mlp_ratio={ratio} leaves an MLP without neurons; use {1 / width:.2g} or more")
+    if width * ratio > 16 * MOST:
+        raise SpecError(f"{prefix}.mlp_ratio={ratio} must be at most {16 * MOST / width:.4g} ({16 * MOST} neurons)")
 
 
 def _divisible_heads(prefix: str, width_key: str, width: int, heads: int, multiple: int = 1) -> None:
@@ -227,6 +235,7 @@ class TextSpec:
         _some_neurons(p, self.width, self.mlp_ratio)
         if self.context_length < 3:
             raise SpecError(f"{p}.context_length={self.context_length} must be at least 3 (start, word, end)")
+        _positive(p, self, "context_length")
         if not MIN_VOCAB_SIZE <= self.vocab_size <= CLIP_VOCAB_SIZE:
             raise SpecError(
                 f"{p}.vocab_size={self.vocab_size} must lie in {MIN_VOCAB_SIZE}..{CLIP_VOCAB_SIZE} "

@@ -71,3 +71,11 @@ def test_check_machine__gpus_that_are_not_there(monkeypatch: pytest.MonkeyPatch)
             machine._check_gpus(devices, 2)
     for devices in (-1, "auto", 2, [1]):
         machine._check_gpus(devices, 2)
+
+
+def test_check_machine__a_model_that_no_memory_holds(tmp_path: Path) -> None:
+    """Its sizes are counted, and nothing is allocated for it."""
+    sizes = ["model.vit.embed_dim=32768", "model.vit.num_heads=512", "model.vit.depth=100", "model.vit.mlp_ratio=4"]
+    with pytest.raises(UserError, match=r"has 1,293,\S+ parameters, which are 5\S+ GB .* choose smaller sizes"):
+        check(tmp_path, *sizes)
+    check(tmp_path)

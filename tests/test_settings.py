@@ -17,6 +17,7 @@ from sam3slim.launch.compose import compose_plain
 from sam3slim.report.rows import comparison_rows
 from sam3slim.results.collect import collect
 from sam3slim.results.record import read_record
+from sam3slim.runs import start
 from tests import running as runs
 from tests.test_runs import QUICK, SLIMMER, data, train
 from tests.tiny import OVERRIDES
@@ -148,3 +149,11 @@ def test_train__no_steps_and_nothing_to_resume(root: Path) -> None:
     train(root, "steps")
     with pytest.raises(UserError, match=r"trainer\.max_steps=0 trains nothing, and .*last\.ckpt"):
         train(root, "steps", "trainer.max_steps=0", "resume=auto")
+
+
+@pytest.mark.parametrize("seed", [-1, 10**23])
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_seed__one_that_no_generator_takes(command: str, seed: int, root: Path) -> None:
+    given = [f"seed={seed}", *data(root), *(["checkpoint=x"] if command == "evaluate" else OVERRIDES)]
+    with pytest.raises(UserError, match=rf"seed={seed}: expected 0 to 4294967295"):
+        start(command, given, root / "seed")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sam3slim.specs import DecoderSpec, ModelSpec, SpecError, TextSpec, VitSpec, VocabularySpec
+from sam3slim.specs import DecoderSpec, EncoderSpec, ModelSpec, SpecError, TextSpec, VitSpec, VocabularySpec
 
 
 @pytest.mark.parametrize(
@@ -58,6 +58,13 @@ def test_round_trip__through_plain_dict() -> None:
         (ModelSpec, {"ffn_dropout": 1.5}, "model.ffn_dropout=1.5 must lie in 0..1"),
         (VitSpec, {"drop_path": 1.0}, "model.vit.drop_path=1.0 must lie in 0..1"),
         (DecoderSpec, {"num_queries": 0}, "model.decoder.num_queries=0 must be at least 1"),
+        (DecoderSpec, {"num_queries": 10**12}, "model.decoder.num_queries=1000000000000 must be at most 65536"),
+        (VitSpec, {"image_size": 1_400_000}, "model.vit.image_size=1400000 must be at most 16384"),
+        (VitSpec, {"depth": 10**8}, "model.vit.depth=100000000 must be at most 1024"),
+        (VitSpec, {"embed_dim": 2**20}, "model.vit.embed_dim=1048576 must be at most 65536"),
+        (VitSpec, {"mlp_ratio": 1e9}, "model.vit.mlp_ratio=1000000000.0 must be at most 1024 (1048576 neurons)"),
+        (TextSpec, {"context_length": 10**9}, "model.text.context_length=1000000000 must be at most 65536"),
+        (EncoderSpec, {"num_layers": 2000}, "model.encoder.num_layers=2000 must be at most 1024"),
     ],
 )  # fmt: skip
 def test_spec__impossible(make: Any, values: dict[str, Any], message: str) -> None:

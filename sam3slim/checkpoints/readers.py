@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import Sam3Config
 
 from sam3slim.checkpoints.infer import infer_spec, override_spec
 from sam3slim.checkpoints.int8 import DYNAMIC_METADATA
@@ -31,7 +30,7 @@ from sam3slim.checkpoints.locating import (
     refuse_pointer,
     weights_name,
 )
-from sam3slim.checkpoints.spec_of import spec_from_config
+from sam3slim.checkpoints.spec_of import spec_from_file
 from sam3slim.models.build import state_shapes
 from sam3slim.precisions import name_of
 from sam3slim.specs import ModelSpec
@@ -130,7 +129,7 @@ def read_transformers(folder: Path, overrides: Overrides) -> RawCheckpoint:
             f"{folder / 'config.json'}: model_type is {values.get('model_type')!r}, "
             f"expected 'sam3' (transformers.Sam3Model) or '{VIDEO_MODEL}'"
         )
-    spec = override_spec(spec_from_config(Sam3Config.from_dict(values), name=folder.resolve().name), overrides)
+    spec = override_spec(spec_from_file(folder / "config.json", values, folder.resolve().name), overrides)
     if (folder / INDEX_FILE).is_file():
         shards = sorted(set(read_metadata(folder / INDEX_FILE).get("weight_map", {}).values()))
         tensors: dict[str, Tensor] = {}

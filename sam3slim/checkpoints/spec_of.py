@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 from transformers import Sam3Config
 
 from sam3slim.checkpoints.load_report import CheckpointError
+from sam3slim.errors import UserError
 from sam3slim.models.configuration import VOCABULARY_KEY, to_sam3_config
 from sam3slim.specs import (
     DecoderSpec,
@@ -30,8 +34,38 @@ FIXED = {
     "detr_decoder_config": ("hidden_act", "hidden_size", "num_attention_heads", "intermediate_size"),
     "mask_decoder_config": ("hidden_size", "num_attention_heads", "num_upsampling_stages"),
 }
+# Sizes; those of pictures may be written as [side, side].
+WHOLE = {
+    "vision_config.backbone_config": (
+        "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "patch_size", "image_size",
+        "pretrain_image_size", "window_size",
+    ),
+    "text_config": (
+        "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings",
+        "vocab_size", "projection_dim",
+    ),
+    "geometry_encoder_config": ("num_layers", "roi_size"),
+    "detr_encoder_config": ("num_layers", "hidden_size", "num_attention_heads", "intermediate_size"),
+    "detr_decoder_config": ("num_layers", "num_queries"),
+}  # fmt: skip
 # Fields that change no tensor and no output of a trained model.
 NOT_ARCHITECTURE = ("name", "dropout", "attention_dropout", "ffn_dropout", "vit.drop_path")
+
+
+def spec_from_file(path: Path, values: Mapping[str, Any], name: str) -> ModelSpec:
+    """The ``ModelSpec`` of the content of transformers' ``config.json``.
+
+    Raises:
+        CheckpointError: as ``spec_from_config``, and for a value of the wrong kind.
+        SpecError: sizes that do not fit together.
+    """
+    try:
+        return spec_from_config(Sam3Config.from_dict(dict(values)), name)
+    except UserError:
+        raise
+    except Exception as error:  # which one transformers raises depends on where the odd value is
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CheckpointError(f"{path} is not a SAM 3 configuration: {reason}; correct it there") from error
 
 
 def spec_from_config(config: Sam3Config, name: str = "transformers") -> ModelSpec:
@@ -45,6 +79,10 @@ def spec_from_config(config: Sam3Config, name: str = "transformers") -> ModelSpe
     parts: Any = config
     vit, text = parts.vision_config.backbone_config, parts.text_config
     encoder, decoder, geometry = parts.detr_encoder_config, parts.detr_decoder_config, parts.geometry_encoder_config
+    for part, keys in WHOLE.items():
+        owner = attrgetter(part)(config)
+        for key in keys:
+            setattr(owner, key, _whole(getattr(owner, key), f"{part}.{key}"))
     spec = ModelSpec(
         name=name,
         vit=VitSpec(
@@ -80,6 +118,16 @@ def spec_from_config(config: Sam3Config, name: str = "transformers") -> ModelSpe
     )
     _check_fixed(config, to_sam3_config(spec))
     return spec
+
+
+def _whole(value: Any, key: str) -> int:
+    """A size, also as a list of two equal ones. Raises CheckpointError for anything else."""
+    sides = (
+        set(value) if isinstance(value, (list, tuple)) and len(value) == 2 else {value} if type(value) is int else set()
+    )
+    if len(sides) != 1 or type(side := sides.pop()) is not int or side < 1:
+        raise CheckpointError(f"config.json: {key}={value!r}, expected a whole number above 0; correct it there")
+    return side
 
 
 def _vocabulary(config: Sam3Config) -> VocabularySpec | None:

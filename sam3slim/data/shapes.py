@@ -29,6 +29,9 @@ SPLITS = ("train", "val", "test")
 PLACING_TRIES = 20
 
 
+MOST_PIXELS, MOST_IMAGES, MOST_OBJECTS = 4096, 10_000_000, 1000
+
+
 @dataclass(frozen=True)
 class ShapesSpec:
     """What to draw; two equal specs give the same bytes.
@@ -65,22 +68,24 @@ class ShapesSpec:
     def __post_init__(self) -> None:
         for name in ("shapes", "colors", "small", "large"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        _check_words("data.shapes", self.shapes, OUTLINES)
-        _check_words("data.colors", self.colors, PALETTE)
-        if self.image_size < 32:
-            raise UserError(f"data.image_size={self.image_size}: shapes need at least 32 pixels")
-        if not 1 <= self.min_objects <= self.max_objects:
+        _check_words("data.shapes.shapes", self.shapes, OUTLINES)
+        _check_words("data.shapes.colors", self.colors, PALETTE)
+        if not 32 <= self.image_size <= MOST_PIXELS:
+            raise UserError(f"data.shapes.image_size={self.image_size}: expected 32 to {MOST_PIXELS} pixels")
+        if self.seed < 0:
+            raise UserError(f"data.shapes.seed={self.seed}: expected 0 or more")
+        if not 1 <= self.min_objects <= self.max_objects <= MOST_OBJECTS:
             raise UserError(
-                f"data.min_objects={self.min_objects}, data.max_objects={self.max_objects}: "
-                "expected 1 <= min_objects <= max_objects"
+                f"data.shapes.min_objects={self.min_objects}, data.shapes.max_objects={self.max_objects}: "
+                f"expected 1 <= min_objects <= max_objects <= {MOST_OBJECTS}"
             )
         for name in ("small", "large"):
             low, high = getattr(self, name)
             if not 0 < low <= high <= 0.8:
-                raise UserError(f"data.{name}=[{low}, {high}]: expected shares with 0 < low <= high <= 0.8")
+                raise UserError(f"data.shapes.{name}=[{low}, {high}]: expected shares with 0 < low <= high <= 0.8")
         for split, count in self.counts().items():
-            if count < 1:
-                raise UserError(f"data.{split}_images={count}: every split needs at least 1 image")
+            if not 1 <= count <= MOST_IMAGES:
+                raise UserError(f"data.shapes.{split}_images={count}: expected 1 to {MOST_IMAGES:,} images")
 
     def counts(self) -> dict[str, int]:
         """Pictures of each split."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 from typing import Any
 
@@ -9,6 +10,8 @@ import torch
 from lightning.pytorch.strategies import StrategyRegistry
 
 from sam3slim.errors import UserError
+from sam3slim.files import size_text
+from sam3slim.models import count_params
 from sam3slim.runs.initial import training_device
 from sam3slim.runs.specs import TrainSpec
 from sam3slim.training import check_precision
@@ -19,12 +22,13 @@ EXTRAS = ("mlflow", "wandb")  # loggers whose package has their name
 
 
 def check_machine(spec: TrainSpec) -> None:
-    """Refuse an accelerator, devices, a strategy, a precision or a logger that cannot be had here.
+    """Refuse a model, an accelerator, devices, a strategy, a precision or a logger that cannot be had here.
 
     Raises:
         UserError: names the key, and a setting that works.
     """
     trainer = spec.trainer
+    _check_memory(spec)
     _check_strategy(trainer.get("strategy", "auto"))
     accelerator = str(trainer.get("accelerator", "auto"))
     if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
@@ -40,6 +44,18 @@ def check_machine(spec: TrainSpec) -> None:
             raise UserError(
                 f"logger={name} needs a package that is missing; pip install 'sam3slim[{name}]', or use logger=csv"
             )
+
+
+def _check_memory(spec: TrainSpec) -> None:
+    """The weights alone, before memory is asked for them; what a step needs depends on more (``inspect --memory``)."""
+    params = sum(count_params(spec.model).values())
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else None
+    if there is not None and 4 * params > there:
+        raise UserError(
+            f"model={spec.model.name} has {params:,} parameters, which are {size_text(4 * params)} in FP32, and this "
+            f"machine has {size_text(there)} of memory; choose smaller sizes (sam3slim inspect shows "
+            "what they take)"
+        )
 
 
 def _check_strategy(strategy: Any) -> None:

@@ -17,6 +17,14 @@ from sam3slim.specs import ModelSpec
 from sam3slim.strict import SpecError, spec_from_dict
 from sam3slim.training import OptimSpec, ScheduleSpec, check_trainer, precision_of
 
+MOST_SEED = 2**32 - 1  # numpy's
+
+
+def check_seed(seed: int) -> None:
+    """Raises SpecError for a seed that a random generator refuses."""
+    if not 0 <= seed <= MOST_SEED:
+        raise SpecError(f"seed={seed}: expected 0 to {MOST_SEED}")
+
 
 @dataclass(frozen=True)
 class InitSpec:
@@ -118,6 +126,7 @@ class TrainSpec:
     experiment: Any = None
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         self._check_sharded()
         check_options("compress_after", self.compress_after, "compress")
         check_trainer(self.trainer)
@@ -213,6 +222,7 @@ class EvaluateSpec:
     arithmetic: str = "auto"
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         object.__setattr__(self, "data", self.data.measured())  # one of several sets
         if self.image_size is not None:
             object.__setattr__(self, "overrides", {**(self.overrides or {}), IMAGE_SIZE: self.image_size})

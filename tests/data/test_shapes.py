@@ -149,12 +149,16 @@ def test_make_shapes__interrupted_leaves_nothing(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("change", "key"),
     [
-        ({"shapes": ("circle", "blob")}, r"data\.shapes"),
-        ({"colors": ()}, r"data\.colors"),
-        ({"image_size": 8}, r"data\.image_size=8"),
-        ({"min_objects": 4, "max_objects": 2}, r"data\.min_objects=4"),
-        ({"val_images": 0}, r"data\.val_images=0"),
-        ({"small": (0.5, 0.2)}, r"data\.small"),
+        ({"shapes": ("circle", "blob")}, r"data\.shapes\.shapes="),
+        ({"colors": ()}, r"data\.shapes\.colors"),
+        ({"image_size": 8}, r"data\.shapes\.image_size=8"),
+        ({"min_objects": 4, "max_objects": 2}, r"data\.shapes\.min_objects=4"),
+        ({"image_size": 10**6}, r"data\.shapes\.image_size=1000000: expected 32 to 4096 pixels"),
+        ({"test_images": 10**12}, r"data\.shapes\.test_images=1000000000000: expected 1 to 10,000,000"),
+        ({"max_objects": 10**9}, r"data\.shapes\.max_objects=1000000000: expected"),
+        ({"seed": -1}, r"data\.shapes\.seed=-1: expected 0 or more"),
+        ({"val_images": 0}, r"data\.shapes\.val_images=0"),
+        ({"small": (0.5, 0.2)}, r"data\.shapes\.small"),
     ],
 )
 def test_spec__bad_value_names_its_key(change: dict[str, Any], key: str) -> None:
