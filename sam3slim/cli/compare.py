@@ -22,6 +22,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         "--gallery-of", action="append", default=[], metavar="RUN",
         help="whose; default: the largest model and the Pareto front, 6 at most",
     )  # fmt: skip
+    parser.add_argument("--metric", metavar="NAME", help="the metric that decides (default: segm; bbox without masks)")
     parser.add_argument("--data", metavar="DIR", help="where the data lie now, if not where the records say")
 
 
@@ -30,12 +31,16 @@ def _run(arguments: argparse.Namespace) -> None:
         from sam3slim.files import ensure_writable_dir
         from sam3slim.report.page import write_comparison
         from sam3slim.results.collect import collect
+        from sam3slim.results.metrics import check_metric, main_metric
 
+    check_metric(arguments.metric, "--metric")
     found = collect(arguments.runs)
+    if arguments.metric is not None:
+        main_metric((run.record for run in found.runs), arguments.metric)
     ensure_writable_dir(arguments.out)
     for line in found.unread:
         print(f"not read: {line}", file=sys.stderr)
-    written = write_comparison(found, arguments.out, _galleries(found, arguments))
+    written = write_comparison(found, arguments.out, _galleries(found, arguments), metric=arguments.metric)
     runs = found.runs
     not_finished = sum(run.record.status != "finished" for run in runs)
     print(f"{len(runs)} runs in {len(found.groups)} groups of equal data and protocol, {not_finished} not finished")
@@ -66,7 +71,7 @@ def _galleries(found: Collected, arguments: argparse.Namespace) -> dict[int, dic
     with plain_progress(show=sys.stdout.isatty()) as bar:
         task = bar.add_task("pictures", total=None)
         for number, group in enumerate(found.groups):
-            runs = gallery_runs(group, wanted) if group.data else []
+            runs = gallery_runs(group, wanted, arguments.metric) if group.data else []
             if not runs:
                 continue
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -66,11 +67,14 @@ class GroundTruth:
     """All annotations of one image in original pixels (N of them, crowd regions included).
 
     Attributes:
-        boxes: [N, 4] float32, (x1, y1, x2, y2) in pixels.
+        boxes: [N, 4] float64, (x1, y1, x2, y2) in pixels; not rounded, so that an IoU is pycocotools' IoU.
         labels: [N] int64 COCO category ids.
         iscrowd: [N] int64, 1 for crowd regions.
-        area: [N] float32, pixels squared, as annotated.
+        area: [N] float64, pixels squared, as annotated.
         rles: N compressed pycocotools RLE dicts ({"size": [h, w], "counts": bytes}), or None for boxes only.
+        absent: of a federated set (LVIS): the categories that were looked for and are not there. Nothing is known of
+            others without an annotation. None: all of them are absent.
+        partial: categories of which not every instance is annotated.
     """
 
     boxes: Tensor
@@ -78,6 +82,12 @@ class GroundTruth:
     iscrowd: Tensor
     area: Tensor
     rles: list[dict] | None
+    absent: frozenset[int] | None = None
+    partial: frozenset[int] = frozenset()
+
+    def known(self, labels: Set[int]) -> set[int]:
+        """Those of the categories ``labels`` of which the annotations say whether they are in the image."""
+        return set(labels if self.absent is None else labels & (self.absent | set(self.labels.tolist())))
 
 
 @dataclass

@@ -292,10 +292,10 @@ class CocoConcepts(Dataset[Sample]):
         if not self.prompts.training:
             items = record.annotations
             truth = GroundTruth(
-                boxes=torch.tensor([item.box for item in items], dtype=torch.float32).reshape(-1, 4),
+                boxes=torch.tensor([item.box for item in items], dtype=torch.float64).reshape(-1, 4),
                 labels=torch.tensor([item.category_id for item in items], dtype=torch.int64),
                 iscrowd=torch.tensor([item.iscrowd for item in items], dtype=torch.int64),
-                area=torch.tensor([item.area for item in items], dtype=torch.float32),
+                area=torch.tensor([item.area for item in items], dtype=torch.float64),
                 rles=list(self._store.rles(record)) if self.has_masks else None,
             )
         return ImageInfo(record.id, record.file_name, record.height, record.width, truth, mirrored, self.name)

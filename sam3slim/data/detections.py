@@ -8,6 +8,8 @@ from typing import Any
 from torch import Tensor
 
 Rle = dict[str, Any]
+# From this score on a detection is one that a user sees: what cgF1 counts, however many there are.
+CONFIDENT = 0.5
 
 
 @dataclass
@@ -36,6 +38,8 @@ class Detections:
         labels: [N] int64 category ids.
         rles: N compressed pycocotools RLE dicts ({"size": [h, w], "counts": bytes}); None without masks.
         prompts: scores of the prompts themselves.
+        beyond: how many of the last ones are more than were asked for, and are kept for their score alone; average
+            precision does without them.
     """
 
     image_id: int
@@ -44,6 +48,7 @@ class Detections:
     labels: Tensor
     rles: list[Rle] | None
     prompts: PromptScores | None = None
+    beyond: int = 0
 
     def __len__(self) -> int:
         return len(self.scores)

@@ -12,7 +12,7 @@ import torch
 import torchmetrics
 
 from sam3slim.data.batch import Batch, GroundTruth
-from sam3slim.data.detections import Detections
+from sam3slim.data.detections import CONFIDENT, Detections
 from sam3slim.errors import UserError
 from sam3slim.evaluation.inference import Segmenter, TextCache, predict_batch
 from sam3slim.progress import progress_bar
@@ -118,6 +118,7 @@ def evaluate(
                 prompt_chunk=prompt_chunk,
                 top_k=top_k,
                 min_presence=min_presence,
+                keep_score=CONFIDENT,
                 with_masks=wanted[0].rles is not None,
                 text_cache=cache,
             )

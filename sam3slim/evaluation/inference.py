@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from sam3slim.data.batch import Batch
+from sam3slim.data.batch import Batch, ImageInfo
 from sam3slim.data.detections import Detections, PromptScores
 from sam3slim.evaluation.postprocess import (
     Candidates,
@@ -83,6 +83,7 @@ def predict_batch(
     top_k: int = 100,
     min_score: float = 0.0,
     min_presence: float = 0.0,
+    keep_score: float | None = None,
     with_masks: bool = True,
     text_cache: TextCache | None = None,
 ) -> list[Detections]:
@@ -98,6 +99,7 @@ def predict_batch(
         prompt_chunk: prompts that pass encoder, decoder and mask head together; bounds memory.
         top_k: detections kept per image over all its prompts (100 is COCO's limit).
         min_score: detections below it are dropped before their masks are computed.
+        keep_score: detections from this score on are kept even beyond ``top_k``, see ``Detections.beyond``.
         min_presence: prompts whose presence is below it get no detection, and no mask is computed for them.
         with_masks: False skips the mask head.
         text_cache: shared by the batches of one evaluation.
@@ -134,18 +136,17 @@ def predict_batch(
             scores, presence = prompt_scores(output)
             pickable = scores.masked_fill((presence < min_presence)[:, None], -1.0) if min_presence > 0 else scores
             rows_of = {i: (image_index == i).nonzero().squeeze(1) for i in image_index.unique().tolist()}
-            picked = {i: pick(pickable, rows, labels[rows], top_k, min_score) for i, rows in rows_of.items()}
+            picked = {
+                i: pick(pickable, rows, labels[rows], top_k, min_score, keep_score) for i, rows in rows_of.items()
+            }
             if with_masks:
                 _compute_masks(output, list(picked.values()))
             for image, rows in rows_of.items():
                 # Merged at once: masks of thousands of prompts would not fit.
                 best = candidates(output, picked[image])
-                found[image] = [merge_candidates([*found[image], best], top_k)]
+                found[image] = [merge_candidates([*found[image], best], top_k, keep_score)]
                 asked[image].append(_asked(labels[rows], presence[rows], scores[rows]))
-        return [
-            _finish(found[i], asked[i], info.image_id, info.height, info.width, top_k, with_masks)
-            for i, info in enumerate(batch.images)
-        ]
+        return [_finish(found[i], asked[i], info, top_k, with_masks) for i, info in enumerate(batch.images)]
 
 
 def _compute_masks(output: Sam3Prediction, picked: list[Picked]) -> None:
@@ -175,15 +176,15 @@ def _asked(labels: Tensor, presence: Tensor, scores: Tensor) -> PromptScores:
 def _finish(
     found: list[Candidates],
     asked: list[PromptScores],
-    image_id: int,
-    height: int,
-    width: int,
+    info: ImageInfo,
     top_k: int,
     with_masks: bool,
 ) -> Detections:
+    """The detections of one image out of ``found``, which are one set of candidates, or none."""
     if not found:
-        return no_detections(image_id, with_masks=with_masks)
-    detections = finish_detections(merge_candidates(found, top_k), image_id, height, width)
+        return no_detections(info.image_id, with_masks=with_masks)
+    detections = finish_detections(found[0], info.image_id, info.height, info.width)
+    detections.beyond = max(len(detections) - top_k, 0)
     detections.prompts = PromptScores(
         labels=torch.cat([part.labels for part in asked]),
         presence=torch.cat([part.presence for part in asked]),

@@ -71,7 +71,14 @@ def prompt_scores(output: Sam3Prediction) -> tuple[Tensor, Tensor]:
     return scores, presence.squeeze(-1)
 
 
-def pick(scores: Tensor, prompts: Tensor, labels: Tensor, top_k: int, min_score: float = 0.0) -> Picked:
+def pick(
+    scores: Tensor,
+    prompts: Tensor,
+    labels: Tensor,
+    top_k: int,
+    min_score: float = 0.0,
+    keep_score: float | None = None,
+) -> Picked:
     """The ``top_k`` best queries of at least ``min_score`` over the rows ``prompts`` [p] (all of one image).
 
     Args:
@@ -80,9 +87,10 @@ def pick(scores: Tensor, prompts: Tensor, labels: Tensor, top_k: int, min_score:
         labels: [p] category id of each row.
         top_k: how many to keep.
         min_score: in 0..1.
+        keep_score: also pick all from this score on.
     """
     chosen = scores[prompts]
-    values, flat = chosen.flatten().topk(min(top_k, chosen.numel()))
+    values, flat = _best(chosen.flatten(), top_k, keep_score)
     keep = values >= min_score
     values, flat = values[keep], flat[keep]
     row = flat // chosen.shape[1]
@@ -96,10 +104,16 @@ def candidates(output: Sam3Prediction, picked: Picked) -> Candidates:
     return Candidates(output.pred_boxes[place].float(), picked.scores, picked.labels, masks)
 
 
-def merge_candidates(parts: Sequence[Candidates], top_k: int) -> Candidates:
-    """The ``top_k`` best of several sets of candidates of one image."""
-    scores = torch.cat([part.scores for part in parts])
-    values, order = scores.topk(min(top_k, len(scores)))
+def _best(scores: Tensor, top_k: int, keep_score: float | None) -> tuple[Tensor, Tensor]:
+    """The ``top_k`` best of ``scores`` [n], and all from ``keep_score`` on: values, best first, and places."""
+    count = top_k if keep_score is None else max(top_k, int((scores >= keep_score).sum()))
+    values, places = scores.topk(min(count, len(scores)))
+    return values, places
+
+
+def merge_candidates(parts: Sequence[Candidates], top_k: int, keep_score: float | None = None) -> Candidates:
+    """The ``top_k`` best of several sets of candidates of one image, see ``pick``."""
+    values, order = _best(torch.cat([part.scores for part in parts]), top_k, keep_score)
     masks = [part.masks for part in parts if part.masks is not None]
     return Candidates(
         boxes=torch.cat([part.boxes for part in parts])[order],

@@ -24,7 +24,8 @@ class Outcome:
         status: ``skipped`` was finished before; ``running`` at the end of a sweep is a trial whose process died.
         folder: of the trial.
         error: one line, for ``failed`` and ``interrupted``.
-        values: mask mAP (box mAP without masks; 0..1) and bytes of what the trial wrote last, if it measured any.
+        values: the metric that decides (mask mAP, box mAP without masks; 0..1) and bytes of what the trial wrote last,
+            if it measured any.
     """
 
     status: Status

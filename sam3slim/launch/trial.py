@@ -18,7 +18,7 @@ from sam3slim.files import ensure_writable_dir
 from sam3slim.launch.child import ChildDied, in_child
 from sam3slim.launch.journal import Outcome
 from sam3slim.launch.run import Run
-from sam3slim.results.metrics import main_metric
+from sam3slim.results.metrics import METRICS, main_metric
 from sam3slim.results.record import FILE_NAME, RunRecord
 from sam3slim.results.recording import config_hash, is_finished, outcome, record_of
 
@@ -29,10 +29,17 @@ NAME_LENGTH = 80
 
 @dataclass(frozen=True)
 class Done:
-    """What a run hands back to its sweep: its records, the last of which counts, and whether it had to do anything."""
+    """What a run hands back to its sweep.
+
+    Attributes:
+        records: the last one counts.
+        fresh: whether it had to do anything.
+        metric: name of the metric that a search compares; None: see ``main_metric``.
+    """
 
     records: tuple[RunRecord, ...]
     fresh: bool = True
+    metric: str | None = None
 
 
 def trial_name(config: Mapping[str, Any], varied: Mapping[str, str], sweep_dir: str | Path) -> str:
@@ -103,11 +110,12 @@ def _attempt(trial: Run, work: Callable[[], Any]) -> Outcome:
 
 
 def values_of(done: Done) -> tuple[float, float] | None:
-    """What a search compares: the main metric (more is better) and the bytes of the last record; None without both."""
+    """What a search compares: the metric (more is better) and the bytes of the last record; None without both."""
     record = done.records[-1] if done.records else None
     if not isinstance(record, RunRecord):
         return None
-    score, size = main_metric(record).score_of(record), record.artifact.bytes
+    metric = main_metric(record) if done.metric is None else METRICS[done.metric]
+    score, size = metric.score_of(record), record.artifact.bytes
     return None if score is None or size is None else (score, float(size))
 
 

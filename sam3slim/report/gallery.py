@@ -24,9 +24,9 @@ from sam3slim.graphs import GraphSam3, load_runnable
 from sam3slim.models import Sam3
 from sam3slim.report.pareto import pareto_front
 from sam3slim.report.pictures import Instances, draw_instances
+from sam3slim.report.rows import group_metric
 from sam3slim.results.artifact import source_of
 from sam3slim.results.collect import Group, Run
-from sam3slim.results.metrics import main_metric
 from sam3slim.results.record import plain
 
 MOST_RUNS = 6
@@ -61,11 +61,12 @@ class Gallery:
         return {key: getattr(self, key) for key in ("names", "truth", "runs", "missing", "phrases")}
 
 
-def gallery_runs(group: Group, wanted: Collection[Path] = ()) -> list[Run]:
+def gallery_runs(group: Group, wanted: Collection[Path] = (), metric: str | None = None) -> list[Run]:
     """Whose predictions are shown: ``wanted``, or the largest model and the front of bytes against mAP, large to small.
 
     Args:
         wanted: folders of runs; those of other groups are passed over.
+        metric: see ``group_metric``.
     """
     able = [run for run in group.runs if run.record.status == "finished" and run.record.artifact.path]
     if wanted:
@@ -74,8 +75,8 @@ def gallery_runs(group: Group, wanted: Collection[Path] = ()) -> list[Run]:
     if not able:
         return []
     full = max(able, key=_size)
-    metric = main_metric(run.record for run in able)
-    points = [(run.record.artifact.bytes or 0, metric.score_of(run.record)) for run in able]
+    decides = group_metric(group, metric)
+    points = [(run.record.artifact.bytes or 0, decides.score_of(run.record)) for run in able]
     front = [able[i] for i in pareto_front(points)]
     rest = [run for run in reversed(front) if run is not full]
     if len(rest) > MOST_RUNS - 1:  # evenly over the front, both ends among them

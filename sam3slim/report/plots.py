@@ -70,22 +70,23 @@ def map_vs_size(
 
 
 def plot_fronts(rows: Sequence[Row], path: str | Path, *, title: str) -> Path:
-    """Write a PNG: every metric (rows) against bytes, parameters and latency (columns).
+    """Write a PNG: every measured metric (rows) against bytes, parameters and latency (columns).
 
     Colour tells precision, marker the model. Latency is shown for the machine with most runs, which its axis names.
 
     Raises:
         UserError: the folder cannot be written to.
     """
+    measured = [m for m in METRICS.values() if any(row[m.column] is not None for row in rows)] or [METRICS["bbox"]]
     families = list(dict.fromkeys(_family(row) for row in rows))
     markers = dict(zip(families, cycle(MARKERS, len(families)), strict=True))
     colors = precision_colors([str(row["precision"]) for row in rows])
-    figure = _figure((PANEL[0], PANEL[1] * len(METRICS)), DPI)
+    figure = _figure((PANEL[0], PANEL[1] * len(measured)), DPI)
     # The legend takes 7.5 pixels a letter, and the marker.
     right = 1 - (55 + 7.5 * max(map(len, [*colors, *families, FRONT]))) / (PANEL[0] * DPI)
-    grid = figure.subplots(len(METRICS), len(COSTS), squeeze=False, gridspec_kw={**PLACES, "right": right})
+    grid = figure.subplots(len(measured), len(COSTS), squeeze=False, gridspec_kw={**PLACES, "right": right})
     common = Counter(row["machine"] for row in rows if row["machine"]).most_common(1)
-    for i, metric in enumerate(sorted(METRICS.values(), key=lambda metric: -metric.priority)):
+    for i, metric in enumerate(sorted(measured, key=lambda metric: -metric.priority)):
         for j, cost in enumerate(COSTS):
             shown = [row for row in rows if row[cost] and row[metric.column] is not None]
             if cost == "latency_p50_ms":

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from sam3slim.report.pareto import pareto_front
-from sam3slim.report.table import metric_cells, times_smaller
+from sam3slim.report.table import Row, metric_cells, times_smaller
 from sam3slim.results.collect import Group, Run, machine
-from sam3slim.results.metrics import METRICS, Metric, main_metric, main_value
+from sam3slim.results.metrics import METRICS, Metric, main_metric
 from sam3slim.results.record import RunRecord
 
 ACCEPTED_DROP = 1.0  # points; a method is recommended when the whole interval lies below
@@ -36,22 +36,29 @@ def comparison_columns() -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def comparison_shown(metric: Metric) -> tuple[str, ...]:
+def measured_columns(rows: Sequence[Row]) -> tuple[str, ...]:
+    """The headline numbers that some row has."""
+    return tuple(column for column in metric_columns() if any(row[column] is not None for row in rows))
+
+
+def comparison_shown(metric: Metric, rows: Sequence[Row]) -> tuple[str, ...]:
     """Of ``compare.md``; ``metric`` is the one that decides."""
     return (
-        "name", "precision", "params", "bytes", *metric_columns(), f"{metric.name}_drop_interval", "latency_p50_ms",
-        "pareto", "note", "run",
+        "name", "precision", "params", "bytes", *measured_columns(rows), f"{metric.name}_drop_interval",
+        "latency_p50_ms", "pareto", "note", "run",
     )  # fmt: skip
 
 
-def group_metric(group: Group) -> Metric:
-    """The metric that decides between the runs of a group."""
-    return main_metric(run.record for run in group.runs)
+def group_metric(group: Group, name: str | None = None) -> Metric:
+    """The metric that decides between the runs of a group: ``name`` where one of them has it."""
+    records = [run.record for run in group.runs]
+    has = name is not None and any(record.metrics.value(METRICS[name]) is not None for record in records)
+    return main_metric(records, name if has else None)
 
 
-def comparison_rows(group: Group) -> list[dict[str, Any]]:
-    """One row per run of a group; ``pareto`` marks the front of bytes against the main metric."""
-    metric = group_metric(group)
+def comparison_rows(group: Group, metric: Metric | None = None) -> list[dict[str, Any]]:
+    """One row per run of a group; ``pareto`` marks the front of bytes against ``metric`` (None: the main one)."""
+    metric = metric or group_metric(group)
     rows = [_compared(run, group.title) for run in group.runs]
     points = [(run.record.artifact.bytes, metric.score_of(run.record)) for run in group.runs]
     for index in pareto_front(points):
@@ -107,40 +114,42 @@ def compression_columns() -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def compression_shown(metric: Metric) -> tuple[str, ...]:
+def compression_shown(metric: Metric, rows: Sequence[Row]) -> tuple[str, ...]:
     """Of ``compression.md``; ``metric`` is the one that decides."""
     return (
-        "method", "bytes", "ratio", *metric_columns(), f"{metric.name}_drop_interval", "calibration_change",
+        "method", "bytes", "ratio", *measured_columns(rows), f"{metric.name}_drop_interval", "calibration_change",
         "latency_p50_ms", "retraining_needed", "recommended", "error",
     )  # fmt: skip
 
 
-def compression_rows(full: RunRecord, records: Sequence[tuple[str, RunRecord]]) -> list[dict[str, Any]]:
+def compression_rows(full: RunRecord, records: Sequence[tuple[str, RunRecord]], metric: Metric) -> list[dict[str, Any]]:
     """Rows for ``write_table``: ``full`` and then (method, record), of which the best is marked.
 
-    Recommended is the smallest method whose drop in the main metric stays below ``ACCEPTED_DROP`` points with its whole
+    Recommended is the smallest method whose drop in ``metric`` stays below ``ACCEPTED_DROP`` points with its whole
     95 % interval; none is where the full model has no more than that to lose. A failed method's row holds its error and
     nothing else.
     """
     rows = [_compressed(method, record, full) for method, record in records]
-    accepted = [row for row, (_, record) in zip(rows, records, strict=True) if row["bytes"] and _accepted(record)]
-    if accepted and tells_drops(full):
+    accepted = [
+        row for row, (_, record) in zip(rows, records, strict=True) if row["bytes"] and _accepted(record, metric)
+    ]
+    if accepted and tells_drops(full, metric):
         min(accepted, key=lambda row: row["bytes"])["recommended"] = True
     return [_compressed("full", full, full), *rows]
 
 
-def _accepted(record: RunRecord) -> bool:
-    drop = record.drop.get(main_metric(record).name)
+def _accepted(record: RunRecord, metric: Metric) -> bool:
+    drop = record.drop.get(metric.name)
     return drop is not None and drop.high is not None and drop.high <= ACCEPTED_DROP
 
 
-def tells_drops(full: RunRecord) -> bool:
-    """Whether the full model's main metric is above ``ACCEPTED_DROP`` points.
+def tells_drops(full: RunRecord, metric: Metric) -> bool:
+    """Whether the full model's metric is above ``ACCEPTED_DROP`` points.
 
     One that finds nothing loses nothing, whatever is done to it.
     """
-    value = main_value(full)
-    return value is not None and main_metric(full).scale * value > ACCEPTED_DROP
+    value = full.metrics.value(metric)
+    return value is not None and metric.scale * value > ACCEPTED_DROP
 
 
 def _compressed(method: str, record: RunRecord, full: RunRecord) -> dict[str, Any]:

@@ -1,18 +1,20 @@
-"""COCO box and mask average precision: its numbers and its matching of detections with objects, from one pass."""
+"""COCO's and LVIS's average precision: the numbers, and the matching of detections with objects behind them.
+
+faster-coco-eval computes both, one category at a time, so that memory does not grow with images × categories.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import io
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from faster_coco_eval import COCO
+from faster_coco_eval.core.faster_eval_api import COCOeval_faster
 from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 from scipy.sparse import csr_matrix
 
 from sam3slim.results.samples import Samples
@@ -21,12 +23,12 @@ if TYPE_CHECKING:
     from sam3slim.data.batch import GroundTruth
     from sam3slim.data.detections import Detections
 
-Kind = Literal["bbox", "segm"]
-MAX_DETECTIONS = 100  # per image, COCO's
+IouType = Literal["bbox", "segm"]
+MAX_DETECTIONS = 100  # per image and category, COCO's
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0.0, 1.0, 101)
-# Name → its place among COCOeval's statistics.
-NUMBERS = {"map": 0, "map_50": 1, "map_75": 2, "map_small": 3, "map_medium": 4, "map_large": 5, "mar_100": 8}
+NUMBERS = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large", "mar_100")
+AREAS = ("", "_small", "_medium", "_large")  # COCO's ranges, in faster-coco-eval's order
 
 
 @dataclass(frozen=True)
@@ -109,99 +111,142 @@ class Matches(Samples):
         return np.where(wanted > 0, found, 0.0)
 
 
+@dataclass
+class _Category:
+    """Objects and detections of one category, as COCO has them; images go by their place among all."""
+
+    objects: list[dict[str, Any]]
+    found: list[dict[str, Any]]
+
+
 def average_precision(
-    detections: Sequence[Detections], truths: Sequence[GroundTruth], kind: Kind
+    detections: Sequence[Detections], truths: Sequence[GroundTruth], kind: IouType
 ) -> tuple[dict[str, float | None], Matches]:
     """COCO's numbers (0..1, None where no object defines one), and the matching behind them.
+
+    Equal scores count in the order of the image ids, whatever the order of the images.
 
     Args:
         detections, truths: one per image, in the same order.
         kind: compare boxes or masks.
     """
-    pairs = sorted(zip(detections, truths, strict=True), key=lambda pair: pair[0].image_id)  # COCOeval's order
-    coco, found = _as_coco(pairs, kind)
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools talks
-        evaluation = COCOeval(coco, coco.loadRes(found) if found else _nothing(coco), kind)
-        evaluation.params.maxDets = [1, 10, MAX_DETECTIONS]
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    # In float32, as every record has them.
-    stats = {name: float(np.float32(evaluation.stats[place])) for name, place in NUMBERS.items()}
-    numbers = {name: None if value < 0 else value for name, value in stats.items()}
-    return numbers, _matches(evaluation, np.array([item.image_id for item, _ in pairs], dtype=np.int64))
+    pairs = sorted(zip(detections, truths, strict=True), key=lambda pair: pair[0].image_id)
+    categories = _by_category(pairs, kind)
+    precision, recall, matched = [], [], []
+    for k in sorted(categories):
+        evaluation = _evaluated(categories[k], kind)
+        precision.append(evaluation.eval["precision"][:, :, 0, :, 0])
+        recall.append(evaluation.eval["recall"][:, 0, :, 0])
+        matched.append(_matched(evaluation))
+    image_ids = np.array([item.image_id for item, _ in pairs], dtype=np.int64)
+    return _numbers(precision, recall), _matches(sorted(categories), matched, image_ids)
 
 
-def _matches(evaluation: COCOeval, image_ids: NDArray[np.int64]) -> Matches:
-    """What ``evaluate`` left for objects of all sizes."""
-    category_ids = np.array(evaluation.params.catIds, dtype=np.int64)
-    images, areas = len(image_ids), len(evaluation.params.areaRng)
-    positives = np.zeros((len(category_ids), images), dtype=np.int64)
-    category, image, score, hit, ignored = [], [], [], [], []
-    for k in range(len(category_ids)):
-        first = k * areas * images  # by category, then area (all sizes first), then image
-        for i, result in enumerate(evaluation.evalImgs[first : first + images]):
-            if result is None:
-                continue
-            positives[k, i] = np.count_nonzero(np.asarray(result["gtIgnore"]) == 0)
-            size = len(result["dtScores"])
-            category.append(np.full(size, k))
-            image.append(np.full(size, i))
-            score.append(np.asarray(result["dtScores"]))
-            hit.append(np.asarray(result["dtMatches"]).reshape(len(IOU_THRESHOLDS), size).T > 0)
-            ignored.append(np.asarray(result["dtIgnore"]).reshape(len(IOU_THRESHOLDS), size).T > 0)
-    empty = np.zeros((0, len(IOU_THRESHOLDS)), dtype=bool)
-    categories = np.concatenate([np.zeros(0, dtype=np.int64), *category])
-    # Stable, as COCOeval's merge sort: equal scores stay in the order of images.
-    order = np.lexsort((-np.concatenate([np.zeros(0), *score]), categories))
-    return Matches(
-        image_ids, category_ids, positives, categories[order],
-        np.concatenate([np.zeros(0, dtype=np.int64), *image])[order],
-        np.concatenate([empty, *hit])[order], np.concatenate([empty, *ignored])[order],
-    )  # fmt: skip
+def _numbers(precision: list[NDArray[np.float64]], recall: list[NDArray[np.float64]]) -> dict[str, float | None]:
+    """COCOeval's summary of K × [T, R, A] precisions and K × [T, A] recalls; -1 where nothing is to be found."""
+    curves = np.stack(precision, axis=2) if precision else np.zeros((len(IOU_THRESHOLDS), 1, 0, len(AREAS)))
+    reached = np.stack(recall, axis=1) if recall else np.zeros((len(IOU_THRESHOLDS), 0, len(AREAS)))
+    chosen = {"map": curves[..., 0], "map_50": curves[:1, ..., 0], "map_75": curves[5:6, ..., 0]}
+    chosen |= {f"map{area}": curves[..., a] for a, area in enumerate(AREAS) if area}
+    chosen[f"mar_{MAX_DETECTIONS}"] = reached[..., 0]
+    return {name: float(values[values > -1].mean()) if (values > -1).any() else None for name, values in chosen.items()}
 
 
-def _nothing(coco: COCO) -> COCO:
-    """A result set without detections, which ``loadRes`` cannot make."""
-    empty = COCO()
-    empty.dataset = {**coco.dataset, "annotations": []}
-    empty.createIndex()
-    return empty
+def _evaluated(category: _Category, kind: IouType) -> COCOeval_faster:
+    places = sorted({row["image_id"] for row in (*category.objects, *category.found)})
+    images = [{"id": place, "height": 0, "width": 0} for place in places]  # sizes are asked for; RLEs have their own
+    truth, found = (_coco(images, rows) for rows in (category.objects, category.found))
+    evaluation = COCOeval_faster(truth, found, kind, separate_eval=True, rle_iou_max_workers=1)
+    evaluation.params.maxDets = [MAX_DETECTIONS]
+    evaluation.evaluate()
+    evaluation.accumulate()
+    return evaluation
 
 
-def _as_coco(pairs: Sequence[tuple[Detections, GroundTruth]], kind: Kind) -> tuple[COCO, list[Any]]:
-    """Ground truth as a COCO object, detections as its result list; images are named by their place."""
-    annotations: list[dict[str, Any]] = []
-    found: list[dict[str, Any]] = []
+def _coco(images: list[dict[str, Any]], rows: Iterable[dict[str, Any]]) -> COCO:
+    coco = COCO()
+    coco.dataset = {"images": images, "annotations": list(rows), "categories": [{"id": 0}]}
+    coco.createIndex()
+    return coco
+
+
+def _by_category(
+    pairs: Sequence[tuple[Detections, GroundTruth]], kind: IouType, limit: int | None = None
+) -> dict[int, _Category]:
+    """Category id → what is there and what was found; mAP is over the categories that have either."""
+    categories: dict[int, _Category] = defaultdict(lambda: _Category([], []))
     for place, (item, truth) in enumerate(pairs):
-        columns = (_xywh(truth.boxes), truth.labels.tolist(), truth.area.tolist(), truth.iscrowd.tolist())
+        columns = (xywh(truth.boxes), truth.labels.tolist(), truth.area.tolist(), truth.iscrowd.tolist())
         for n, (box, label, area, crowd) in enumerate(zip(*columns, strict=True)):
             rle = None if truth.rles is None else truth.rles[n]
             if area <= 0:  # annotated wrongly
                 area = box[2] * box[3] if rle is None else float(mask_utils.area(rle))
-            annotations.append({
-                "id": len(annotations) + 1, "image_id": place, "category_id": label, "bbox": box, "segmentation": rle,
+            rows = categories[label].objects
+            rows.append({
+                "id": len(rows) + 1, "image_id": place, "category_id": 0, "bbox": box, "segmentation": rle,
                 "area": area, "iscrowd": crowd,
             })  # fmt: skip
-        for n, (box, label, score) in enumerate(
-            zip(_xywh(item.boxes), item.labels.tolist(), item.scores.tolist(), strict=True)
-        ):
-            shape = {"bbox": box} if kind == "bbox" else {"segmentation": (item.rles or [])[n]}
-            found.append({"image_id": place, "category_id": label, "score": score, **shape})
-    # mAP is over the categories that are there or were found.
-    known = {row["category_id"] for row in (*annotations, *found)}
-    coco = COCO()
-    coco.dataset = {
-        "info": {}, "annotations": annotations, "categories": [{"id": n} for n in sorted(known)],
-        # Sizes are asked for, and not needed with RLEs.
-        "images": [{"id": place, "height": 0, "width": 0} for place in range(len(pairs))],
-    }  # fmt: skip
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco.createIndex()
-    return coco, found
+        count = len(item) - item.beyond
+        areas = mask_utils.area(item.rles[:count]).tolist() if kind == "segm" and item.rles else None
+        labels, scores = item.labels[:count].tolist(), item.scores[:count].tolist()
+        for n, (box, label, score) in enumerate(zip(xywh(item.boxes[:count]), labels, scores, strict=True)):
+            rows = categories[label].found
+            shape: dict[str, Any] = {"bbox": box, "area": box[2] * box[3]}
+            if kind == "segm":
+                assert item.rles is not None
+                assert areas is not None
+                shape = {"bbox": box, "segmentation": item.rles[n], "area": areas[n]}
+            rows.append({"id": len(rows) + 1, "image_id": place, "category_id": 0, "score": score, **shape})
+    return dict(categories)
 
 
-def _xywh(boxes: Any) -> list[list[float]]:
+@dataclass
+class _Matched:
+    """One category's share of ``Matches``; arrays without its place among the categories."""
+
+    wanted: list[tuple[int, int]]
+    image: list[NDArray[np.int64]]
+    score: list[NDArray[np.float64]]
+    hit: list[NDArray[np.bool_]]
+    ignored: list[NDArray[np.bool_]]
+
+
+def _matched(evaluation: COCOeval_faster) -> _Matched:
+    """What ``evaluate`` left for objects of all sizes: by image, then falling score."""
+    found = _Matched([], [], [], [], [])
+    # The evaluations of one category: by area (all sizes first), then image. They show themselves only to pickle: the
+    # matched object's id by threshold and detection, the reverse, scores, whether an object is ignored, and whether a
+    # detection is, by threshold and detection.
+    for place, result in zip(evaluation.params.imgIds, evaluation._evalImgs_cpp, strict=False):
+        match, _, scores, left_out, ignored, *_ = result.__getstate__()
+        shape = (len(IOU_THRESHOLDS), len(scores))
+        found.wanted.append((int(place), left_out.count(False)))
+        found.image.append(np.full(len(scores), place, dtype=np.int64))
+        found.score.append(np.array(scores))
+        found.hit.append(np.array(match, dtype=np.int64).reshape(shape).T > 0)
+        found.ignored.append(np.array(ignored, dtype=bool).reshape(shape).T)
+    return found
+
+
+def _matches(category_ids: Sequence[int], matched: Sequence[_Matched], image_ids: NDArray[np.int64]) -> Matches:
+    positives = np.zeros((len(category_ids), len(image_ids)), dtype=np.int64)
+    parts = []
+    for k, one in enumerate(matched):
+        for place, count in one.wanted:
+            positives[k, place] = count
+        score = np.concatenate([np.zeros(0), *one.score])
+        order = np.argsort(-score, kind="stable")  # as COCOeval's merge sort: equal scores stay in the images' order
+        none = np.zeros((0, len(IOU_THRESHOLDS)), dtype=bool)
+        parts.append((
+            np.full(len(order), k), np.concatenate([np.zeros(0, dtype=np.int64), *one.image])[order],
+            np.concatenate([none, *one.hit])[order], np.concatenate([none, *one.ignored])[order],
+        ))  # fmt: skip
+    empty = (np.zeros(0, dtype=np.int64),) * 2 + (np.zeros((0, len(IOU_THRESHOLDS)), dtype=bool),) * 2
+    category, image, hit, ignored = (np.concatenate(column) for column in zip(empty, *parts, strict=True))
+    return Matches(image_ids, np.array(category_ids, dtype=np.int64), positives, category, image, hit, ignored)
+
+
+def xywh(boxes: Any) -> list[list[float]]:
     """Corners [N, 4] to corner and size, subtracted in the tensor's own precision."""
     sides = boxes.reshape(-1, 4).clone()
     sides[:, 2:] -= sides[:, :2]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from sam3slim.results.record import RunRecord
 if TYPE_CHECKING:
     from sam3slim.data.batch import GroundTruth
     from sam3slim.data.detections import Detections
-    from sam3slim.results.coco import Kind
+    from sam3slim.results.coco import IouType
     from sam3slim.results.samples import Samples
 
 
@@ -39,6 +39,7 @@ class Metric:
         samples: reads back what ``measure`` gave as ``samples``.
         headline: the number that is shown, compared and searched.
         logged: numbers that training logs at each validation.
+        printed: numbers that a run prints in the end; (): all.
         scale, unit: a number of 0..1 is shown as 0..100 %; drops are counted in the same points.
         higher_is_better: the direction of comparisons.
         priority: of the metrics a run has, the one with the most decides where none is named.
@@ -51,6 +52,7 @@ class Metric:
     samples: Callable[[Path], Samples]
     headline: str = "map"
     logged: tuple[str, ...] = ()
+    printed: tuple[str, ...] = ()
     scale: float = 100.0
     unit: str = "%"
     higher_is_better: bool = True
@@ -59,7 +61,11 @@ class Metric:
     @property
     def column(self) -> str:
         """Of tables: ``segm_map``."""
-        return f"{self.name}_{self.headline}"
+        return self.key(self.headline)
+
+    def key(self, number: str) -> str:
+        """A number's name among those of all metrics: ``segm_map_50``; ``cgf1``, not ``cgf1_cgf1``."""
+        return self.name if self.name.startswith(number) else f"{self.name}_{number}"
 
     def score(self, value: float) -> float:
         """More is better."""
@@ -104,7 +110,9 @@ def measure_all(detections: Sequence[Detections], truths: Sequence[GroundTruth])
     return {name: found for name, found in measured.items() if found is not None}
 
 
-def _average_precision(kind: Kind, detections: Sequence[Detections], truths: Sequence[GroundTruth]) -> Measured | None:
+def _average_precision(
+    kind: IouType, detections: Sequence[Detections], truths: Sequence[GroundTruth]
+) -> Measured | None:
     from sam3slim.results.coco import average_precision  # pycocotools and scipy, which a table has no use for
 
     if kind == "segm" and any(truth.rles is None for truth in truths):
@@ -118,32 +126,77 @@ def _matches(path: Path) -> Samples:
     return Matches.load(path)
 
 
-def _coco(kind: Kind, title: str, short: str, priority: int) -> Metric:
+def _coco(kind: IouType, title: str, short: str, priority: int) -> Metric:
     measure = partial(_average_precision, kind)
     return Metric(kind, title, short, measure, _matches, logged=("map", "map_50"), priority=priority)
 
 
+def _cgf1(kind: IouType, detections: Sequence[Detections], truths: Sequence[GroundTruth]) -> Measured | None:
+    from sam3slim.results.cgf1 import concept_counts
+
+    if kind == "segm" and any(truth.rles is None for truth in truths):
+        return None
+    counts = concept_counts(detections, [truths], kind)
+    # With data.protocol=present nothing absent is asked for: image-level correlation would be 0 for every model.
+    return Measured(counts.numbers(), counts) if counts.has_both else None
+
+
+def _counts(path: Path) -> Samples:
+    from sam3slim.results.cgf1 import ConceptCounts
+
+    return ConceptCounts.load(path)
+
+
+def _concept(name: str, kind: IouType, title: str, short: str) -> Metric:
+    return Metric(
+        name, title, short, partial(_cgf1, kind), _counts, headline="cgf1", logged=("pmf1", "il_mcc"),
+        printed=("cgf1", "cgf1_50", "cgf1_75", "pmf1", "il_mcc"),
+    )  # fmt: skip
+
+
 register(_coco("bbox", "box mAP", "box", 1))
 register(_coco("segm", "mask mAP", "mask", 2))
+register(_concept("cgf1_bbox", "bbox", "box cgF1", "box cgF1"))
+register(_concept("cgf1", "segm", "mask cgF1", "mask cgF1"))
 
 
 def main_metric(records: RunRecord | Iterable[RunRecord], name: str | None = None) -> Metric:
     """The metric that decides between runs: the one named, or mask mAP, box mAP where no run has masks.
 
     Raises:
-        UserError: no metric has this name.
+        UserError: no metric has this name, or no run has measured it.
     """
-    if name is not None:
-        if name not in METRICS:
-            raise UserError(f"metric={name} is not known; choose from {', '.join(METRICS)}")
-        return METRICS[name]
     records = [records] if isinstance(records, RunRecord) else list(records)
-    return main_of(m.name for m in METRICS.values() if any(record.metrics.value(m) is not None for record in records))
+    measured = [m.name for m in METRICS.values() if any(record.metrics.value(m) is not None for record in records)]
+    return main_of(measured, name)
 
 
-def main_of(names: Iterable[str]) -> Metric:
-    """Of some metrics the one that decides."""
-    return max((METRICS[name] for name in names), key=lambda metric: metric.priority, default=METRICS["bbox"])
+def main_of(names: Collection[str], wanted: str | None = None) -> Metric:
+    """Of some metrics the one that decides: ``wanted``, or the one with the most priority.
+
+    Raises:
+        UserError: ``wanted`` is none of them.
+    """
+    if wanted is None:
+        return max((METRICS[name] for name in names), key=lambda metric: metric.priority, default=METRICS["bbox"])
+    check_metric(wanted)
+    if wanted not in names:
+        known = f"measured are {', '.join(names)}" if names else "nothing is measured"
+        raise UserError(
+            f"metric={wanted}: {METRICS[wanted].title} is not measured here, {known}; choose one of those, or evaluate "
+            "again: masks need data with masks, cgF1 data.protocol=all or present+k"
+        )
+    return METRICS[wanted]
+
+
+def check_metric(name: str | None, key: str = "metric") -> None:
+    """Refuse a name that no metric has; ``key`` is what it was given as.
+
+    Raises:
+        UserError: such a name.
+    """
+    if name is not None and name not in METRICS:
+        raise UserError(f"{key}={name} is not known; choose from {', '.join(METRICS)}")
 
 
 def main_value(record: RunRecord, name: str | None = None) -> float | None:

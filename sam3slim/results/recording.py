@@ -24,6 +24,9 @@ OUTPUT_KEYS = frozenset(
     | {"force", "compress_after"}
 )
 
+# Keys that are younger than some records: null is what those did.
+LATER_KEYS = frozenset({"metric"})
+
 
 def forget_other(folder: Path, config: Mapping[str, Any]) -> None:
     """Remove a run's checkpoints if its record says that it was another configuration's: not to be gone on from.
@@ -140,12 +143,14 @@ def outcome(error: BaseException) -> tuple[Status, str | None]:
 def config_hash(config: Mapping[str, Any], *, exclude: Collection[str] = OUTPUT_KEYS) -> str:
     """sha256 (hex) of the canonical JSON of ``config`` without the keys ``exclude``, at any depth.
 
-    Two runs with the same hash compute the same thing; the order of keys does not matter.
+    Keys of ``LATER_KEYS`` count only where they are set. Two runs with the same hash compute the same thing; the order
+    of keys does not matter.
     """
 
     def kept(value: Any) -> Any:
         if isinstance(value, dict):
-            return {key: kept(item) for key, item in value.items() if key not in exclude}
+            wanted = {key: item for key, item in value.items() if key not in exclude}
+            return {key: kept(item) for key, item in wanted.items() if item is not None or key not in LATER_KEYS}
         return [kept(item) for item in value] if isinstance(value, list) else value
 
     text = json.dumps(kept(plain(config)), sort_keys=True, separators=(",", ":"), ensure_ascii=False)

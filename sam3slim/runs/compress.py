@@ -63,19 +63,21 @@ def compress(spec: CompressSpec, run: Run) -> list[RunRecord]:
         check_search_split(data, budget.search_split, spec.data.split)
     work = _Compression(spec, run, model, report, data, device, reference)
     full = work.measure_source() if reference is None else read_record(str(spec.reference))
-    if not tells_drops(full):
+    metric = main_metric(full, budget.metric)
+    if not tells_drops(full, metric):
         log.warning(
-            "the full model's mAP on data.split=%s is at most %g point: a drop cannot be seen here and no method is "
+            "the full model's %s on data.split=%s is at most %g point: a drop cannot be seen here and no method is "
             "recommended; check the checkpoint, the data set's categories and data.protocol",
-            spec.data.split, ACCEPTED_DROP,
+            metric.title, spec.data.split, ACCEPTED_DROP,
         )  # fmt: skip
     if SENSITIVITY in spec.methods:
         work.sensitivity()
     records = [work.one(only(run, entry, method.name), method) for entry, method in zip(entries, methods, strict=True)]
     if not records:
         return records
-    rows = compression_rows(full, [(method.name, record) for method, record in zip(methods, records, strict=True)])
-    shown = compression_shown(main_metric(full))
+    named = [(method.name, record) for method, record in zip(methods, records, strict=True)]
+    rows = compression_rows(full, named, metric)
+    shown = compression_shown(metric, rows)
     path, _ = write_table(rows, run.folder, columns=compression_columns(), shown=shown, stem="compression")
     print("\n" + to_markdown(rows, shown) + f"written: {path}, {path.with_suffix('.md')}")
     failed = [f"{method.name}: {r.error}" for method, r in zip(methods, records, strict=True) if r.status != "finished"]
@@ -171,13 +173,16 @@ class _Compression:
             evaluator = PrecisionEvaluator(
                 self.model, self.data, self.spec.data.split, self.device,
                 limit=self.spec.limit, reference=self.reference.found if self.reference else None,
+                metric=self.spec.budget.metric,
             )  # fmt: skip
             sensitivity(evaluator, part.folder)
 
     def search(self, folder: Path) -> Searched:
         """The plan for the budget, searched on a split of its own."""
         budget = self.spec.budget
-        evaluator = PrecisionEvaluator(self.model, self.data, budget.search_split, self.device, limit=self.spec.limit)
+        evaluator = PrecisionEvaluator(
+            self.model, self.data, budget.search_split, self.device, limit=self.spec.limit, metric=budget.metric
+        )
         return search_plan(evaluator, budget, folder)
 
 

@@ -154,7 +154,8 @@ def with_rest(parts: Mapping[str, int], total: int) -> dict[str, int]:
 def print_metrics(record: RunRecord) -> None:
     """One line per metric."""
     for name, values in record.metrics.values.items():
-        shown = [f"{key} {METRICS[name].text(value)}" for key, value in values.items() if value is not None]
+        numbers = {key: values[key] for key in METRICS[name].printed or values}
+        shown = [f"{key} {METRICS[name].text(value)}" for key, value in numbers.items() if value is not None]
         print(f"{name}: {', '.join(shown)}")
 
 

@@ -35,6 +35,10 @@ class PrecisionEvaluator:
         model: FP32, on the CPU.
         reference: what drops are counted against; None measures the model itself first.
         limit: images to measure on.
+        metric: name of the one that ``points`` are of; None: mask mAP, box mAP without masks.
+
+    Raises:
+        UserError: the data cannot have this metric.
     """
 
     def __init__(
@@ -46,25 +50,26 @@ class PrecisionEvaluator:
         *,
         limit: int | None = None,
         reference: Found | None = None,
+        metric: str | None = None,
     ) -> None:
         self.model, self.device, self.limit = model, device, limit
         self.loader = data.loader(split)
         if reference is None:
             reference = self._found(to_device(model, device, "fp32"))
             back_to_cpu(model)  # where plans are made
-        self.reference = reference
+        self.reference, self.metric = reference, main_of(reference, metric)
 
     def drops(self, method: Mixed) -> dict[str, Drop]:
         """The plan's drop by metric, with its interval."""
         return {
             name: paired_bootstrap(METRICS[name], self.reference[name], found)
             for name, found in self._measured(method).items()
+            if name in self.reference
         }
 
     def points(self, method: Mixed) -> float:
-        """The plan's drop in points of the main metric."""
-        found = self._measured(method)
-        metric = main_of(found)
+        """The plan's drop in points of the metric."""
+        found, metric = self._measured(method), self.metric
         before, after = self.reference[metric.name].value(), found[metric.name].value()
         if before is None or after is None:
             raise UserError("a search needs objects: none of the images it measures on has one")
@@ -94,7 +99,7 @@ def sensitivity(evaluator: PrecisionEvaluator, folder: Path, groups: Sequence[st
     full = evaluator.bytes(Mixed(dict.fromkeys(GROUPS, "fp32"), rest="fp32"))
     rows: list[dict[str, Any]] = []
     columns = ("group", "params", "bytes_saved", *drop_columns())
-    shown = ("group", "params", "bytes_saved", *(f"{name}_drop_interval" for name in METRICS))
+    shown = ("group", "params", "bytes_saved", *(f"{name}_drop_interval" for name in evaluator.reference))
     for group in groups:
         if not names[group]:
             continue  # a prompt bank has no text tower
@@ -106,7 +111,7 @@ def sensitivity(evaluator: PrecisionEvaluator, folder: Path, groups: Sequence[st
         })  # fmt: skip
         # After every group, so that an interrupted run leaves what it knows.
         write_table(rows, folder, columns=columns, shown=shown, stem="sensitivity")
-        print(f"{group}: {drops[main_of(drops).name].points:.2f} points")
+        print(f"{group}: {drops[evaluator.metric.name].points:.2f} points")
     print("\n" + to_markdown(rows, shown))
     return rows
 
@@ -155,7 +160,7 @@ def search_plan(evaluator: PrecisionEvaluator, budget: BudgetSpec, folder: Path)
 
 def verify_budget(record: RunRecord, found: Searched, budget: BudgetSpec) -> None:
     """Fill the record's ``budget`` and say plainly whether the measured artifact honours it."""
-    measured, size = record.drop.get(main_metric(record).name), record.artifact.bytes
+    measured, size = record.drop.get(main_metric(record, budget.metric).name), record.artifact.bytes
     drop = measured.points if measured else None
     kept = (budget.max_drop is None or (drop is not None and drop <= budget.max_drop)) and (
         budget.max_bytes is None or (size is not None and size <= budget.max_bytes)

@@ -12,6 +12,7 @@ from sam3slim.launch.compose import check_options
 from sam3slim.losses import LossSpec
 from sam3slim.models.compiled import Compile
 from sam3slim.precisions import arithmetics
+from sam3slim.results.metrics import check_metric
 from sam3slim.slimming import Depth, Importance, check_rule
 from sam3slim.specs import ModelSpec
 from sam3slim.strict import SpecError, spec_from_dict
@@ -101,6 +102,8 @@ class TrainSpec:
         compile: see ``models.compiled.compile_layers``; a live teacher is compiled as well.
         force: train again although the folder's record says that just this has been trained.
         compress_after: options of the compress group, applied to the trained model.
+        metric: the one that decides (best checkpoint, search, ``compress_after``); None: mask mAP, box mAP without
+            masks.
     """
 
     name: str
@@ -123,11 +126,13 @@ class TrainSpec:
     compile: Compile = False
     force: bool = False
     compress_after: tuple[str, ...] = ()
+    metric: str | None = None
     experiment: Any = None
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
         self._check_sharded()
+        check_metric(self.metric)
         check_options("compress_after", self.compress_after, "compress")
         check_trainer(self.trainer)
         if isinstance(steps := self.trainer.get("max_steps"), int) and steps > 0:
@@ -236,16 +241,19 @@ class BudgetSpec:
     """What ``mixed`` may cost, and where its search measures.
 
     Attributes:
-        max_drop: points of mask mAP (box mAP without masks).
+        max_drop: points of ``metric``.
         max_bytes: of the stored weights.
         search_split: split of the data.
+        metric: the one that decides, also which method the table recommends; None: mask mAP, box mAP without masks.
     """
 
     max_drop: float | None = None
     max_bytes: int | None = None
     search_split: str = "val"
+    metric: str | None = None
 
     def __post_init__(self) -> None:
+        check_metric(self.metric, "compress.metric")
         for key in ("max_drop", "max_bytes"):
             value = getattr(self, key)
             if value is not None and value < 0:

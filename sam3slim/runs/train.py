@@ -83,7 +83,7 @@ def train_and_compress(spec: TrainSpec, run: Run) -> Done:
         smaller, compressed = _compress(spec, run)
         records += smaller
         fresh = fresh or compressed
-    return Done(tuple(records), fresh)
+    return Done(tuple(records), fresh, spec.metric)
 
 
 def _compress(spec: TrainSpec, run: Run) -> tuple[list[RunRecord], bool]:
@@ -93,6 +93,7 @@ def _compress(spec: TrainSpec, run: Run) -> tuple[list[RunRecord], bool]:
         artifact = artifact.relative_to(Path.cwd())  # the same on another machine
     # Trials may run side by side, where a latency means nothing.
     given = [f"checkpoint='{artifact}'", f"compress=[{','.join(spec.compress_after)}]", "latency=false"]
+    given += [] if spec.metric is None else [f"compress.metric={spec.metric}"]
     composed = compose_run("compress", given, run.folder / COMPRESSED)
     config = {**composed.config, "data": run.config["data"], "seed": spec.seed}
     smaller = replace(composed, config=config, choices=run.choices, command=run.command)
@@ -185,6 +186,7 @@ def training_module(
         masks=masks,
         boxes=bool(spec.data.boxes.share),
         max_prompts=spec.data.max_prompts_per_batch,
+        metric=spec.metric,
         config=plain(config or {}),
     )
 

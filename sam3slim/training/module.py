@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from sam3slim.data.batch import Batch
+from sam3slim.data.detections import CONFIDENT
 from sam3slim.data.soft import SoftTargets
 from sam3slim.distill import CachedTeacher, FrozenTeacher, Totals
 from sam3slim.distill.total import Average
@@ -42,6 +43,7 @@ class ConceptSegmentation(lightning.LightningModule):
         max_prompts: see ``StepLoss``.
         masks: whether the training data have masks.
         boxes: whether prompts come with boxes.
+        metric: which one ``val/map`` is; None: mask mAP, box mAP without masks.
         config: plain nested dict kept in checkpoints.
 
     Attributes:
@@ -64,6 +66,7 @@ class ConceptSegmentation(lightning.LightningModule):
         max_prompts: int | None = None,
         masks: bool = True,
         boxes: bool = False,
+        metric: str | None = None,
         config: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -191,14 +194,16 @@ class ConceptSegmentation(lightning.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         truths = ground_truths(batch)
-        found = predict_batch(self.model, batch, with_masks=truths[0].rles is not None)
+        found = predict_batch(self.model, batch, keep_score=CONFIDENT, with_masks=truths[0].rles is not None)
         self._validated[dataloader_idx].update(found, truths)
 
     def on_validation_epoch_end(self) -> None:
         logged: dict[str, dict[str, float]] = {}
         for loader, metrics in zip(self._val_loaders(), self._validated, strict=True):
             if measured := metrics.measure():
-                logged[getattr(loader.dataset, "name", "")] = _numbers(measured)
+                # Lightning's check before a training sees a few images, which may not have every metric.
+                wanted = None if self.trainer.sanity_checking else self.metric
+                logged[getattr(loader.dataset, "name", "")] = _numbers(measured, wanted)
         self._validated = []
         for data_set, numbers in logged.items() if len(logged) > 1 else ():
             self.log_dict({f"val/{data_set}/{key}": value for key, value in numbers.items()}, sync_dist=True)
@@ -215,12 +220,12 @@ class ConceptSegmentation(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-def _numbers(measured: Mapping[str, Measured]) -> dict[str, float]:
+def _numbers(measured: Mapping[str, Measured], wanted: str | None) -> dict[str, float]:
     """What is logged: of every metric its headline and what it names besides; ``map``, the main one as a score."""
     numbers = {
-        f"{name}_{number}": float(found.numbers[number] or 0.0)
+        METRICS[name].key(number): float(found.numbers[number] or 0.0)
         for name, found in measured.items()
         for number in dict.fromkeys((METRICS[name].headline, *METRICS[name].logged))
     }
-    main = main_of(measured)
+    main = main_of(measured, wanted)
     return {**numbers, "map": main.score(numbers[main.column])}

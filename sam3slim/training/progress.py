@@ -57,7 +57,8 @@ class StepProgress(ProgressBar):
         step, total, passed = trainer.global_step, _total(trainer), time.perf_counter() - self._started
         done = step - self._first
         left = f", about {_clock(passed / done * (total - step))} left" if total and done and step < total else ""
-        line = f"step {step} of {total or '?'}: val/map {float(found):.3f} after {_clock(passed)}{left}"
+        name = getattr(pl_module, "metric", None) or "val/map"
+        line = f"step {step} of {total or '?'}: {name} {float(found):.3f} after {_clock(passed)}{left}"
         print(line, flush=True)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:

@@ -21,7 +21,7 @@ FULL = record(1000)
 
 
 def recommended(*records: tuple[str, RunRecord]) -> list[str]:
-    return [row["method"] for row in compression_rows(FULL, records) if row["recommended"]]
+    return [row["method"] for row in compression_rows(FULL, records, METRICS["segm"]) if row["recommended"]]
 
 
 def test_recommended__the_smallest_whose_whole_interval_is_small() -> None:
@@ -35,8 +35,10 @@ def test_recommended__the_smallest_whose_whole_interval_is_small() -> None:
 
 def test_rows__ratio_drop_and_failure() -> None:
     failed = record(1, status="failed", error="out of memory")
-    rows = compression_rows(FULL, [("int8", record(250, (0.6, 0.2, 0.9))), ("onnx", failed)])
-    assert all({*compression_columns(), *compression_shown(METRICS["segm"])} <= row.keys() for row in rows)
+    rows = compression_rows(FULL, [("int8", record(250, (0.6, 0.2, 0.9))), ("onnx", failed)], METRICS["segm"])
+    shown = compression_shown(METRICS["segm"], rows)
+    assert all({*compression_columns(), *shown} <= row.keys() for row in rows)
+    assert "cgf1" not in shown  # nothing has measured it
     assert rows[0]["ratio"] == 1
     assert (rows[1]["ratio"], rows[1]["segm_drop_interval"]) == (4, "0.60 (0.20 to 0.90)")
     assert (rows[2]["error"], rows[2]["bytes"], rows[2]["segm_map"]) == ("out of memory", None, None)
@@ -45,13 +47,14 @@ def test_rows__ratio_drop_and_failure() -> None:
 def test_recommended__boxes_only_sets_go_by_boxes() -> None:
     boxes = record(250, metrics={"bbox": {"map": 0.4}})
     boxes.drop = {"bbox": Drop(0.1, (0.0, 0.2))}
-    assert recommended(("int8", boxes)) == ["int8"]
+    rows = compression_rows(FULL, [("int8", boxes)], METRICS["bbox"])
+    assert [row["method"] for row in rows if row["recommended"]] == ["int8"]
 
 
 def test_recommended__none_where_the_full_model_has_nothing_to_lose() -> None:
     nothing = record(1000, metrics={"segm": {"map": 0.01}, "bbox": {"map": 0.4}})
-    rows = compression_rows(nothing, [("int8", record(250, (0.0, 0.0, 0.0)))])
+    rows = compression_rows(nothing, [("int8", record(250, (0.0, 0.0, 0.0)))], METRICS["segm"])
     assert [row["recommended"] for row in rows] == [False, False]
-    assert not tells_drops(nothing)
-    assert not tells_drops(record(1000, metrics={"bbox": {"map": 0.0}}))
-    assert tells_drops(FULL)
+    assert not tells_drops(nothing, METRICS["segm"])
+    assert not tells_drops(record(1000, metrics={"bbox": {"map": 0.0}}), METRICS["bbox"])
+    assert tells_drops(FULL, METRICS["segm"])

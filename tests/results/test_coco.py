@@ -15,13 +15,13 @@ from pycocotools.cocoeval import COCOeval
 from sam3slim.data.batch import GroundTruth
 from sam3slim.data.detections import Detections
 from sam3slim.evaluation import ConceptMetrics
-from sam3slim.results.coco import NUMBERS, Kind, average_precision
+from sam3slim.results.coco import NUMBERS, IouType, average_precision
 from sam3slim.results.metrics import measure_all
 from tests.evaluation.conftest import make_truth, rectangle_rle
 from tests.processes import run_two
 
 SIZE = (120, 160)
-KINDS: tuple[Kind, ...] = ("bbox", "segm")
+KINDS: tuple[IouType, ...] = ("bbox", "segm")
 Box = tuple[int, int, int, int]
 
 
@@ -100,7 +100,7 @@ def measured(detections: list[Detections], truths: list[GroundTruth], kind: str)
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("seed", [0, 1])
-def test_average_precision__equals_plain_pycocotools(seed: int, kind: Kind) -> None:
+def test_average_precision__equals_plain_pycocotools(seed: int, kind: IouType) -> None:
     detections, truths = random_set(seed)
     golden = plain_coco(detections, truths, kind)
     # Whatever the order of the images, COCOeval goes by their ids.
@@ -108,12 +108,12 @@ def test_average_precision__equals_plain_pycocotools(seed: int, kind: Kind) -> N
     numbers, matches = average_precision([detections[n] for n in order], [truths[n] for n in order], kind)
     assert 0.02 < golden.stats[0] < 0.98  # the data are neither trivial nor hopeless
     for key, expected in zip(NUMBERS, golden.stats[[0, 1, 2, 3, 4, 5, 8]], strict=True):
-        assert numbers[key] == (None if expected == -1 else pytest.approx(expected, abs=1e-6)), key
+        assert numbers[key] == (None if expected == -1 else pytest.approx(expected, abs=1e-9)), key
     by_category = matches.per_category()
     for k, category in enumerate(golden.params.catIds):
         precision = golden.eval["precision"][:, :, k, 0, -1]
         expected = precision[precision > -1].mean() if (precision > -1).any() else None
-        assert by_category.get(category) == (None if expected is None else pytest.approx(expected, abs=1e-6))
+        assert by_category.get(category) == (None if expected is None else pytest.approx(expected, abs=1e-9))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -17,6 +17,7 @@ from PIL import Image
 from sam3slim.cli import main
 from sam3slim.data.batch import GroundTruth
 from sam3slim.data.detections import Detections
+from sam3slim.errors import UserError
 from sam3slim.launch.trial import Done, values_of
 from sam3slim.report.rows import compression_rows, compression_shown
 from sam3slim.report.table import to_markdown
@@ -76,7 +77,7 @@ def runs(metric: Metric, tmp_path: Path) -> Path:
 def test_plugin__is_measured_saved_and_dropped(metric: Metric, tmp_path: Path) -> None:
     detections, truths = random_set(0)
     measured = measure_all(detections, truths)
-    assert list(measured) == ["bbox", "segm", "miss"]
+    assert list(measured) == ["bbox", "segm", "cgf1_bbox", "cgf1", "miss"]
     full = measured["miss"].samples
     worse = miss_rate([replace(item, scores=item.scores / 2) for item in detections], truths).samples
     assert full is not None
@@ -114,7 +115,7 @@ def test_plugin__decides_where_it_is_named(runs: Path) -> None:
     assert selection.chosen.run.folder.name == "b"
     assert "the lowest miss rate of 2 runs; miss rate 20.00 %, drop 10.00 (1.00 to 30.00)" in selection.why
     assert selection.candidates[1].verdict == "miss rate 30.00 > 20.00 %"
-    with pytest.raises(Exception, match="metric=mis is not known; choose from bbox, segm, miss"):
+    with pytest.raises(UserError, match="metric=mis is not known; choose from bbox, segm, cgf1_bbox, cgf1, miss"):
         choose([runs], ExportCriteria(best="map", metric="mis"))
 
 
@@ -125,8 +126,9 @@ def test_plugin__decides_alone_and_in_a_search(metric: Metric) -> None:
     assert main_metric(record(0.3)) is metric
     # A search maximises.
     assert values_of(Done((record(0.3),))) == (-0.3, 1000.0)
-    rows = compression_rows(record(0.1), [("int8", record(0.3))])
-    assert "| 30.0 |" in to_markdown(rows, compression_shown(metric))
+    assert values_of(Done((record(0.3),), metric="segm")) is None
+    rows = compression_rows(record(0.1), [("int8", record(0.3))], metric)
+    assert "| 30.0 |" in to_markdown(rows, compression_shown(metric, rows))
 
 
 def test_register__a_name_is_given_once(metric: Metric) -> None:

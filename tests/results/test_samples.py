@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from sam3slim.errors import UserError
-from sam3slim.results.coco import Kind, Matches, average_precision
+from sam3slim.results.coco import IouType, Matches, average_precision
 from sam3slim.results.metrics import METRICS
 from sam3slim.results.samples import paired_bootstrap
 
 from .test_coco import random_set
 
-KINDS: tuple[Kind, ...] = ("bbox", "segm")
+KINDS: tuple[IouType, ...] = ("bbox", "segm")
 BOX = METRICS["bbox"]
 
 
@@ -26,13 +26,13 @@ def match(*given: Any) -> Matches:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("seed", range(4))
-def test_map__is_the_metrics(seed: int, kind: Kind) -> None:
+def test_map__is_the_metrics(seed: int, kind: IouType) -> None:
     numbers, matches = average_precision(*random_set(seed), kind)
     assert matches.value() == pytest.approx(numbers["map"], abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_map__an_image_counted_twice_is_an_image_listed_twice(kind: Kind) -> None:
+def test_map__an_image_counted_twice_is_an_image_listed_twice(kind: IouType) -> None:
     detections, truths = random_set(5)
     counts = np.random.default_rng(0).integers(0, 4, len(detections))
     listed = [i for i, count in enumerate(counts) for _ in range(count)]

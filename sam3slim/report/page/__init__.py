@@ -14,35 +14,43 @@ from sam3slim.report.rows import comparison_columns, comparison_rows, comparison
 from sam3slim.report.style import OTHER_COLORS
 from sam3slim.report.table import to_markdown, write_table
 from sam3slim.results.collect import Collected, Run, learning_curves
-from sam3slim.results.metrics import METRICS
+from sam3slim.results.metrics import METRICS, Metric
 
 Tables = Sequence[Sequence[dict[str, Any]]]
 
 
 def write_comparison(
-    found: Collected, folder: str | Path, galleries: Mapping[int, Mapping[str, Any]] | None = None
+    found: Collected,
+    folder: str | Path,
+    galleries: Mapping[int, Mapping[str, Any]] | None = None,
+    *,
+    metric: str | None = None,
 ) -> list[Path]:
     """Write ``compare.csv``, ``compare.md``, ``compare_N.png`` per group with metrics, and ``compare.html``.
 
     Args:
         galleries: number of a group → its pictures, as ``report.gallery.Gallery.to_dict`` gives them.
+        metric: name of the one that decides, in groups that have it.
 
     Returns their paths. Raises UserError when the folder cannot be written to.
     """
     from sam3slim.report.plots import plot_fronts
 
     folder = Path(folder)
-    tables = [comparison_rows(group) for group in found.groups]
+    deciding = [group_metric(group, metric) for group in found.groups]
+    tables = [comparison_rows(*pair) for pair in zip(found.groups, deciding, strict=True)]
     rows = [row for rows in tables for row in rows]
     csv_path, _ = write_table(rows, folder, columns=comparison_columns(), stem="compare")
-    written = [csv_path, _write_markdown(found, tables, folder / "compare.md")]
+    written = [csv_path, _write_markdown(found, tables, deciding, folder / "compare.md")]
     for number, (group, rows) in enumerate(zip(found.groups, tables, strict=True), 1):
         if group.data:
             written.append(plot_fronts(rows, folder / f"compare_{number}.png", title=group.title))
-    return [*written, write_page(page_data(found, tables, galleries or {}), folder / "compare.html")]
+    return [*written, write_page(page_data(found, tables, deciding, galleries or {}), folder / "compare.html")]
 
 
-def page_data(found: Collected, tables: Tables, galleries: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+def page_data(
+    found: Collected, tables: Tables, deciding: Sequence[Metric], galleries: Mapping[int, Mapping[str, Any]]
+) -> dict[str, Any]:
     """What the page shows, as JSON values.
 
     Returns:
@@ -53,7 +61,7 @@ def page_data(found: Collected, tables: Tables, galleries: Mapping[int, Mapping[
     for number, (group, rows) in enumerate(zip(found.groups, tables, strict=True)):
         runs = [row | _details(run) for row, run in zip(rows, group.runs, strict=True)]
         groups.append({
-            "title": group.title, "measured": bool(group.data), "metric": group_metric(group).column, "runs": runs,
+            "title": group.title, "measured": bool(group.data), "metric": deciding[number].column, "runs": runs,
             "gallery": galleries.get(number),
         })  # fmt: skip
     metrics = [
@@ -62,6 +70,7 @@ def page_data(found: Collected, tables: Tables, galleries: Mapping[int, Mapping[
             "sign": 1 if m.higher_is_better else -1,
         }
         for m in METRICS.values()
+        if m in deciding or any(row[m.column] is not None for rows in tables for row in rows)
     ]  # fmt: skip
     return {"metrics": metrics, "groups": groups, "unread": found.unread}
 
@@ -76,12 +85,12 @@ def _details(run: Run) -> dict[str, Any]:
     return {"command": record.command, "choices": record.choices, "parts": parts, "curves": curves}
 
 
-def _write_markdown(found: Collected, tables: Tables, path: Path) -> Path:
+def _write_markdown(found: Collected, tables: Tables, deciding: Sequence[Metric], path: Path) -> Path:
     texts = ["# Comparison of runs\n"]
     if len(found.groups) > 1:
         texts.append("Each section has its own data or protocol; numbers of different sections do not compare.\n")
-    for group, rows in zip(found.groups, tables, strict=True):
-        texts.append(f"## {group.title}\n\n{to_markdown(rows, comparison_shown(group_metric(group)))}")
+    for group, rows, metric in zip(found.groups, tables, deciding, strict=True):
+        texts.append(f"## {group.title}\n\n{to_markdown(rows, comparison_shown(metric, rows))}")
     if found.unread:
         texts.append("## Not read\n\n" + "\n".join(f"- {line}" for line in found.unread) + "\n")
     with atomic_path(path) as temporary:
