@@ -159,9 +159,9 @@ def print_metrics(record: RunRecord) -> None:
         print(f"{name}: {', '.join(shown)}")
 
 
-def print_set(record: RunRecord) -> None:
-    """One line: the main metric on one of several data sets; nothing where there is only one."""
-    metric = main_metric(record)
+def print_set(record: RunRecord, metric_name: str | None = None) -> None:
+    """One line: the metric that decides on one of several data sets; nothing where there is only one."""
+    metric = main_metric(record, metric_name)
     if record.data.data_set and (value := record.metrics.value(metric)) is not None:
         print(f"{record.data.data_set} ({record.data.split}): {metric.sentence(value)}")
 

@@ -275,7 +275,7 @@ def _measure_other_sets(spec: TrainSpec, run: Run, data: ConceptData, record: Ru
     """Every data set but the one that the training's own record tells of gets a record in ``sets/NAME``."""
     for name, one in spec.data.each().items():
         if name == spec.data.measured_set:
-            print_set(record)
+            print_set(record, spec.metric)
             continue
         part = run.part(f"{SETS}/{name}", {**run.config, "data": {**run.config["data"], "set": name}}, "evaluate")
         with part.recording(str(run.folder)) as measured:
@@ -283,7 +283,7 @@ def _measure_other_sets(spec: TrainSpec, run: Run, data: ConceptData, record: Ru
             result = evaluate_model(model, data.parts[name].loader(spec.data.split))
             add_result(measured, result, data.parts[name], one)
             save_samples(result.samples, part.folder)
-            print_set(measured)
+            print_set(measured, spec.metric)
 
 
 def result_of(spec: TrainSpec, output_dir: Path) -> Path:

@@ -77,6 +77,7 @@ class ConceptSegmentation(lightning.LightningModule):
         self.optim, self.schedule = optim, schedule
         self.one_to_many, self.teacher = one_to_many, teacher
         self.max_prompts = max_prompts
+        self.metric = metric
         self._validated: list[ConceptMetrics] = []  # of every data set that is validated on
         self._whole = ExitStack()
         self.unused = unused_parameters(
