@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -72,9 +71,8 @@ class GroundTruth:
         iscrowd: [N] int64, 1 for crowd regions.
         area: [N] float64, pixels squared, as annotated.
         rles: N compressed pycocotools RLE dicts ({"size": [h, w], "counts": bytes}), or None for boxes only.
-        absent: of a federated set (LVIS): the categories that were looked for and are not there. Nothing is known of
-            others without an annotation. None: all of them are absent.
-        partial: categories of which not every instance is annotated.
+        known: categories of which it is known whether they are in the image, in a federated set (LVIS); None: all.
+        unclear: of these, categories whose annotations are not exhaustive.
     """
 
     boxes: Tensor
@@ -82,12 +80,8 @@ class GroundTruth:
     iscrowd: Tensor
     area: Tensor
     rles: list[dict] | None
-    absent: frozenset[int] | None = None
-    partial: frozenset[int] = frozenset()
-
-    def known(self, labels: Set[int]) -> set[int]:
-        """Those of the categories ``labels`` of which the annotations say whether they are in the image."""
-        return set(labels if self.absent is None else labels & (self.absent | set(self.labels.tolist())))
+    known: frozenset[int] | None = None
+    unclear: frozenset[int] = frozenset()
 
 
 @dataclass

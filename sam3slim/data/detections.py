@@ -10,6 +10,8 @@ from torch import Tensor
 Rle = dict[str, Any]
 # From this score on a detection is one that a user sees: what cgF1 counts, however many there are.
 CONFIDENT = 0.5
+# Detections of an image that average precision takes: COCO's number, and LVIS' of federated sets.
+MAX_DETECTIONS, LVIS_DETECTIONS = 100, 300
 
 
 @dataclass

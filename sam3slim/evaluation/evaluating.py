@@ -12,7 +12,7 @@ import torch
 import torchmetrics
 
 from sam3slim.data.batch import Batch, GroundTruth
-from sam3slim.data.detections import CONFIDENT, Detections
+from sam3slim.data.detections import CONFIDENT, LVIS_DETECTIONS, MAX_DETECTIONS, Detections
 from sam3slim.errors import UserError
 from sam3slim.evaluation.inference import Segmenter, TextCache, predict_batch
 from sam3slim.progress import progress_bar
@@ -88,7 +88,7 @@ def evaluate(
     progress: bool = True,
     limit: int | None = None,
     prompt_chunk: int = 32,
-    top_k: int = 100,
+    top_k: int | None = None,
     min_presence: float = 0.0,
 ) -> EvalResult:
     """Box and mask mAP of ``model`` on the images of ``dataloader``, with the prompts it asks.
@@ -98,7 +98,8 @@ def evaluate(
         dataloader: batches whose images carry their ground truth.
         progress: show a bar with the time left.
         limit: stop after that many images.
-        prompt_chunk, top_k, min_presence: see ``predict_batch``.
+        prompt_chunk, min_presence: see ``predict_batch``.
+        top_k: detections kept per image; None: those that average precision takes, 100, or 300 in a federated set.
 
     Raises:
         UserError: no image at all, or the model returns NaN.
@@ -116,8 +117,8 @@ def evaluate(
                 model,
                 batch,
                 prompt_chunk=prompt_chunk,
-                top_k=top_k,
                 min_presence=min_presence,
+                top_k=top_k or counted_detections(wanted),
                 keep_score=CONFIDENT,
                 with_masks=wanted[0].rles is not None,
                 text_cache=cache,
@@ -186,6 +187,11 @@ def _gathered(items: list[Pair]) -> list[Pair]:
     torch.distributed.all_gather_object(everyone, items)
     # The sampler deals images out in turns: rank r has the images r, r + processes, ….
     return [item for turn in zip_longest(*everyone) for item in turn if item is not None]
+
+
+def counted_detections(truths: Iterable[GroundTruth]) -> int:
+    """Detections of an image that average precision takes: COCO's number, or LVIS' in a federated set."""
+    return LVIS_DETECTIONS if any(truth.known is not None for truth in truths) else MAX_DETECTIONS
 
 
 def first_images(batch: Batch, count: int) -> Batch:

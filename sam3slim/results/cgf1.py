@@ -155,7 +155,7 @@ def concept_counts(
     for i, (item, *truths) in enumerate(zip(detections, *annotators, strict=True)):
         asked = every if item.prompts is None else set(item.prompts.labels.tolist())
         for truth in truths:
-            asked = truth.known(asked) - truth.partial
+            asked = (asked if truth.known is None else asked & truth.known) - truth.unclear
         found, objects = _found(item, kind), [_objects(truth, kind) for truth in truths]
         for label in asked:
             _add(result, i, found.get(label, []), [there.get(label, []) for there in objects], kind)

@@ -6,17 +6,20 @@ faster-coco-eval computes both, one category at a time, so that memory does not 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import torch
 from faster_coco_eval import COCO
 from faster_coco_eval.core.faster_eval_api import COCOeval_faster
 from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
 from scipy.sparse import csr_matrix
+from torch import Tensor
 
+from sam3slim.data.detections import LVIS_DETECTIONS, MAX_DETECTIONS
 from sam3slim.results.samples import Samples
 
 if TYPE_CHECKING:
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
     from sam3slim.data.detections import Detections
 
 IouType = Literal["bbox", "segm"]
-MAX_DETECTIONS = 100  # per image and category, COCO's
+FIXED_DETECTIONS = 10_000  # of a category
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0.0, 1.0, 101)
 NUMBERS = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large", "mar_100")
@@ -111,93 +114,136 @@ class Matches(Samples):
         return np.where(wanted > 0, found, 0.0)
 
 
-@dataclass
-class _Category:
-    """Objects and detections of one category, as COCO has them; images go by their place among all."""
-
-    objects: list[dict[str, Any]]
-    found: list[dict[str, Any]]
-
-
 def average_precision(
     detections: Sequence[Detections], truths: Sequence[GroundTruth], kind: IouType
 ) -> tuple[dict[str, float | None], Matches]:
     """COCO's numbers (0..1, None where no object defines one), and the matching behind them.
 
-    Equal scores count in the order of the image ids, whatever the order of the images.
+    Equal scores count in the order of the image ids, whatever the order of the images. Of a federated set (LVIS,
+    arXiv:1908.03195) the numbers are LVIS': the 300 best detections of an image count, but for those of categories of
+    which it is not known whether they are in it.
 
     Args:
         detections, truths: one per image, in the same order.
         kind: compare boxes or masks.
     """
     pairs = sorted(zip(detections, truths, strict=True), key=lambda pair: pair[0].image_id)
-    categories = _by_category(pairs, kind)
+    federated = any(truth.known is not None for _, truth in pairs)
+    rows = _Rows(pairs, kind, LVIS_DETECTIONS if federated else None)
     precision, recall, matched = [], [], []
-    for k in sorted(categories):
-        evaluation = _evaluated(categories[k], kind)
+    for category in rows.categories:
+        objects, found = rows.of(category)
+        evaluation = _evaluated(objects, found, kind, LVIS_DETECTIONS if federated else MAX_DETECTIONS)
         precision.append(evaluation.eval["precision"][:, :, 0, :, 0])
         recall.append(evaluation.eval["recall"][:, 0, :, 0])
         matched.append(_matched(evaluation))
     image_ids = np.array([item.image_id for item, _ in pairs], dtype=np.int64)
-    return _numbers(precision, recall), _matches(sorted(categories), matched, image_ids)
+    numbers = _numbers(precision, recall)
+    if federated:
+        numbers[f"mar_{LVIS_DETECTIONS}"] = numbers.pop(NUMBERS[-1])
+    return numbers, _matches(rows.categories, matched, image_ids)
+
+
+def fixed_average_precision(
+    detections: Sequence[Detections], truths: Sequence[GroundTruth], kind: IouType
+) -> float | None:
+    """The "fixed" AP (arXiv:2102.01066): a category's 10,000 best detections count, however many are of one image."""
+    pairs = sorted(zip(detections, truths, strict=True), key=lambda pair: pair[0].image_id)
+    rows = _Rows(pairs, kind, None)
+    precision = []
+    for category in rows.categories:
+        objects, found = rows.of(category)
+        found = sorted(found, key=lambda row: -row["score"])[:FIXED_DETECTIONS]
+        precision.append(_evaluated(objects, found, kind, FIXED_DETECTIONS).eval["precision"][:, :, 0, :, 0])
+    return _numbers(precision, [])["map"]
 
 
 def _numbers(precision: list[NDArray[np.float64]], recall: list[NDArray[np.float64]]) -> dict[str, float | None]:
     """COCOeval's summary of K × [T, R, A] precisions and K × [T, A] recalls; -1 where nothing is to be found."""
     curves = np.stack(precision, axis=2) if precision else np.zeros((len(IOU_THRESHOLDS), 1, 0, len(AREAS)))
     reached = np.stack(recall, axis=1) if recall else np.zeros((len(IOU_THRESHOLDS), 0, len(AREAS)))
-    chosen = {"map": curves[..., 0], "map_50": curves[:1, ..., 0], "map_75": curves[5:6, ..., 0]}
-    chosen |= {f"map{area}": curves[..., a] for a, area in enumerate(AREAS) if area}
-    chosen[f"mar_{MAX_DETECTIONS}"] = reached[..., 0]
-    return {name: float(values[values > -1].mean()) if (values > -1).any() else None for name, values in chosen.items()}
+    by_area = (curves[..., area] for area in range(1, len(AREAS)))
+    chosen = (curves[..., 0], curves[:1, ..., 0], curves[5:6, ..., 0], *by_area, reached[..., 0])
+    means = [float(values[values > -1].mean()) if (values > -1).any() else None for values in chosen]
+    return dict(zip(NUMBERS, means, strict=True))
 
 
-def _evaluated(category: _Category, kind: IouType) -> COCOeval_faster:
-    places = sorted({row["image_id"] for row in (*category.objects, *category.found)})
-    images = [{"id": place, "height": 0, "width": 0} for place in places]  # sizes are asked for; RLEs have their own
-    truth, found = (_coco(images, rows) for rows in (category.objects, category.found))
-    evaluation = COCOeval_faster(truth, found, kind, separate_eval=True, rle_iou_max_workers=1)
-    evaluation.params.maxDets = [MAX_DETECTIONS]
+def _evaluated(
+    objects: Iterable[dict[str, Any]], found: Iterable[dict[str, Any]], kind: IouType, limit: int
+) -> COCOeval_faster:
+    """One category's evaluation, of at most ``limit`` detections an image."""
+    given = [list(objects), list(found)]
+    # Sizes are asked for; RLEs have their own.
+    images = [{"id": n, "height": 0, "width": 0} for n in sorted({row["image_id"] for rows in given for row in rows})]
+    evaluation = COCOeval_faster(
+        *(_coco(images, rows) for rows in given), kind, separate_eval=True, rle_iou_max_workers=1
+    )
+    evaluation.params.maxDets = [limit]
     evaluation.evaluate()
     evaluation.accumulate()
     return evaluation
 
 
-def _coco(images: list[dict[str, Any]], rows: Iterable[dict[str, Any]]) -> COCO:
+def _coco(images: list[dict[str, Any]], rows: list[dict[str, Any]]) -> COCO:
     coco = COCO()
-    coco.dataset = {"images": images, "annotations": list(rows), "categories": [{"id": 0}]}
+    coco.dataset = {"images": images, "annotations": rows, "categories": [{"id": 0}]}
     coco.createIndex()
     return coco
 
 
-def _by_category(
-    pairs: Sequence[tuple[Detections, GroundTruth]], kind: IouType, limit: int | None = None
-) -> dict[int, _Category]:
-    """Category id → what is there and what was found; mAP is over the categories that have either."""
-    categories: dict[int, _Category] = defaultdict(lambda: _Category([], []))
-    for place, (item, truth) in enumerate(pairs):
-        columns = (xywh(truth.boxes), truth.labels.tolist(), truth.area.tolist(), truth.iscrowd.tolist())
-        for n, (box, label, area, crowd) in enumerate(zip(*columns, strict=True)):
-            rle = None if truth.rles is None else truth.rles[n]
-            if area <= 0:  # annotated wrongly
-                area = box[2] * box[3] if rle is None else float(mask_utils.area(rle))
-            rows = categories[label].objects
-            rows.append({
-                "id": len(rows) + 1, "image_id": place, "category_id": 0, "bbox": box, "segmentation": rle,
-                "area": area, "iscrowd": crowd,
-            })  # fmt: skip
-        count = len(item) - item.beyond
-        areas = mask_utils.area(item.rles[:count]).tolist() if kind == "segm" and item.rles else None
-        labels, scores = item.labels[:count].tolist(), item.scores[:count].tolist()
-        for n, (box, label, score) in enumerate(zip(xywh(item.boxes[:count]), labels, scores, strict=True)):
-            rows = categories[label].found
-            shape: dict[str, Any] = {"bbox": box, "area": box[2] * box[3]}
-            if kind == "segm":
-                assert item.rles is not None
-                assert areas is not None
-                shape = {"bbox": box, "segmentation": item.rles[n], "area": areas[n]}
-            rows.append({"id": len(rows) + 1, "image_id": place, "category_id": 0, "score": score, **shape})
-    return dict(categories)
+Row = dict[str, Any]
+
+
+class _Rows:
+    """Objects and detections of all images by category, as COCO has them; images go by their place.
+
+    Args:
+        limit: detections per image, over all categories.
+    """
+
+    def __init__(self, pairs: Sequence[tuple[Detections, GroundTruth]], kind: IouType, limit: int | None) -> None:
+        self._objects: dict[int, list[tuple[int, Row]]] = defaultdict(list)
+        self._found: dict[int, list[tuple[int, Row]]] = defaultdict(list)
+        for place, (item, truth) in enumerate(pairs):
+            for label, row in _objects(truth):
+                self._objects[label].append((place, row))
+            for label, row in _detections(item, kind, limit):
+                if truth.known is None or label in truth.known:
+                    self._found[label].append((place, row))
+        # mAP is over the categories that are there or were found.
+        self.categories = sorted(self._objects.keys() | self._found.keys())
+
+    def of(self, category: int) -> tuple[list[Row], list[Row]]:
+        """The category's objects and detections."""
+        objects, found = (
+            [{**row, "id": number, "image_id": place, "category_id": 0} for number, (place, row) in enumerate(rows, 1)]
+            for rows in (self._objects.get(category, []), self._found.get(category, []))
+        )
+        return objects, found
+
+
+def _objects(truth: GroundTruth) -> Iterator[tuple[int, Row]]:
+    """Label and row of every annotation."""
+    columns = (truth.labels.tolist(), xywh(truth.boxes), truth.area.tolist(), truth.iscrowd.tolist())
+    for n, (label, box, area, crowd) in enumerate(zip(*columns, strict=True)):
+        rle = None if truth.rles is None else truth.rles[n]
+        if area <= 0:  # annotated wrongly
+            area = box[2] * box[3] if rle is None else float(mask_utils.area(rle))
+        yield label, {"bbox": box, "segmentation": rle, "area": area, "iscrowd": crowd}
+
+
+def _detections(item: Detections, kind: IouType, limit: int | None) -> Iterator[tuple[int, Row]]:
+    """Label and row of every detection that average precision takes, best first."""
+    count = len(item) - item.beyond if limit is None else min(len(item) - item.beyond, limit)
+    boxes = xywh(item.boxes[:count])
+    shapes: Iterable[Row] = ({"bbox": box, "area": box[2] * box[3]} for box in boxes)
+    if kind == "segm":
+        rles = (item.rles or [])[:count]
+        areas = [float(mask_utils.area(rle)) for rle in rles]  # one by one: pycocotools 2.0.11 fails at 256 together
+        shapes = ({"bbox": b, "segmentation": rle, "area": a} for b, rle, a in zip(boxes, rles, areas, strict=True))
+    scores = item.scores[:count].tolist()
+    for label, score, shape in zip(item.labels[:count].tolist(), scores, shapes, strict=True):
+        yield label, {**shape, "score": score}
 
 
 @dataclass
@@ -246,9 +292,14 @@ def _matches(category_ids: Sequence[int], matched: Sequence[_Matched], image_ids
     return Matches(image_ids, np.array(category_ids, dtype=np.int64), positives, category, image, hit, ignored)
 
 
-def xywh(boxes: Any) -> list[list[float]]:
-    """Corners [N, 4] to corner and size, subtracted in the tensor's own precision."""
+def xywh(boxes: Tensor) -> list[list[float]]:
+    """Corners [N, 4] to corner and size, subtracted in the tensor's own precision.
+
+    Sizes that come from a file as decimals, in float64, are those of the file again: 10.1 + 15 - 10.1 is 15.
+    """
     sides = boxes.reshape(-1, 4).clone()
     sides[:, 2:] -= sides[:, :2]
+    if sides.dtype == torch.float64:
+        sides[:, 2:] = sides[:, 2:].round(decimals=9)
     rows: list[list[float]] = sides.tolist()
     return rows

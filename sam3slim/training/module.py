@@ -17,7 +17,7 @@ from sam3slim.data.soft import SoftTargets
 from sam3slim.distill import CachedTeacher, FrozenTeacher, Totals
 from sam3slim.distill.total import Average
 from sam3slim.errors import UserError
-from sam3slim.evaluation import ConceptMetrics, ground_truths, predict_batch
+from sam3slim.evaluation import ConceptMetrics, counted_detections, ground_truths, predict_batch
 from sam3slim.losses import Counts, Criterion
 from sam3slim.models import Sam3, part_of
 from sam3slim.models.count import PARTS
@@ -195,7 +195,10 @@ class ConceptSegmentation(lightning.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         truths = ground_truths(batch)
-        found = predict_batch(self.model, batch, keep_score=CONFIDENT, with_masks=truths[0].rles is not None)
+        found = predict_batch(
+            self.model, batch, top_k=counted_detections(truths), keep_score=CONFIDENT,
+            with_masks=truths[0].rles is not None,
+        )  # fmt: skip
         self._validated[dataloader_idx].update(found, truths)
 
     def on_validation_epoch_end(self) -> None:

@@ -53,17 +53,17 @@ def test_rules__crowd_regions_are_no_objects() -> None:
 
 def test_rules__what_is_not_annotated_exhaustively_or_not_at_all_is_no_entry() -> None:
     found, truth = detect(THERE, [1], [0.9]), make_truth(THERE, [1])
-    assert entries(counts(found, replace(truth, partial=frozenset({1})), asked=(1, 2))) == [0, 0, 0, 1]
-    assert entries(counts(found, replace(truth, absent=frozenset({3})), asked=(1, 2, 3))) == [1, 0, 0, 1]
-    both = truth, replace(truth, partial=frozenset({1}))
+    assert entries(counts(found, replace(truth, unclear=frozenset({1})), asked=(1, 2))) == [0, 0, 0, 1]
+    assert entries(counts(found, replace(truth, known=frozenset({1, 3})), asked=(1, 2, 3))) == [1, 0, 0, 1]
+    both = truth, replace(truth, unclear=frozenset({1}))
     assert entries(counts(found, *both)) == [0, 0, 0, 0]  # one annotator's doubt is enough
 
 
 def test_rules__no_suppression_and_no_cap() -> None:
-    found = detect(THERE * 150, [1] * 150, [0.9] * 150)
+    found = detect(THERE * 300, [1] * 300, [0.9] * 300)
     one = counts(found, make_truth(THERE, [1]))
-    assert (one.found.sum(), one.hits.max()) == (150, 1)
-    assert one.numbers()["pmf1"] == pytest.approx(2 / 151, abs=1e-3)
+    assert (one.found.sum(), one.hits.max()) == (300, 1)
+    assert one.numbers()["pmf1"] == pytest.approx(2 / 301, abs=1e-3)
 
 
 def test_rules__matched_for_the_largest_sum_of_iou() -> None:
