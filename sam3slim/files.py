@@ -10,13 +10,14 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from sam3slim.errors import UserError
 
+Pairs = list[tuple[str, Any]]
 # Names that ``atomic_path`` and ``ensure_writable_dir`` give, and that stay where a process is killed.
 _LEFTOVER = re.compile(r"\.(.*\.[0-9a-f]{8}\.(tmp|old)(\.[^.]*)?|write-test-[0-9a-f]{8})", re.DOTALL)
 
@@ -99,21 +100,31 @@ def require_space(folder: str | Path, size: int) -> None:
 
 
 def read_json(path: str | Path, fix: str, error: type[UserError] = UserError) -> dict[str, Any]:
-    """The JSON object in a file.
+    """The JSON object in a file, see ``read_json_value``."""
+    value = read_json_value(path, fix, error)
+    if not isinstance(value, dict):
+        raise error(f"{path} must hold a JSON object, got {type(value).__name__}; {fix}")
+    return value
+
+
+def read_json_value(
+    path: str | Path, fix: str, error: type[UserError] = UserError, *, hook: Callable[[Pairs], Any] | None = None
+) -> Any:
+    """What a JSON file holds.
 
     Args:
-        fix: what a user can do about a file that is missing, not JSON, or not an object.
+        fix: what a user can do about a file that is missing, not JSON, or not what is expected.
+        hook: makes an object of its pairs.
 
     Raises:
         error: such a file.
     """
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as reason:
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"), object_pairs_hook=hook)
+    except OSError as reason:
+        raise error(f"cannot read {path}: {reason.strerror or reason}; {fix}") from reason
+    except (ValueError, RecursionError) as reason:
         raise error(f"cannot read {path} as JSON: {reason}; {fix}") from reason
-    if not isinstance(value, dict):
-        raise error(f"{path} must hold a JSON object, got {type(value).__name__}; {fix}")
-    return value
 
 
 def write_json(path: str | Path, value: Any) -> Path:

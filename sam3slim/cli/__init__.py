@@ -15,11 +15,12 @@ from sam3slim.cli.compare import COMPARE
 from sam3slim.cli.export import EXPORT
 from sam3slim.cli.extract import EXTRACT
 from sam3slim.cli.inspect import INSPECT
+from sam3slim.cli.metrics import METRICS_COMMAND
 from sam3slim.cli.predict import PREDICT
 from sam3slim.cli.text import TEXT
 from sam3slim.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, UserError
 
-COMMANDS: tuple[Command, ...] = (INSPECT, EXTRACT, TEXT, COMPARE, EXPORT, PREDICT)
+COMMANDS: tuple[Command, ...] = (INSPECT, EXTRACT, TEXT, COMPARE, EXPORT, PREDICT, METRICS_COMMAND)
 # The three scripts, for those who have no checkout; Hydra reads their arguments.
 RUNS = {
     "train": "train or retrain a model, as python train.py does",

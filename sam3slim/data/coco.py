@@ -297,6 +297,8 @@ class CocoConcepts(Dataset[Sample]):
                 iscrowd=torch.tensor([item.iscrowd for item in items], dtype=torch.int64),
                 area=torch.tensor([item.area for item in items], dtype=torch.float64),
                 rles=list(self._store.rles(record)) if self.has_masks else None,
+                known=record.asked,
+                unclear=record.unclear,
             )
         return ImageInfo(record.id, record.file_name, record.height, record.width, truth, mirrored, self.name)
 

@@ -29,8 +29,12 @@ def is_whole_rle(segmentation: dict[str, Any], height: int, width: int) -> bool:
     return rle_runs(segmentation, height, width) is not None
 
 
-def rle_runs(segmentation: dict[str, Any], height: int, width: int) -> NDArray[np.int64] | None:
-    """The lengths of a mask's runs, of background and object in turns; None unless ``is_whole_rle``."""
+def rle_runs(segmentation: dict[str, Any], height: int, width: int, *, empty: bool = False) -> NDArray[np.int64] | None:
+    """The lengths of a mask's runs, of background and object in turns; None unless ``is_whole_rle``.
+
+    Args:
+        empty: also those of a mask with nothing in it.
+    """
     counts = segmentation.get("counts")
     if segmentation.get("size") != [height, width] or not isinstance(counts, (list, str)) or not counts:
         return None
@@ -44,7 +48,7 @@ def rle_runs(segmentation: dict[str, Any], height: int, width: int) -> NDArray[n
         if codes.min() < 0 or codes.max() > 63 or codes[-1] & 0x20:
             return None
         runs = _runs(codes)
-    whole = runs.min() >= 0 and runs.max() <= pixels and runs.sum() == pixels and runs[1::2].sum() > 0
+    whole = runs.min() >= 0 and runs.max() <= pixels and runs.sum() == pixels and (empty or runs[1::2].sum() > 0)
     return runs if whole else None
 
 

@@ -104,9 +104,12 @@ def register(metric: Metric) -> Metric:
     return metric
 
 
-def measure_all(detections: Sequence[Detections], truths: Sequence[GroundTruth]) -> dict[str, Measured]:
-    """Every metric that the data can have."""
-    measured = {name: metric.measure(detections, truths) for name, metric in METRICS.items()}
+def measure_all(
+    detections: Sequence[Detections], truths: Sequence[GroundTruth], without: Collection[str] = ()
+) -> dict[str, Measured]:
+    """Every metric that the data can have, but those named in ``without``."""
+    wanted = {name: metric for name, metric in METRICS.items() if name not in without}
+    measured = {name: metric.measure(detections, truths) for name, metric in wanted.items()}
     return {name: found for name, found in measured.items() if found is not None}
 
 
