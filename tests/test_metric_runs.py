@@ -13,6 +13,7 @@ from sam3slim.compression import GROUPS, Mixed
 from sam3slim.data.shapes import ShapesSpec, make_shapes
 from sam3slim.errors import UserError
 from sam3slim.launch.compose import compose_plain
+from sam3slim.results.measuring import measure_files
 from sam3slim.results.metrics import METRICS
 from sam3slim.results.record import read_record
 from sam3slim.results.recording import config_hash
@@ -96,3 +97,34 @@ def test_training__a_named_metric_is_what_is_watched(root: Path) -> None:
 def test_config_hash__an_unset_metric_is_what_older_records_have() -> None:
     assert config_hash({"a": 1, "metric": None, "compress": {"metric": None}}) == config_hash({"a": 1, "compress": {}})
     assert config_hash({"a": 1, "metric": "cgf1"}) != config_hash({"a": 1})
+
+
+def test_predictions__other_evaluators_find_what_the_record_says(root: Path, tmp_path: Path) -> None:
+    """COCO's results in ``sam3slim metrics``, and SA-Co's annotations and predictions."""
+    annotations = root / "data/annotations/instances_test.json"
+    for kind in ("coco", "saco"):
+        given = [f"checkpoint={NANO}", *data(root), "latency=false", f"predictions={kind}"]
+        runs.evaluate(compose_plain("evaluate", given, root / kind), root / kind, {}, "python evaluate.py")
+    recorded = read_record(root / "coco").metrics.values
+    assert recorded == read_record(root / "saco").metrics.values
+    found = measure_files(root / "coco/predictions.json", [annotations]).numbers
+    for name, numbers in recorded.items():
+        for key, value in numbers.items():
+            assert found[name][key] == (None if value is None else pytest.approx(value, abs=1e-9)), (name, key)
+    entries = measure_files(root / "saco/saco/predictions.json", [root / "saco/saco/annotations.json"])
+    assert entries.entries == 23 * IMAGES
+    for name in ("cgf1", "cgf1_bbox"):
+        assert entries.numbers[name] == pytest.approx(dict(recorded[name]), abs=1e-9)
+
+
+def test_max_detections__is_recorded_and_counts(root: Path) -> None:
+    given = [f"checkpoint={NANO}", *data(root), "latency=false", "max_detections=3"]
+    few = runs.evaluate(compose_plain("evaluate", given, root / "few"), root / "few", {}, "python evaluate.py")
+    full = read_record(root / "coco")
+    assert few.data.max_detections == 3
+    assert few.data.identity != full.data.identity
+    assert few.metrics.values["segm"]["map"] < full.metrics.values["segm"]["map"]
+    # What a user sees does not depend on it.
+    assert few.metrics.values["cgf1"] == full.metrics.values["cgf1"]
+    with pytest.raises(UserError, match="max_detections=0 must be at least 1"):
+        spec_from_dict(EvaluateSpec, compose_plain("evaluate", [f"checkpoint={NANO}", "max_detections=0"]), "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 Rle = dict[str, Any]
@@ -54,3 +55,16 @@ class Detections:
 
     def __len__(self) -> int:
         return len(self.scores)
+
+
+def xywh(boxes: Tensor) -> list[list[float]]:
+    """Corners [N, 4] to corner and size, subtracted in the tensor's own precision.
+
+    Sizes that come from a file as decimals, in float64, are those of the file again: 10.1 + 15 - 10.1 is 15.
+    """
+    sides = boxes.reshape(-1, 4).clone()
+    sides[:, 2:] -= sides[:, :2]
+    if sides.dtype == torch.float64:
+        sides[:, 2:] = sides[:, 2:].round(decimals=9)
+    rows: list[list[float]] = sides.tolist()
+    return rows

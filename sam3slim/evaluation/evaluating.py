@@ -32,7 +32,7 @@ class EvalResult:
         seconds: wall time, data loading included.
         calibration: means over prompts of ``presence`` and ``top_score``, for concepts that are in the
             image and for those that are not; None where there was no such prompt.
-        detections: of every image.
+        detections, truths: of every image.
     """
 
     measured: dict[str, Measured]
@@ -41,6 +41,7 @@ class EvalResult:
     seconds: float
     calibration: dict[str, float | None]
     detections: list[Detections]
+    truths: list[GroundTruth]
 
     @property
     def metrics(self) -> dict[str, dict[str, Any]]:
@@ -136,6 +137,7 @@ def evaluate(
         seconds=time.perf_counter() - started,
         calibration=calibration.compute(),
         detections=[found for found, _ in metrics.images],
+        truths=[truth for _, truth in metrics.images],
     )
 
 

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
 from scipy.optimize import linear_sum_assignment
 
-from sam3slim.data.detections import CONFIDENT
-from sam3slim.results.coco import IOU_THRESHOLDS, IouType, xywh
+from sam3slim.data.detections import CONFIDENT, xywh
+from sam3slim.results.coco import IOU_THRESHOLDS, IouType
 from sam3slim.results.samples import Samples
 
 if TYPE_CHECKING:

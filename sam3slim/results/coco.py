@@ -11,15 +11,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from faster_coco_eval import COCO
 from faster_coco_eval.core.faster_eval_api import COCOeval_faster
 from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
 from scipy.sparse import csr_matrix
-from torch import Tensor
 
-from sam3slim.data.detections import LVIS_DETECTIONS, MAX_DETECTIONS
+from sam3slim.data.detections import LVIS_DETECTIONS, MAX_DETECTIONS, xywh
 from sam3slim.results.samples import Samples
 
 if TYPE_CHECKING:
@@ -290,16 +288,3 @@ def _matches(category_ids: Sequence[int], matched: Sequence[_Matched], image_ids
     empty = (np.zeros(0, dtype=np.int64),) * 2 + (np.zeros((0, len(IOU_THRESHOLDS)), dtype=bool),) * 2
     category, image, hit, ignored = (np.concatenate(column) for column in zip(empty, *parts, strict=True))
     return Matches(image_ids, np.array(category_ids, dtype=np.int64), positives, category, image, hit, ignored)
-
-
-def xywh(boxes: Tensor) -> list[list[float]]:
-    """Corners [N, 4] to corner and size, subtracted in the tensor's own precision.
-
-    Sizes that come from a file as decimals, in float64, are those of the file again: 10.1 + 15 - 10.1 is 15.
-    """
-    sides = boxes.reshape(-1, 4).clone()
-    sides[:, 2:] -= sides[:, :2]
-    if sides.dtype == torch.float64:
-        sides[:, 2:] = sides[:, 2:].round(decimals=9)
-    rows: list[list[float]] = sides.tolist()
-    return rows

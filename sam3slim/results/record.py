@@ -100,6 +100,7 @@ class Data(Part):
     Attributes:
         data_set: its name among the several of a training (``data.sets``).
         prompt_kind, box_noise: of an evaluation with boxes.
+        max_detections: kept per image, where that is not COCO's or LVIS' own number.
         files: {"annotations", "images"} where they were not searched for.
         prompts_file, phrases_sha256: where categories were asked for with other phrases than their names.
         read: split → what was read of it, changed and left out, and why (``DataReport``).
@@ -114,6 +115,7 @@ class Data(Part):
     data_set: str | None = None
     prompt_kind: str | None = None
     box_noise: list[float] | None = None
+    max_detections: int | None = None
     files: Mapping[str, Any] = field(default_factory=dict)
     prompts_file: str | None = None
     phrases_sha256: str | None = None

@@ -25,7 +25,7 @@ OUTPUT_KEYS = frozenset(
 )
 
 # Keys that are younger than some records: null is what those did.
-LATER_KEYS = frozenset({"metric"})
+LATER_KEYS = frozenset({"metric", "predictions", "max_detections"})
 
 
 def forget_other(folder: Path, config: Mapping[str, Any]) -> None:

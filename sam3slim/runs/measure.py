@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +15,7 @@ from sam3slim.checkpoints.int8 import is_quantised
 from sam3slim.compression import emulated
 from sam3slim.data.module import ConceptData
 from sam3slim.data.spec import DataSpec
+from sam3slim.data.written import write_concepts, write_results
 from sam3slim.environment import choose_device
 from sam3slim.errors import UserError
 from sam3slim.evaluation import (
@@ -83,46 +84,40 @@ def measure(
 
     The matching of detections and objects is left in ``folder`` and returned: a reference for others.
     """
-    if not isinstance(model, torch.nn.Module):
-        if spec.compile:
-            print(f"compile={str(spec.compile).lower()} does not concern graphs, which run as they are")
-        return _measure(model, data, spec, record, folder, reference)
-    with compiled(model, spec.compile, model.device):
-        return _measure(model, data, spec, record, folder, reference)
-
-
-def _measure(
-    model: Segmenter,
-    data: ConceptData,
-    spec: EvaluateSpec,
-    record: RunRecord,
-    folder: Path,
-    reference: Reference | None,
-) -> Reference:
     device = model.device
-    if isinstance(model, Sam3):
-        record.artifact = replace(record.artifact, arithmetic=getattr(model, "arithmetic", "fp32"))
-    begin(record, folder)
-    reset_peak_memory(device)
-    data.dataset(spec.data.split).check_limit(spec.limit, "limit")
-    loader = data.loader(spec.data.split)
-    on_cpu = isinstance(model, torch.nn.Module) and device.type == "cpu"
-    with emulated(model) if on_cpu else nullcontext(0) as count:  # type: ignore[arg-type]
-        result = evaluate_model(model, loader, limit=spec.limit)
-    if count:
-        record.artifact = replace(record.artifact, evaluated_with=EMULATION)
-        print(f"{count} Linears: {EMULATION}")
-    add_result(record, result, data, spec.data)
-    found = result.samples
-    save_samples(found, folder)
-    if reference is not None:
-        fill_drop(record, reference, found)
-    if spec.latency:
-        one = first_images(next(iter(loader)), 1)
-        taken = measure_latency(model, one.pixel_values, one.input_ids, one.attention_mask)
-        record.latency_ms = Latency(**taken, compile=spec.compile or None)
-    record.peak_memory_bytes = peak_memory_bytes(device)
-    return Reference(found, spec.data.protocol, result.prompts, folder, spec.data.given_boxes())
+    with ExitStack() as around:
+        if isinstance(model, torch.nn.Module):
+            around.enter_context(compiled(model, spec.compile, device))
+        elif spec.compile:
+            print(f"compile={str(spec.compile).lower()} does not concern graphs, which run as they are")
+        if isinstance(model, Sam3):
+            record.artifact = replace(record.artifact, arithmetic=getattr(model, "arithmetic", "fp32"))
+        begin(record, folder)
+        reset_peak_memory(device)
+        dataset, loader = data.dataset(spec.data.split), data.loader(spec.data.split)
+        dataset.check_limit(spec.limit, "limit")
+        on_cpu = isinstance(model, torch.nn.Module) and device.type == "cpu"
+        with emulated(model) if on_cpu else nullcontext(0) as count:  # type: ignore[arg-type]
+            result = evaluate_model(model, loader, limit=spec.limit, top_k=spec.max_detections)
+        if count:
+            record.artifact = replace(record.artifact, evaluated_with=EMULATION)
+            print(f"{count} Linears: {EMULATION}")
+        add_result(record, result, data, spec.data)
+        record.data = replace(record.data, max_detections=spec.max_detections)
+        save_samples(result.samples, folder)
+        if spec.predictions == "coco":
+            print(f"written: {write_results(folder / 'predictions.json', dataset, result.detections)}")
+        elif spec.predictions == "saco":
+            written = write_concepts(folder / "saco", dataset, result.detections, result.truths)
+            print(f"written: {', '.join(map(str, written))}")
+        if reference is not None:
+            fill_drop(record, reference, result.samples)
+        if spec.latency:
+            one = first_images(next(iter(loader)), 1)
+            taken = measure_latency(model, one.pixel_values, one.input_ids, one.attention_mask)
+            record.latency_ms = Latency(**taken, compile=spec.compile or None)
+        record.peak_memory_bytes = peak_memory_bytes(device)
+    return Reference(result.samples, spec.data.protocol, result.prompts, folder, spec.data.given_boxes())
 
 
 def add_result(record: RunRecord, result: EvalResult, data: ConceptData, spec: DataSpec) -> None:

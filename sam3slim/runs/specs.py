@@ -209,6 +209,8 @@ class EvaluateSpec:
         reference: output folder of the run that drops are counted against.
         arithmetic: see ``measure.to_device``.
         compile: see ``models.compiled.compile_layers``.
+        predictions: also write what was found, for other evaluators: ``coco`` results, or SA-Co's (``saco``).
+        max_detections: kept per image; None: 100, or 300 in a federated set.
     """
 
     name: str
@@ -225,9 +227,15 @@ class EvaluateSpec:
     reference: str | None = None
     seed: int = 0
     arithmetic: str = "auto"
+    predictions: Literal["coco", "saco"] | None = None
+    max_detections: int | None = None
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
+        if self.max_detections is not None and self.max_detections < 1:
+            raise SpecError(
+                f"max_detections={self.max_detections} must be at least 1, or null for COCO's and LVIS' own"
+            )
         object.__setattr__(self, "data", self.data.measured())  # one of several sets
         if self.image_size is not None:
             object.__setattr__(self, "overrides", {**(self.overrides or {}), IMAGE_SIZE: self.image_size})
