@@ -20,6 +20,7 @@ from sam3slim.checkpoints import int8
 from sam3slim.checkpoints.account import require_all
 from sam3slim.checkpoints.load_report import by_part
 from sam3slim.checkpoints.locating import ARTIFACT_FILE, Located, locate, weight_files
+from sam3slim.checkpoints.lora import Adapter, adapter_files, merged, rank_of, read_adapter
 from sam3slim.checkpoints.readers import SPEC_METADATA, Overrides, RawCheckpoint, read
 from sam3slim.errors import UserError
 from sam3slim.files import atomic_path, ensure_writable_dir, file_sha256, require_space, write_json
@@ -56,6 +57,8 @@ def extract(
     format: WeightFormat = "hf",
     overrides: Overrides | None = None,
     overwrite: bool = False,
+    lora: str | Path | None = None,
+    lora_alpha: float | None = None,
     advance: Callable[[int, int], object] = lambda done, total: None,
 ) -> Extracted:
     """Write the weights of ``source`` to ``target``, whole or not at all.
@@ -66,6 +69,8 @@ def extract(
         dtype: ``fp32``, ``fp16`` or ``bf16``; None keeps each tensor's own (INT8 ones become FP32).
         overrides: as for ``load``.
         overwrite: replace what is at ``target``.
+        lora: an adapter to merge, see ``read_adapter``; ``source`` itself where it holds one beside its weights.
+        lora_alpha: what B A counts times its rank, where the adapter does not tell.
         advance: called with elements just written and elements in all.
 
     Raises:
@@ -74,8 +79,15 @@ def extract(
     """
     located, path = locate(source), Path(target).expanduser()
     check_options(located, path, dtype, format, overwrite)
+    if lora is None and lora_alpha is not None:
+        raise UserError(f"--lora-alpha {lora_alpha:g} is for an adapter; give --lora ADAPTER as well, or leave it out")
+    adapter = None if lora is None else read_adapter(lora, lora_alpha)
     raw = read(located, overrides)
     tensors = int8.unflatten(raw.tensors, raw.path, dequantize=True)
+    if adapter is not None:
+        if adapter.path.resolve() == raw.path.resolve():
+            raw.adapter = {}
+        tensors = merged(tensors, adapter)
     require_all(raw, tensors)
     total = sum(tensor.numel() for tensor in tensors.values())
     size = total * PRECISIONS[dtype].bytes if dtype else sum(part_bytes(tensors).values())
@@ -88,7 +100,7 @@ def extract(
 
     with ThreadPoolExecutor(1) as pool:
         # The source is hashed while its weights are written: as many seconds as the files have GB.
-        source_metadata = pool.submit(provenance, raw, files)
+        source_metadata = pool.submit(provenance, raw, files, adapter)
         if format == "hf":
             precision, parent = dtype or raw.precision, str(raw.path)
             size = write_folder(
@@ -123,10 +135,14 @@ def extract(
     )
 
 
-def provenance(raw: RawCheckpoint, files: Sequence[Path]) -> dict[str, Any]:
-    """Where weights come from: path, kind, precision, and the SHA-256 of ``files``."""
+def provenance(raw: RawCheckpoint, files: Sequence[Path], adapter: Adapter | None = None) -> dict[str, Any]:
+    """Where weights come from: path, kind, precision, the SHA-256 of ``files``, and the adapter that was merged."""
     hashes = {file.name: file_sha256(file) for file in files}
-    return {"path": str(raw.path), "kind": raw.kind, "precision": raw.precision, "sha256": hashes}
+    source = {"path": str(raw.path), "kind": raw.kind, "precision": raw.precision, "sha256": hashes}
+    if adapter is not None:
+        hashes = {file.name: file_sha256(file) for file in adapter_files(adapter.path)}
+        source["lora"] = {"path": str(adapter.path), "rank": rank_of(adapter), "sha256": hashes}
+    return source
 
 
 def part_bytes(tensors: Mapping[str, Tensor]) -> dict[str, int]:

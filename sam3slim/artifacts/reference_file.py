@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sam3slim.artifacts.stream import Written
+from sam3slim.checkpoints.readers import UNREAD
 from sam3slim.checkpoints.reference_keys import CLASS_TOKEN, FREQS_CIS, POINTS, freqs_cis, place_of
 from sam3slim.errors import UserError
 from sam3slim.files import file_sha256
@@ -44,7 +45,12 @@ def reference_tensors(
         )
     kept = originals or {}
     groups: dict[str, dict[str, str]] = {}
+    unread = [key for key in state_shapes(spec) if key.startswith(UNREAD)]
+    # Zeros stand for the level that a file has left out, and it is left out again.
+    left_out = unread if all(not tensors[key].is_meta and not tensors[key].any() for key in unread) else []
     for key in state_shapes(spec):
+        if key in left_out:
+            continue
         place = place_of(key)
         groups.setdefault(place.key, {})[place.piece] = key
     result = {

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from torch import Tensor
 
 from sam3slim.checkpoints.load_report import CheckpointError, LoadReport, bytes_by_part
+from sam3slim.checkpoints.names import lora_text, merge_advice
 from sam3slim.checkpoints.readers import RawCheckpoint
 from sam3slim.models.build import state_shapes
 from sam3slim.models.count import part_of
@@ -27,8 +28,10 @@ def compare(raw: RawCheckpoint, tensors: Mapping[str, Tensor], allow_fresh: Coll
     wanted = state_shapes(raw.spec)
     report = LoadReport(
         raw.path, raw.kind, raw.precision, raw.spec, ignored=dict(raw.ignored),
-        bytes_by_part=bytes_by_part(raw.tensors),
+        bytes_by_part=bytes_by_part(raw.tensors), absent=raw.absent, rivals=raw.rivals, left_out=raw.left_out,
     )  # fmt: skip
+    if raw.adapter:
+        report.adapter = f"it holds {lora_text(raw.adapter)} beside its weights; {merge_advice(raw.path, alone=False)}"
     report.unexpected = list(raw.unexpected)
     for key, tensor in tensors.items():
         if key not in wanted:

@@ -71,7 +71,7 @@ def infer_spec(
             found[key] = value
 
     for key, (ours, theirs) in _STACKS.items():
-        tell(key, _layers(tensors, layout.prefix + (theirs if layout.format == "reference" else ours)))
+        tell(key, _layers(tensors, layout.prefix + (theirs if layout.format == "reference" else ours), path))
     for key, (name, axis) in _SHAPES.items():
         tell(key, _size(tensors, layout, name, axis))
     for key, name, width_key in (
@@ -119,10 +119,16 @@ def override_spec(spec: ModelSpec, overrides: Mapping[str, Any] | None) -> Model
     return ModelSpec.from_dict(_nested({**values, **checked}))
 
 
-def _layers(tensors: Mapping[str, Tensor], start: str) -> int | None:
-    numbers = re.compile(re.escape(start) + r"(\d+)\.")
-    found = [int(match[1]) for name in tensors if (match := numbers.match(name))]
-    return 1 + max(found) if found else None
+def _layers(tensors: Mapping[str, Tensor], start: str, path: Path) -> int | None:
+    numbers = re.compile(re.escape(start) + r"(\d{1,9})\.")
+    found = {int(match[1]) for name in tensors if (match := numbers.match(name))}
+    if len(found) < max(found, default=-1) + 1:
+        lost = next(number for number in range(max(found)) if number not in found)
+        raise CheckpointError(
+            f"checkpoint {path} has tensors of {start}{max(found)}, but none of {start}{lost}; it is not whole: "
+            "save or copy it again"
+        )
+    return len(found) or None
 
 
 def _size(tensors: Mapping[str, Tensor], layout: Layout, key: str, axis: int) -> int | None:
@@ -135,7 +141,9 @@ def _size(tensors: Mapping[str, Tensor], layout: Layout, key: str, axis: int) ->
 
 def _from_rotary_tables(tensors: Mapping[str, Tensor], layout: Layout, sizes: Mapping[str, Any]) -> dict[str, Any]:
     """Head size from the tables' columns; window and image size, and which blocks are global, from their rows."""
-    name = re.compile(re.escape(layout.prefix) + r"backbone\.vision_backbone\.trunk\.blocks\.(\d+)\.attn\.freqs_cis")
+    name = re.compile(
+        re.escape(layout.prefix) + r"backbone\.vision_backbone\.trunk\.blocks\.(\d+)\.attn\.freqs_cis(_real)?"
+    )
     tables = {int(match[1]): tensor for key, tensor in tensors.items() if (match := name.fullmatch(key))}
     released = ModelSpec().vit
     if not tables:

@@ -53,6 +53,9 @@ class Inspection:
             "complete": report.ok,
             "missing": report.missing,
             "unexpected": report.unexpected,
+            "absent": report.absent,
+            "other_weights": list(report.rivals),
+            "not_loaded": report.left_out,
             "mismatched": {key: [list(shape) for shape in shapes] for key, shapes in report.mismatched.items()},
         }
 

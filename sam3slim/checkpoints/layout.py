@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -15,8 +14,11 @@ from sam3slim.checkpoints.reference_keys import CLASS_TOKEN, FREQS_CIS, POINTS, 
 from sam3slim.models.count import PARTS
 
 Naming = Literal["reference", "transformers"]
-# Components of a key that say "video tracking", in the released file and in transformers' video layout.
-_TRACKER = re.compile(r"(^|\.)(tracker|tracker_model|tracker_neck|sam2_convs|interactive_convs)\.")
+# Components of a key that say "video tracking", in the released files (of SAM 3 and 3.1) and in transformers' video
+# layout.
+_TRACKER = re.compile(r"(^|\.)(tracker|tracker_model|tracker_neck|sam2_convs|interactive_convs|propagation_convs)\.")
+# The rotary table as one complex tensor, or as two real ones.
+_TABLES = (FREQS_CIS, f"{FREQS_CIS}_real", f"{FREQS_CIS}_imag")
 _OURS = tuple(prefix for prefixes in PARTS.values() for prefix in prefixes)
 _THEIRS = reference_keys.templates()
 
@@ -51,7 +53,7 @@ class Assigned:
     Attributes:
         tensors: under our keys, views of the file's.
         unexpected: names in the file that are no tensor of this architecture.
-        ignored: what is known and not needed (``tracker``, ``computed``, ``point prompts``) → names.
+        ignored: what is known and not needed (``tracker``, ``computed``, ``point prompts``, ``counters``) → names.
         originals: of the point projections and the class token's position [1, 1, C], which transformers drops;
             the reference's names (``class_token``), without prefix.
     """
@@ -64,18 +66,26 @@ class Assigned:
 
 def find_layout(names: Iterable[str]) -> Layout | None:
     """The layout most names agree on; None when not one is known."""
-    votes: Counter[Layout] = Counter()
+    sets = sets_of(names)
+    # Names that both use (geometry_encoder.label_embed.weight) are counted for the reference, a few of many.
+    return max(sets, key=lambda layout: len(sets[layout])) if sets else None
+
+
+def sets_of(names: Iterable[str]) -> dict[Layout, list[str]]:
+    """The names of SAM 3's tensors by layout; a tracker's, which repeat the detector's, are left out."""
+    sets: dict[Layout, list[str]] = {}
     for name in names:
+        if _TRACKER.search(name):
+            continue
         for start in [0, *(match.end() for match in re.finditer(r"\.", name))]:
             tail = name[start:]
             if template_of(tail) in _THEIRS:
-                votes[Layout("reference", name[:start])] += 1
+                sets.setdefault(Layout("reference", name[:start]), []).append(name)
                 break
             if tail.startswith(_OURS) and is_ours(tail):
-                votes[Layout("transformers", name[:start])] += 1
+                sets.setdefault(Layout("transformers", name[:start]), []).append(name)
                 break
-    # Names that both use (geometry_encoder.label_embed.weight) are counted for the reference, a few of many.
-    return max(votes, key=lambda layout: votes[layout]) if votes else None
+    return sets
 
 
 def is_ours(key: str) -> bool:
@@ -103,7 +113,9 @@ def assign(tensors: Mapping[str, Tensor], layout: Layout, wanted: Collection[str
         result.tensors[key] = value
     for name in tensors:
         if name not in used:
-            group = _known_group(name.removeprefix(layout.prefix), layout)
+            # A number without dots is a trainer's: epoch, step.
+            counter = tensors[name].ndim == 0 and "." not in name
+            group = "counters" if counter else _known_group(name.removeprefix(layout.prefix), layout)
             if group is None:
                 result.unexpected.append(name)
             else:
@@ -120,7 +132,7 @@ def _known_group(name: str, layout: Layout) -> str | None:
     if _TRACKER.search(name):
         return "tracker"
     if layout.format == "reference":
-        if template_of(name) == FREQS_CIS:
+        if template_of(name) in _TABLES:
             return "computed"
         if name in POINTS:
             return "point prompts"

@@ -69,6 +69,10 @@ class LoadReport:
         mismatched: key → (shape in the file, shape in the model).
         ignored: what the file holds beside the image model, known and not needed → bytes.
         bytes_by_part: part → bytes of its weights as stored; empty where the file does not tell.
+        absent: keys of the neck's last level, which nothing reads, where the file leaves it out; they are zeros.
+        adapter: what LoRA matrices the file holds that are not merged, and the command that merges them; else empty.
+        rivals: other sets of weights in the file.
+        left_out: classes of the objects in the file that were not loaded.
     """
 
     source: Path
@@ -82,11 +86,15 @@ class LoadReport:
     mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
     ignored: dict[str, int] = field(default_factory=dict)
     bytes_by_part: dict[str, int] = field(default_factory=dict)
+    absent: list[str] = field(default_factory=list)
+    adapter: str = ""
+    rivals: tuple[str, ...] = ()
+    left_out: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
         fatal = set(self.missing) - set(self.fresh)
-        return bool(self.loaded) and not (fatal or self.unexpected or self.mismatched)
+        return bool(self.loaded) and not (fatal or self.unexpected or self.mismatched or self.adapter)
 
     def render(self) -> str:
         """The report in one screen: counts by part, then the first few offending keys."""
@@ -108,9 +116,24 @@ class LoadReport:
             lines.append("not needed: " + ", ".join(f"{name} {size:,} bytes" for name, size in self.ignored.items()))
         if self.fresh:
             lines.append(f"allowed to start fresh: {', '.join(by_part(self.fresh))}")
+        lines += self.notes()
         for key, (in_file, in_model) in list(self.mismatched.items())[:SHOWN_KEYS]:
             lines.append(f"mismatched: {key} is {list(in_file)} in the file, {list(in_model)} in the model")
         return "\n".join(lines)
+
+    def notes(self) -> list[str]:
+        """What else there is to know of the file, a line each."""
+        lines = []
+        if self.absent:
+            lines.append("not in the file: the neck's fourth level, which nothing reads (as in SAM 3.1)")
+        if self.rivals:
+            other = self.rivals[0]
+            lines.append(
+                f"not read: other weights under {', '.join(self.rivals)} (the override weights={other} reads them)"
+            )
+        if self.left_out:
+            lines.append(f"not read: {len(self.left_out)} kinds of objects ({_first(self.left_out)})")
+        return lines
 
     def problem(self) -> str:
         """One line that says why the checkpoint was refused."""
@@ -119,7 +142,7 @@ class LoadReport:
             keys = [*self.unexpected, *self.mismatched]
             found = f"its {total} tensors are called {_first(keys)}" if keys else "it has no tensors"
             return f"checkpoint {self.source}: not one tensor fits the model ({found})"
-        reasons = []
+        reasons = [self.adapter] if self.adapter else []
         fatal = sorted(set(self.missing) - set(self.fresh))
         if fatal:
             parts = ", ".join(f"{part} {n}" for part, n in by_part(fatal).items())

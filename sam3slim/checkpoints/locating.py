@@ -19,12 +19,23 @@ BANK_FILE = "bank.safetensors"
 # The formats sam3slim.json names when the weights lie in graphs → the files that hold them.
 ONNX, PROGRAMS = "onnx", "torch-export"
 GRAPH_FILES = {ONNX: (".onnx", ".onnx.data"), PROGRAMS: (".pt2",)}
-INDEX_FILE = "model.safetensors.index.json"
+OLD_WEIGHTS_FILE = "pytorch_model.bin"
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+BESIDE_WEIGHTS = ("optimizer", "scheduler", "training_args", "rng_state", "scaler", "adapter_")
+ADAPTER_CONFIG = "adapter_config.json"
 # Where a run leaves its weights, the best first.
 RUN_CHECKPOINTS = ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "best.ckpt", "last.ckpt")
 
 # A zip, or the bare pickles that torch.save wrote before 1.6.
 TORCH_MAGIC = (b"PK\x03\x04", b"\x80\x02")
+
+OTHER_KINDS = {
+    b"\x1f\x8b": "compressed with gzip; unpack it: gunzip -k FILE, or tar -xzf FILE",
+    b"7z\xbc\xaf": "a 7z archive; unpack it",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd; unpack it: unzstd FILE",
+    b"GGUF": "a GGUF file, whose quantised weights sam3slim does not read; give the checkpoint it was made from",
+    b"\x89HDF": "an HDF5 file of Keras or TensorFlow; give the PyTorch checkpoint",
+}
 
 SourceKind = Literal["artifact", "transformers", "torch", "safetensors"]
 
@@ -59,8 +70,50 @@ def weight_files(located: Located) -> list[Path]:
     """The files that hold a source's weights."""
     if not located.path.is_dir():
         return [located.path]
+    if located.kind == "transformers":
+        return transformers_files(located.path)
     suffixes = GRAPH_FILES.get(graph_format(located) or "", (".safetensors",))
     return sorted(path for suffix in suffixes for path in located.path.glob(f"*{suffix}"))
+
+
+def transformers_files(folder: Path) -> list[Path]:
+    """The files with the weights of a folder that has a ``config.json``: the safetensors, or else what is there.
+
+    Raises:
+        CheckpointError: none, or several and nothing that says which.
+    """
+    for name in (WEIGHTS_FILE, OLD_WEIGHTS_FILE):
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            shards = read_metadata(index).get("weight_map")
+            if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
+                raise CheckpointError(f"{index} has no weight_map of tensors to files; copy it again")
+            return [folder / shard for shard in sorted(set(shards.values()))]
+        if (folder / name).is_file():
+            return [folder / name]
+    found = _weights_in(folder)
+    if not found:
+        raise CheckpointError(f"checkpoint {folder} has no {WEIGHTS_FILE}; copy the whole folder")
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found[:5])
+        raise CheckpointError(
+            f"checkpoint {folder} has several files of weights ({names}); give one of them: {found[0]}"
+        )
+    return found
+
+
+def _weights_in(folder: Path) -> list[Path]:
+    """Files that may hold a model, told by their endings; not what trainers write beside it."""
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if path.suffix in WEIGHT_SUFFIXES and path.is_file() and not path.name.startswith(BESIDE_WEIGHTS)
+    ]
+
+
+def is_torch(path: Path) -> bool:
+    """Whether a file starts as ``torch.save`` starts one."""
+    return refuse_pointer(path).startswith(TORCH_MAGIC)
 
 
 def weights_name(spec: ModelSpec) -> str:
@@ -95,6 +148,18 @@ def _locate_folder(folder: Path) -> Located:
             return _locate_file(folder / name)
     if (folder / "artifact" / ARTIFACT_FILE).is_file():
         return Located("artifact", folder / "artifact")
+    if (folder / ADAPTER_CONFIG).is_file():
+        raise CheckpointError(
+            f"checkpoint folder {folder} is a LoRA adapter, no model; merge it into the checkpoint it was trained on: "
+            f"sam3slim extract BASE OUT --lora {folder}"
+        )
+    if (folder / ".metadata").is_file():
+        raise CheckpointError(
+            f"checkpoint folder {folder} is a distributed checkpoint; make one file of it: "
+            f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder} sam3.pt"
+        )
+    if len(weights := _weights_in(folder)) == 1:
+        return _locate_file(weights[0])
     names = sorted(p.name for p in folder.iterdir())
     found = f"holds only {', '.join(names[:5])}{', …' if len(names) > 5 else ''}" if names else "is empty"
     raise CheckpointError(
@@ -116,6 +181,9 @@ def _locate_file(path: Path) -> Located:
             return _locate_folder(path.parent)
         if path.suffix != ".json":
             return Located("safetensors", path)
+    for magic, what in OTHER_KINDS.items():
+        if head.startswith(magic):
+            raise CheckpointError(f"checkpoint {path} is {what}")
     raise CheckpointError(
         f"checkpoint {path} is neither safetensors nor a zip written by torch.save "
         f"(it starts with {head[:8]!r}); it is damaged or of another type"

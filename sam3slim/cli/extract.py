@@ -25,6 +25,8 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         default="hf",
         help="hf: a folder for transformers; reference: a .pt for the reference implementation",
     )
+    parser.add_argument("--lora", metavar="ADAPTER", help="merge a LoRA adapter: a folder of peft's, or a file")
+    parser.add_argument("--lora-alpha", type=float, metavar="ALPHA", help="where the adapter does not state its alpha")
     parser.add_argument("--overwrite", action="store_true", help="replace the target")
 
 
@@ -52,6 +54,8 @@ def _run(arguments: argparse.Namespace) -> None:
             format=arguments.format,
             overrides=parse_overrides(arguments.overrides),
             overwrite=arguments.overwrite,
+            lora=arguments.lora,
+            lora_alpha=arguments.lora_alpha,
             advance=advance,
         )
     _print(found)

@@ -167,7 +167,10 @@ def _print_checkpoint(found: Inspection) -> None:
     types = [f"{name} {row['params'] / total:.1%}" for name, row in found.dtypes.items()]
     for line in [*architecture_lines(report.spec), f"types     {', '.join(types)}"]:
         console.print(line, soft_wrap=True)
-    console.print("complete  every tensor is there" if report.ok else f"broken    {report.problem()}", soft_wrap=True)
+    complete = f"complete  every tensor {'that is read ' if report.absent else ''}is there"
+    for line in report.notes():
+        console.print(line, soft_wrap=True)
+    console.print(complete if report.ok else f"broken    {report.problem()}", soft_wrap=True)
 
 
 INSPECT = Command(
