@@ -85,7 +85,7 @@ def extract(
     raw = read(located, overrides)
     tensors = int8.unflatten(raw.tensors, raw.path, dequantize=True)
     if adapter is not None:
-        if adapter.path.resolve() == raw.path.resolve():
+        if adapter.path.resolve() in {path.resolve() for path in (raw.path, *weight_files(located))}:
             raw.adapter = {}
         tensors = merged(tensors, adapter)
     require_all(raw, tensors)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sam3slim.checkpoints.layout import Layout, find_layout
 from sam3slim.checkpoints.load_report import CheckpointError
-from sam3slim.checkpoints.locating import ADAPTER_CONFIG, read_metadata
+from sam3slim.checkpoints.locating import ADAPTER_CONFIG, locate, read_metadata, weight_files
 from sam3slim.checkpoints.names import LORA, SAVED, WRAPPERS
 from sam3slim.checkpoints.reference_keys import place_of
 from sam3slim.checkpoints.storage import tensors_of
@@ -55,11 +55,10 @@ class Adapter:
     @classmethod
     def of_training(cls, path: Path, tensors: dict[str, Tensor], hyper: Mapping[str, Any]) -> Adapter | None:
         """The adapter in a checkpoint of a training of ours, which states its settings; None if it does not."""
-        settings = ((hyper.get("config") or {}).get("optim") or {}).get("lora")
-        if not isinstance(settings, dict) or not isinstance(settings.get("rank"), int):
+        settings = hyper.get("lora")
+        if not isinstance(settings, dict) or not isinstance(settings.get("alpha"), float):
             return None
-        alpha = settings.get("alpha")
-        return cls(path, tensors, float(settings["rank"] if alpha is None else alpha), bool(settings.get("rslora")))
+        return cls(path, tensors, settings["alpha"], bool(settings.get("rslora")))
 
     def scale(self, module: str, rank: int, own: float | None) -> float:
         """What B A is multiplied by; ``own`` is the alpha beside this module's matrices."""
@@ -206,9 +205,11 @@ def _piece(layout: Layout, key: str, value: Tensor, wanted: Tensor, adapter: Ada
 
 
 def adapter_files(path: Path) -> list[Path]:
-    """The files of an adapter: peft's two, or the one."""
+    """The files of an adapter: peft's two, those of a model that holds one, or the one."""
     if not path.is_dir():
         return [path]
+    if not (path / ADAPTER_CONFIG).is_file():
+        return weight_files(locate(path))
     weights = next((path / name for name in WEIGHT_FILES if (path / name).is_file()), None)
     if weights is None:
         raise CheckpointError(f"adapter folder {path} has no {WEIGHT_FILES[0]}; copy the whole folder")
@@ -216,7 +217,7 @@ def adapter_files(path: Path) -> list[Path]:
 
 
 def read_adapter(source: str | Path, alpha: float | None = None) -> Adapter:
-    """An adapter: a folder of peft's, or a file with LoRA matrices, alone or beside the weights.
+    """An adapter: a folder of peft's, or a file or folder with LoRA matrices, alone or beside the weights.
 
     Args:
         alpha: where the file does not state it; else it must not be given.
@@ -227,10 +228,14 @@ def read_adapter(source: str | Path, alpha: float | None = None) -> Adapter:
     path = Path(source).expanduser()
     if path.name in (*WEIGHT_FILES, ADAPTER_CONFIG) and (path.parent / ADAPTER_CONFIG).is_file():
         path = path.parent
-    if path.is_dir() and not (path / ADAPTER_CONFIG).is_file():
-        raise CheckpointError(f"adapter folder {path} has no {ADAPTER_CONFIG}; give a folder of peft's, or a file")
-    config = read_config(path) if path.is_dir() else {}
-    tensors = _adapter_tensors(adapter_files(path)[-1])
+    if not path.exists():
+        raise CheckpointError(f"adapter {path} does not exist; give a folder of peft's, or a file")
+    config = read_config(path) if path.is_dir() and (path / ADAPTER_CONFIG).is_file() else {}
+    tensors: dict[str, Tensor] = {}
+    for file in adapter_files(path):
+        if file.name != ADAPTER_CONFIG:
+            tensors |= tensors_of(file)
+    tensors = _of_adapter(tensors, path)
     if not config:
         return Adapter(path, tensors, alpha)
     if alpha is not None:
@@ -241,14 +246,13 @@ def read_adapter(source: str | Path, alpha: float | None = None) -> Adapter:
     return Adapter(path, tensors, float(config["lora_alpha"]), bool(config.get("use_rslora")), patterns)
 
 
-def _adapter_tensors(file: Path) -> dict[str, Tensor]:
-    """What belongs to an adapter in ``file``; beside whole weights only the matrices do."""
-    tensors = tensors_of(file)
+def _of_adapter(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """What of ``tensors`` belongs to an adapter; beside whole weights only the matrices do."""
     modules = {match["module"] for name in tensors if (match := LORA.match(name))}
     if not modules:
         names = ", ".join(list(tensors)[:3])
         raise CheckpointError(
-            f"adapter {file} holds no LoRA matrices (its tensors are called {names}); choose another file"
+            f"adapter {path} holds no LoRA matrices (its tensors are called {names}); choose another file"
         )
     if not any(f"{module}.{name}" in tensors for module in modules for name in ("weight", "base_layer.weight")):
         return tensors

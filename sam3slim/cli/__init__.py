@@ -53,7 +53,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         run(words[0], words[1:], "sam3slim {kind}")
         return 0
-    arguments = make_parser().parse_args(words)
+    parser = make_parser()
+    arguments, rest = parser.parse_known_args(words)
+    if rest and (any(text.startswith("-") for text in rest) or not hasattr(arguments, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:  # argparse takes KEY=VALUE only in one place
+        arguments.overrides += rest
     try:
         arguments.run(arguments)
         sys.stdout.flush()

@@ -17,7 +17,8 @@ from sam3slim.models import part_of
 from sam3slim.results.record import plain
 from sam3slim.results.recording import OUTPUT_KEYS, is_first_process
 from sam3slim.runs.specs import TrainSpec
-from sam3slim.training import OptimSpec
+from sam3slim.strict import spec_from_dict
+from sam3slim.training import LoraSpec, OptimSpec
 
 
 def resume_path(spec: TrainSpec, output_dir: Path) -> str | None:
@@ -123,6 +124,7 @@ def _check_trained_parts(path: Path, optim: OptimSpec) -> None:
             optim.lr_geometry,
             None in (saved.get("lr_geometry"), optim.lr_geometry),
         ),
+        ("lora", _as_lora(saved.get("lora")), optim.lora, True),
         ("decay_too", sorted(saved.get("decay_too", ())), sorted(optim.decay_too), True),
     ):
         if was != now and matters:
@@ -130,3 +132,7 @@ def _check_trained_parts(path: Path, optim: OptimSpec) -> None:
                 f"optim.{key} is {was} in {path} and {now} here, for which its optimiser state does not fit; resume "
                 "with the same, or start a new run from its weights (init=checkpoint init.checkpoint=…)"
             )
+
+
+def _as_lora(saved: Any) -> LoraSpec | None:
+    return None if saved is None else spec_from_dict(LoraSpec, saved, "optim.lora")

@@ -154,6 +154,11 @@ class TrainSpec:
                 f"{', '.join(missing)} above 0 (distill=full does), or distill.labels=true, or start from weights "
                 "(init=pruned or init=checkpoint)"
             )
+        if self.optim.lora is not None and self.init.kind == "scratch":
+            raise SpecError(
+                "optim.lora leaves the weights as they are, and init=scratch draws them at random; start from a "
+                "checkpoint (init=checkpoint init.checkpoint=PATH), or set optim.lora=null"
+            )
         self._check_boxes()
         if not self.distill.labels and self.init.kind == "pruned" and self.init.importance == "taylor":
             raise SpecError(
@@ -191,6 +196,8 @@ class TrainSpec:
             )
         if self.optim.kind == "adamw8bit":
             raise SpecError("optim=adamw8bit does not work with trainer=fsdp; use optim=adamw, or trainer=ddp")
+        if self.optim.lora is not None:
+            raise SpecError("optim.lora does not work with trainer=fsdp, nor needs it; use trainer=ddp")
 
     @property
     def sharding(self) -> str:

@@ -49,6 +49,7 @@ from sam3slim.training import (
     RandomState,
     StreamedCheckpoints,
     TrainingClock,
+    add_lora,
     precision_plugins,
     recompute_activations,
 )
@@ -174,6 +175,8 @@ def training_module(
         config: kept in checkpoints.
         masks: whether the training targets have masks.
     """
+    if spec.optim.lora is not None:
+        add_lora(model, spec.optim.lora, spec.optim.freeze)
     if spec.activation_checkpointing:
         recompute_activations(model)
     return ConceptSegmentation(

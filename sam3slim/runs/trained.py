@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from sam3slim.models import part_of
 from sam3slim.results.record import TrainingSummary
 from sam3slim.runs.specs import TrainSpec
 from sam3slim.training import ConceptSegmentation
+from sam3slim.training.lora import plain_name
 from sam3slim.training.unused import unused_parts
 
 
 def training_summary(module: ConceptSegmentation, spec: TrainSpec, *, masks: bool) -> TrainingSummary:
     """The record's ``training`` entry."""
-    names = [name for name, _ in module.model.named_parameters()]
+    names = [plain_name(name) for name, _ in module.model.named_parameters()]
     if not spec.distill.labels:
         why = "distill.labels=false, and no loss against the teacher reaches it"
     else:
         why = "its losses have weight 0" if masks else "the data have no masks"
     trained = sum(p.numel() for p in module.model.parameters() if p.requires_grad)
     left = {part: why for part in unused_parts(names, module.unused)}
+    if spec.optim.lora is not None:
+        trains = {part_of(name) for name, parameter in module.model.named_parameters() if parameter.requires_grad}
+        for part in {part_of(name): None for name in names}:
+            if part not in trains:
+                left.setdefault(part, "optim.lora.targets names none of its layers")
     return TrainingSummary(True, trained, left | {part: "optim.freeze" for part in spec.optim.freeze})
 
 

@@ -3,6 +3,7 @@
 from sam3slim.training.autocast import check_precision, precision_of, precision_plugins
 from sam3slim.training.average import WeightAverage
 from sam3slim.training.callbacks import FinalValidation, GracefulStop, RandomState, TrainingClock
+from sam3slim.training.lora import LoraSpec, add_lora
 from sam3slim.training.module import ConceptSegmentation
 from sam3slim.training.optim import OptimSpec, ScheduleSpec, build_optimizer, param_groups
 from sam3slim.training.progress import StepProgress
@@ -16,6 +17,7 @@ __all__ = [
     "FinalValidation",
     "FullySharded",
     "GracefulStop",
+    "LoraSpec",
     "OptimSpec",
     "RandomState",
     "ScheduleSpec",
@@ -23,6 +25,7 @@ __all__ = [
     "StreamedCheckpoints",
     "TrainingClock",
     "WeightAverage",
+    "add_lora",
     "build_optimizer",
     "check_precision",
     "check_trainer",

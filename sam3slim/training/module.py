@@ -22,6 +22,7 @@ from sam3slim.losses import Counts, Criterion
 from sam3slim.models import Sam3, part_of
 from sam3slim.models.count import PARTS
 from sam3slim.results.metrics import METRICS, Measured, main_of
+from sam3slim.training.lora import is_matrix, plain_name
 from sam3slim.training.optim import OptimSpec, ScheduleSpec, build_optimizer, follow_settings
 from sam3slim.training.sharded import gathered, shard
 from sam3slim.training.step_loss import StepLoss
@@ -32,10 +33,11 @@ class ConceptSegmentation(lightning.LightningModule):
     """Trains a ``Sam3``.
 
     Checkpoints hold the model's weights as ``model.*`` and, under ``hyper_parameters``, the plain dict
-    {"model": spec, "config": composed configuration, "unused": names}; the teacher is in none of them.
+    {"model": spec, "config": composed configuration, "unused": names}, with LoRA also {"lora": settings}, which
+    ``checkpoints.load`` merges by; the teacher is in none of them.
 
     Args:
-        model: on CPU; moved by Lightning.
+        model: on CPU, with ``add_lora``'s matrices where ``optim.lora`` is set; moved by Lightning.
         criterion: the loss against labels; None trains on the teacher's answers alone.
         optim, schedule: optimiser and learning-rate schedule.
         one_to_many: train the one-to-many branch too.
@@ -88,7 +90,9 @@ class ConceptSegmentation(lightning.LightningModule):
             teacher=None if teacher is None else teacher.spec,
         )
         for name, parameter in model.named_parameters():
-            if name in self.unused or part_of(name) in optim.freeze:
+            part = part_of(name)
+            beside = optim.lora is not None and part not in optim.lora.full and not is_matrix(name)
+            if plain_name(name) in self.unused or part in optim.freeze or beside:
                 parameter.requires_grad_(False)
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise UserError(
@@ -96,7 +100,12 @@ class ConceptSegmentation(lightning.LightningModule):
                 "freeze fewer parts, or give a loss of another part a weight (loss, distill)"
             )
         self.save_hyperparameters(
-            {"model": model.spec.to_dict(), "config": config or {}, "unused": sorted(self.unused)}
+            {
+                "model": model.spec.to_dict(),
+                "config": config or {},
+                "unused": sorted(self.unused),
+                **({} if optim.lora is None else {"lora": optim.lora.metadata}),
+            }
         )
 
     def configure_model(self) -> None:

@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from sam3slim.errors import UserError
 from sam3slim.models import part_of
 from sam3slim.models.count import PARTS, check_parts
+from sam3slim.training.lora import LoraSpec
 
 BLOCK = re.compile(r"vision_encoder\.backbone\.layers\.(\d+)\.")
 EMBEDDINGS = "vision_encoder.backbone.embeddings."
@@ -39,6 +40,7 @@ class OptimSpec:
         decay_too: patterns of biases and norms that decay all the same.
         clip: greatest gradient norm; 0 switches clipping off.
         freeze: parts of the model (``models.count.PARTS``) that stay as they are: no gradients, no optimiser state.
+        lora: small matrices train instead of the weights; None trains the weights.
     """
 
     kind: Literal["adamw", "adamw8bit"] = "adamw"
@@ -54,6 +56,7 @@ class OptimSpec:
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float = 0.1
     freeze: tuple[str, ...] = ()
+    lora: LoraSpec | None = None
 
     def __post_init__(self) -> None:
         for key in ("lr", "lr_vision", "lr_text", "lr_geometry"):
@@ -71,6 +74,8 @@ class OptimSpec:
         check_parts("optim.freeze", self.freeze)
         if set(self.freeze) == set(PARTS):
             raise UserError("optim.freeze names every part: nothing is left to train")
+        if self.lora is not None and (both := sorted({*self.freeze} & {*self.lora.full})):
+            raise UserError(f"optim.freeze and optim.lora.full both name {both[0]}; take it out of one of them")
 
 
 @dataclass(frozen=True)
