@@ -39,6 +39,9 @@ def spec_from_dict(cls: type[SpecT], values: Any, prefix: str) -> SpecT:
     """
     if not isinstance(values, dict):
         hint = f"; to choose an option write {prefix.replace('.', '/')}={values}" if isinstance(values, str) else ""
+        needed = [f.name for f in fields(cls) if f.init and _required(f)]  # type: ignore[arg-type]
+        if len(needed) == 1 and _fits(values, get_type_hints(cls)[needed[0]]):
+            hint = f"; write {prefix}={{{needed[0]}: {values}}}"
         raise SpecError(f"{prefix} must be a group of keys, got {values!r}{hint}")
     members = {f.name: f for f in fields(cls) if f.init}  # type: ignore[arg-type]
     hints = get_type_hints(cls)

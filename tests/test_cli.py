@@ -54,6 +54,15 @@ def test_inspect__bad_input(capsys: pytest.CaptureFixture[str], overrides: list[
     assert captured.err.count("\n") == 1
 
 
+def test_main__settings_after_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "model=slim", "--json", "model.vit.depth=2"]) == 0
+    assert json.loads(capsys.readouterr().out)["model"]["vit"]["depth"] == 2
+    for words in (["compare", "outputs", "--gallery", "1", "--what"], ["inspect", "model=slim", "--json", "--depth=2"]):
+        with pytest.raises(SystemExit):
+            main(words)
+        assert "unrecognized arguments: --" in capsys.readouterr().err
+
+
 def test_main__interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupt(_: object) -> None:
         raise KeyboardInterrupt

@@ -55,10 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     parser = make_parser()
     arguments, rest = parser.parse_known_args(words)
-    if rest and (any(text.startswith("-") for text in rest) or not hasattr(arguments, "overrides")):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:  # argparse takes KEY=VALUE only in one place
-        arguments.overrides += rest
+    if rest:  # argparse takes positional arguments only in one place, and KEY=VALUE may stand behind a flag as well
+        settings = getattr(arguments, "overrides", getattr(arguments, "targets", None))
+        if settings is None or not all("=" in text and not text.startswith("-") for text in rest):
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        settings += rest
     try:
         arguments.run(arguments)
         sys.stdout.flush()

@@ -24,8 +24,6 @@ OUTPUT_KEYS = frozenset(
     | {"force", "compress_after"}
 )
 
-# Keys that are younger than some records: null is what those did.
-LATER_KEYS = frozenset({"metric", "predictions", "max_detections"})
 
 
 def forget_other(folder: Path, config: Mapping[str, Any]) -> None:
@@ -143,14 +141,13 @@ def outcome(error: BaseException) -> tuple[Status, str | None]:
 def config_hash(config: Mapping[str, Any], *, exclude: Collection[str] = OUTPUT_KEYS) -> str:
     """sha256 (hex) of the canonical JSON of ``config`` without the keys ``exclude``, at any depth.
 
-    Keys of ``LATER_KEYS`` count only where they are set. Two runs with the same hash compute the same thing; the order
-    of keys does not matter.
+    Two runs with the same hash compute the same thing; the order of keys does not matter. A key that is null counts as
+    one that is not there, so that a new option which is off by default leaves finished runs finished.
     """
 
     def kept(value: Any) -> Any:
         if isinstance(value, dict):
-            wanted = {key: item for key, item in value.items() if key not in exclude}
-            return {key: kept(item) for key, item in wanted.items() if item is not None or key not in LATER_KEYS}
+            return {key: kept(item) for key, item in value.items() if key not in exclude and item is not None}
         return [kept(item) for item in value] if isinstance(value, list) else value
 
     text = json.dumps(kept(plain(config)), sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -50,7 +50,8 @@ class LoraSpec:
     @property
     def metadata(self) -> dict[str, Any]:
         """What merging needs to know, for checkpoints."""
-        return {"rank": self.rank, "alpha": float(self.rank if self.alpha is None else self.alpha), "rslora": self.rslora}
+        alpha = float(self.rank if self.alpha is None else self.alpha)
+        return {"rank": self.rank, "alpha": alpha, "rslora": self.rslora}
 
 
 def add_lora(model: nn.Module, spec: LoraSpec, freeze: Collection[str] = ()) -> None:
@@ -72,8 +73,8 @@ def add_lora(model: nn.Module, spec: LoraSpec, freeze: Collection[str] = ()) -> 
         found = [name for name in layers if fnmatchcase(name, pattern)]
         if not found:
             raise UserError(
-                f"optim.lora.targets has {pattern}, which no linear layer of this model matches; give patterns of names "
-                f"like {layers[0]}"
+                f"optim.lora.targets has {pattern}, which no linear layer of this model matches; give patterns of "
+                f"names like {layers[0]}"
             )
         chosen += found
     left = {*freeze, *spec.full}
@@ -90,7 +91,10 @@ def add_lora(model: nn.Module, spec: LoraSpec, freeze: Collection[str] = ()) -> 
         use_rslora=spec.rslora,
         target_modules="|".join(map(re.escape, names)),  # a list would also match the ends of other names
     )
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     inject_adapter_in_model(config, model)
+    for name, parameter in model.named_parameters():  # peft has frozen everything else; that is the caller's to decide
+        parameter.requires_grad_(plain_name(name) in trained)
 
 
 def is_matrix(name: str) -> bool:

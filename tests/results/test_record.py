@@ -235,7 +235,12 @@ def test_config_hash__order_and_output_folders_do_not_matter() -> None:
 
 def test_config_hash__a_value_matters() -> None:
     assert config_hash({"lr": 1e-4}) != config_hash({"lr": 2e-4})
-    assert config_hash({"a": {"b": None}}) != config_hash({"a": {}})
+    assert config_hash({"a": {"b": 0}}) != config_hash({"a": {}})
+
+
+def test_config_hash__a_new_option_that_is_off_changes_nothing() -> None:
+    assert config_hash({"a": {"b": None}}) == config_hash({"a": {}})
+    assert config_hash({"a": {"b": None}}) != config_hash({"a": {"b": False}})
 
 
 def test_plain__paths_sets_arrays_and_dataclasses() -> None:
