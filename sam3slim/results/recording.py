@@ -25,7 +25,6 @@ OUTPUT_KEYS = frozenset(
 )
 
 
-
 def forget_other(folder: Path, config: Mapping[str, Any]) -> None:
     """Remove a run's checkpoints if its record says that it was another configuration's: not to be gone on from.
 
