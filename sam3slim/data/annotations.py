@@ -67,6 +67,8 @@ def index_of(
         UserError: an id that leads nowhere, a category without a name, an image without a size.
     """
     report = DataReport(content.get("layout", "COCO"))
+    for picture in content.get("unreadable", ()):
+        report.note("images_unreadable", short(picture))
     content = as_coco(content, path, report)
     images, records = image_records(path, content["images"], size_of, report)
     categories, numbers, parents = read_categories(path, content, phrases or {}, same, report)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from pathlib import Path
 from typing import Literal
@@ -25,6 +26,7 @@ from sam3slim.data.sides import says_side
 from sam3slim.data.store import ImageStore
 from sam3slim.data.transforms import AugmentSpec, Fields, mirror, normalise, transform
 from sam3slim.errors import UserError
+from sam3slim.files import file_sha256
 from sam3slim.text.phrases import BOXES_ONLY
 
 log = logging.getLogger(__name__)
@@ -168,6 +170,13 @@ class CocoConcepts(Dataset[Sample]):
                     raise UserError(f"{message}; fix or remove it, or set data.on_unreadable=skip") from error
                 self._tell_unreadable(record, message)
         self.records = kept
+
+    def annotations_digest(self) -> str:
+        """SHA-256 (hex) of the annotation file; of what was read where it is not COCO's JSON."""
+        if self.annotation_file.suffix.lower() in (".json", ".txt"):
+            return file_sha256(self.annotation_file)
+        read = [(record.id, record.file_name, record.annotations) for record in self.records]
+        return hashlib.sha256(repr((self.categories, read)).encode()).hexdigest()
 
     def targets_of(self, record: ImageRecord) -> dict[int, list[int]]:
         """Category id → positions in ``record.annotations`` that are its instances (no crowd regions)."""

@@ -1,4 +1,4 @@
-"""Finding the annotation file and the image folder of a COCO-format set."""
+"""Finding the annotation file and the image folder of a data set."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from sam3slim.data.layouts.masks import is_masks
+from sam3slim.data.layouts.voc import is_voc
+from sam3slim.data.layouts.yolo import is_yolo
 from sam3slim.data.names import match_names, nearest_file
 from sam3slim.data.values import short
 from sam3slim.errors import UserError
@@ -20,20 +23,23 @@ NOT_INSTANCES = ("captions_", "person_keypoints_", "panoptic_", "stuff_", "image
 
 
 def find_annotations(root: Path, split: str, given: str | Path | None = None) -> Path:
-    """The JSON file of ``split``; ``given`` (absolute, or relative to ``root``) settles it.
+    """The annotations of ``split``; ``given`` (absolute, or relative to ``root``) settles it.
 
-    Looks at ``root/*.json``, ``root/annotations/*.json`` and ``root/<split>/*.json``. A set with one
-    file only uses it for every split, and says so.
+    Looks for COCO's files at ``root/*.json``, ``root/annotations/*.json`` and ``root/<split>/*.json``; where none is,
+    for YOLO's ``data.yaml``, for Pascal VOC's XML (``Annotations``, or beside the pictures of a split), and for
+    ``masks``. A set with one file or folder only uses it for every split, and says so.
 
     Raises:
         UserError: no folder, no file, or more than one that fits (all are listed).
     """
     if not root.is_dir():
-        raise UserError(f"data.root={root} is not a folder; expected one with a COCO JSON file and images")
+        raise UserError(f"data.root={root} is not a folder; expected one with annotations and images")
     if given is not None:
         path = root / given
-        if not path.is_file():
-            raise UserError(f"data.annotations={given}: no such file ({path})")
+        if not os.path.isfile(path) and not (os.path.isdir(path) and (is_voc(path) or is_masks(path))):
+            raise UserError(
+                f"data.annotations={given}: no such file ({path}), nor a folder with Pascal VOC's XML or masks"
+            )
         return path
     if split not in SPLIT_WORDS:
         raise UserError(f"data.split={split}: expected one of {', '.join(SPLIT_WORDS)}, or give data.annotations")
@@ -42,10 +48,7 @@ def find_annotations(root: Path, split: str, given: str | Path | None = None) ->
         found += [path for word in words for path in sorted(root.glob(f"{word}*/*.json"))]
     found = [path for path in dict.fromkeys(found) if not path.name.startswith(NOT_INSTANCES)]
     if not found:
-        raise UserError(
-            f"data.root={root} holds no COCO JSON file (looked for *.json, annotations/*.json, "
-            f"{split}/*.json); set data.root or data.annotations"
-        )
+        return _other_layout(root, split)
     fitting = [path for path in found if _split_of(path, root) == split]
     if len(fitting) == 1:
         return fitting[0]
@@ -57,6 +60,29 @@ def find_annotations(root: Path, split: str, given: str | Path | None = None) ->
     raise UserError(
         f"data.root={root}: {what} the {split} split ({names}); choose one with data.annotations=FILE, "
         "or another split with data.split"
+    )
+
+
+def _other_layout(root: Path, split: str) -> Path:
+    """YOLO's description, a folder of XML or one of masks."""
+    described = [path for path in sorted([*root.glob("*.yaml"), *root.glob("*.yml")]) if is_yolo(path)]
+    if described:
+        return next((path for path in described if path.stem in ("data", "dataset")), described[0])
+    for name, fits in (("Annotations", is_voc), ("masks", is_masks)):
+        own = [place for word in SPLIT_WORDS[split] for place in (root / word / name, root / name / word)]
+        if fits is is_voc:
+            own += [root / word for word in SPLIT_WORDS[split]]
+        for folder in own:
+            if folder.is_dir() and fits(folder):
+                return folder
+        whole, words = root / name, [word for words in SPLIT_WORDS.values() for word in words]
+        if whole.is_dir() and fits(whole) and not any((whole / word).is_dir() for word in words):
+            log.info("%s serves the %s split", whole, split)
+            return whole
+    raise UserError(
+        f"data.root={root} holds no annotations of the {split} split (looked for COCO's *.json, annotations/*.json and "
+        f"{split}/*.json, YOLO's data.yaml, Pascal VOC's Annotations, and masks); set data.root, data.annotations or "
+        "data.split"
     )
 
 

@@ -31,15 +31,17 @@ def open_annotated(
     Args:
         annotations, images: annotation file and image folder instead of a search.
         phrases, same: see ``index_of``.
-        skip_missing: leave out images that are not there, instead of stopping.
+        skip_missing: leave out images that are not there, or cannot be read while looking for their size.
 
     Raises:
         UserError: bad input, in one line.
     """
     path = find_annotations(root, split, annotations)
-    content = read_content(path, split)
+    given = None if images is None else find_images(root, split, path, [], images)
+    content = read_content(path, split, images=given, skip=skip_missing)
     names = file_names(content)
-    folder = find_images(root, split, path, names, images)
+    known = content.get("folder") if given is None else None
+    folder = Path(known) if isinstance(known, str) else find_images(root, split, path, names, images)
     missing = missing_files(folder, names)
     matched: dict[str, str] = {}
     if missing:

@@ -69,7 +69,7 @@ def cache_metadata(
             "sha256": [file_sha256(path) for path in weights], "precision": precision,
             **({"overrides": dict(overrides)} if overrides else {}),
         },
-        "data": {"annotations": file_sha256(dataset.annotation_file), "images": stamps.hexdigest()},
+        "data": {"annotations": dataset.annotations_digest(), "images": stamps.hexdigest()},
         "transform": {"image_size": dataset.image_size, "resize": "square, bilinear, antialias"},
         "prompts": {"pool": "all"} if all_of_them else chosen,
         "kept": {

@@ -41,7 +41,7 @@ def test_find_annotations__layouts(tmp_path: Path, names: tuple[str, ...], expec
         ),
         (("instances_train.json", "instances_test.json"), r"no file fits the val split.*data\.annotations"),
         (("a.json", "b.json"), r"no file fits.*a\.json, b\.json"),
-        (("readme.txt",), "holds no COCO JSON file"),
+        (("readme.txt",), "holds no annotations of the val split"),
     ],
 )
 def test_find_annotations__no_single_answer(tmp_path: Path, names: tuple[str, ...], message: str) -> None:
