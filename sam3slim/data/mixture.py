@@ -15,6 +15,8 @@ from sam3slim.data.mixed import Concepts, MixedConcepts
 from sam3slim.data.module import ConceptData
 from sam3slim.errors import UserError
 
+ALSO = "; or name the sets to validate on, data.validate=[NAME]"
+
 
 @dataclass(frozen=True)
 class SetSpec:
@@ -103,16 +105,21 @@ class MixedData(ConceptData):
             self.training_set()
             if self.trainer is None or self.trainer.limit_val_batches != 0:
                 for name in self.validated:
-                    with naming(name, "; or name the sets to validate on, data.validate=[NAME]"):
+                    with naming(name, ALSO):
                         self._parts[name].dataset("val")
         else:
             super().setup(stage)
 
-    def require(self, split: str) -> None:
-        """Make sure that every set has ``split``. Raises UserError that names the set."""
+    def require(self, *splits: str) -> None:
+        """Read ``splits`` of every set, val only of those that are validated. Raises UserError that names the set."""
         for name, part in self._parts.items():
-            with naming(name):
-                part.find(split)
+            for split in splits:
+                if split != "val":
+                    with naming(name):
+                        part.require(split)
+                elif name in self.validated:
+                    with naming(name, ALSO):
+                        part.require(split)
 
     def train_masks(self) -> bool:
         return self.training_set().has_masks

@@ -117,10 +117,17 @@ class ConceptData(lightning.LightningDataModule):
         for split in ("train",) if unvalidated else needed[stage]:
             self.dataset(split, training=split == "train")
 
-    def require(self, split: str) -> None:
-        """Make sure that ``split`` can be found, without reading it. Raises UserError."""
+    def require(self, *splits: str) -> None:
+        """Read ``splits`` now, so that bad input stops a run before its work starts, and is listed at its top.
+
+        A shapes set, which is drawn when training starts, is not there yet.
+
+        Raises:
+            UserError: as ``dataset``.
+        """
         if self.shapes is None:
-            self.find(split)
+            for split in splits:
+                self.dataset(split)
 
     def find(self, split: str) -> Path:
         """The annotation file of ``split``. Raises UserError."""

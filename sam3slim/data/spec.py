@@ -84,8 +84,6 @@ class DataSpec:
                 f"data.max_prompts_per_batch={self.max_prompts_per_batch} must be at least 1, or null for no bound"
             )
         replace(self.training_prompts(), protocol=self.protocol)  # is checked together with prompts
-        if self.prompts_file is not None:
-            read_prompts(self.prompts_file)
 
     @property
     def prompts_file(self) -> Path | None:
@@ -175,6 +173,8 @@ class DataSpec:
             parts = {name: self.one(name).build(model, seed, labels=labels, pool=pool) for name in self.sets}
             return MixedData(parts, weights, measured=self.measured_set, validated=self.validated)
         assert self.root is not None
+        if self.prompts_file is not None:
+            read_prompts(self.prompts_file)  # before anything else is
         return ConceptData(
             self.root,
             image_size=model.vit.image_size,

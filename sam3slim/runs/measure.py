@@ -92,10 +92,12 @@ def measure(
             print(f"compile={str(spec.compile).lower()} does not concern graphs, which run as they are")
         if isinstance(model, Sam3):
             record.artifact = replace(record.artifact, arithmetic=getattr(model, "arithmetic", "fp32"))
+        dataset = data.dataset(spec.data.split)
+        dataset.check_limit(spec.limit, "limit")
+        record.data = data_summary(spec.data, data)
         begin(record, folder)
         reset_peak_memory(device)
-        dataset, loader = data.dataset(spec.data.split), data.loader(spec.data.split)
-        dataset.check_limit(spec.limit, "limit")
+        loader = data.loader(spec.data.split)
         on_cpu = isinstance(model, torch.nn.Module) and device.type == "cpu"
         with emulated(model) if on_cpu else nullcontext(0) as count:  # type: ignore[arg-type]
             result = evaluate_model(model, loader, limit=spec.limit, top_k=spec.max_detections)
@@ -123,9 +125,14 @@ def measure(
 def add_result(record: RunRecord, result: EvalResult, data: ConceptData, spec: DataSpec) -> None:
     """The record's ``metrics`` and ``data`` entries."""
     record.metrics = Metrics(result.metrics, result.calibration)
-    record.data = Data(
-        spec.kind, spec.root, spec.split, spec.protocol, result.images, result.prompts, spec.set, **spec.given_boxes(),
-        **spec.given_files(), **spec.given_phrases(), read=data.reports(),
+    record.data = replace(data_summary(spec, data), images=result.images, prompts=result.prompts)
+
+
+def data_summary(spec: DataSpec, data: ConceptData) -> Data:
+    """The record's ``data`` entry, as far as it is known before anything is measured."""
+    return Data(
+        spec.kind, spec.root, spec.split, spec.protocol, data_set=spec.set, **spec.given_boxes(), **spec.given_files(),
+        **spec.given_phrases(), read=data.reports(),
     )  # fmt: skip
 
 

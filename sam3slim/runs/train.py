@@ -33,7 +33,15 @@ from sam3slim.results.record import RunRecord, TrainingSummary, plain
 from sam3slim.results.recording import begin, forget, forget_made_from, is_first_process
 from sam3slim.runs.compress import compress_unfinished
 from sam3slim.runs.initial import Initial, check_initial, initial_model, training_device
-from sam3slim.runs.measure import add_result, back_to_cpu, model_summary, print_set, to_device, written_artifact
+from sam3slim.runs.measure import (
+    add_result,
+    back_to_cpu,
+    data_summary,
+    model_summary,
+    print_set,
+    to_device,
+    written_artifact,
+)
 from sam3slim.runs.reference import load_samples, save_samples
 from sam3slim.runs.resume import check_trained_parameters, resume_path, tell_differences
 from sam3slim.runs.specs import CompressSpec, TrainSpec
@@ -119,8 +127,8 @@ def train(asked: TrainSpec, run: Run) -> RunRecord:
             rank_zero_only(tell_differences)(Path(resume), run.config)
         lightning.seed_everything(spec.seed, verbose=False)
         data = training_data(spec)
-        if spec.eval_at_end:
-            data.require(spec.data.split)  # not hours later
+        validated = ["val"] if spec.trainer.get("limit_val_batches") != 0 else []
+        data.require(*validated, *([spec.data.split] if spec.eval_at_end else []))  # not hours later
         check_teaching(spec)
         check_initial(spec)
         masks = spec.distill.labels and data.train_masks()
@@ -130,6 +138,7 @@ def train(asked: TrainSpec, run: Run) -> RunRecord:
             if found is not None:
                 rank_zero_only(write_json)(output_dir / name, found.to_dict())
         record.model = model_summary(model)
+        record.data = data_summary(spec.data.measured(), data.parts[spec.data.measured_set])
         if spec.trainer["max_steps"] == 0:
             _keep_initial(spec, run, data, record, initial)
             return record

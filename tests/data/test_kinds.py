@@ -615,7 +615,7 @@ def test_prompts_file__phrases_instead_of_names(tmp_path: Path) -> None:
 def test_prompts_file__bad_ones_are_one_line(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "p.yaml").write_text(text)
     with pytest.raises(UserError, match=message) as caught:
-        DataSpec("coco", "x", prompts=str(tmp_path / "p.yaml"))
+        DataSpec("coco", "x", prompts=str(tmp_path / "p.yaml")).build(SPEC)
     assert "\n" not in str(caught.value)
 
 

@@ -1,0 +1,88 @@
+"""What a run says of the data it reads: at its top, in its record, and in what it refuses."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from sam3slim.data.spec import recorded_data
+from sam3slim.errors import UserError
+from sam3slim.launch.compose import compose_plain
+from sam3slim.results.record import RunRecord, plain, read_record
+from tests import running as runs
+from tests.data.plain_set import Content, written
+from tests.data.plain_set import plain as plain_set
+from tests.tiny import OVERRIDES
+
+QUICK = [
+    "trainer=cpu", "trainer.enable_progress_bar=false", "trainer.max_steps=2", "trainer.val_check_interval=2",
+    "trainer.log_every_n_steps=1", "schedule.warmup_steps=1", "logger=none", "data=coco", "data.batch_size=2",
+    "data.num_workers=0",
+]  # fmt: skip
+
+
+def train(out: Path, root: Path, *overrides: str) -> RunRecord:
+    config = compose_plain("train", [*OVERRIDES, *QUICK, f"data.root={root}", *overrides], out)
+    return runs.train(config, out)
+
+
+def evaluate(out: Path, root: Path, checkpoint: Path, *overrides: str) -> RunRecord:
+    given = [f"checkpoint={checkpoint}", "data=coco", f"data.root={root}", "latency=false", "data.num_workers=0"]
+    return runs.evaluate(compose_plain("evaluate", [*given, *overrides], out), out)
+
+
+def odd_set() -> Content:
+    content = plain_set()
+    content["annotations"][0]["area"] = -1
+    content["annotations"][1]["bbox"] = []
+    return content
+
+
+def test_train__lists_what_it_read_before_it_starts_and_records_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = written(tmp_path / "set", odd_set())
+    (tmp_path / "p.yaml").write_text("cup: [mug, beaker]\n")
+    with caplog.at_level(logging.INFO, "sam3slim"):
+        record = train(tmp_path / "run", root, f"data.prompts={tmp_path / 'p.yaml'}")
+    told = [line for line in caplog.messages if "read: 3 images" in line]
+    assert len(told) == 3  # val and test as soon as train
+    assert all("changed: 1 areas are not positive" in line for line in told)
+    kept = read_record(tmp_path / "run").data
+    assert list(kept.read) == ["val", "test", "train"]
+    changed = kept.read["test"]["changed"]
+    assert {name: item["count"] for name, item in changed.items()} == {
+        "boxes_from_masks": 1, "areas_from_masks": 1, "phrases_replaced": 1,
+    }  # fmt: skip
+    assert changed["boxes_from_masks"]["first"] == "annotation 2, []"
+    assert kept.prompts_file == str(tmp_path / "p.yaml")
+    assert recorded_data(plain(record.data)).prompts == str(tmp_path / "p.yaml")
+    other = evaluate(tmp_path / "eval", root, tmp_path / "run")
+    assert other.data.identity != kept.identity  # asked with other phrases
+    same = evaluate(tmp_path / "eval2", root, tmp_path / "run", f"data.prompts={tmp_path / 'p.yaml'}")
+    assert same.data.identity == kept.identity
+
+
+def test_train__a_broken_test_split_stops_it_before_its_first_step(tmp_path: Path) -> None:
+    root = written(tmp_path / "set", odd_set())
+    (root / "instances_test.json").write_text(json.dumps({**odd_set(), "categories": []}))
+    (root / "instances_val.json").write_text(json.dumps(odd_set()))
+    with pytest.raises(UserError, match=r"instances_test\.json lists no categories"):
+        train(tmp_path / "run", root)
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+def test_evaluate__a_limit_without_objects_is_told_before_the_model_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = plain_set()
+    content["annotations"] = [item for item in content["annotations"] if item["image_id"] == 3]
+    root = written(tmp_path / "set", content)
+    train(tmp_path / "run", root, "trainer.max_steps=0", "eval_at_end=false")
+    with pytest.raises(UserError, match=r"limit=2: no object is in the first 2 images .* set limit=3 or more"):
+        evaluate(tmp_path / "eval", root, tmp_path / "run", "limit=2")
+    record = evaluate(tmp_path / "eval", root, tmp_path / "run", "limit=3")  # as the message says
+    assert record.metrics.values["bbox"]["map"] is not None
