@@ -121,10 +121,9 @@ def read_json_value(
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8-sig"), object_pairs_hook=hook)
-    except OSError as reason:
-        raise error(f"cannot read {path}: {reason.strerror or reason}; {fix}") from reason
-    except (ValueError, RecursionError) as reason:
-        raise error(f"cannot read {path} as JSON: {reason}; {fix}") from reason
+    except (OSError, ValueError, RecursionError) as reason:
+        why = reason.strerror if isinstance(reason, OSError) and reason.strerror else reason
+        raise error(f"cannot read {path} as JSON: {why}; {fix}") from reason
 
 
 def write_json(path: str | Path, value: Any) -> Path:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from pycocotools import mask as mask_utils
 
 from sam3slim.data.shapes_draw import OUTLINES, PALETTE, Mask, ShapeObject, draw_scene, jittered
 from sam3slim.errors import UserError
-from sam3slim.files import atomic_path
+from sam3slim.files import atomic_path, read_json
 from sam3slim.progress import progress_bar
 
 # Raised whenever the same spec would give other pictures.
@@ -226,11 +227,10 @@ def _already_there(folder: Path, spec: ShapesSpec, overwrite: bool) -> bool:
     """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
-    try:
-        found = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        found = None
-    if not isinstance(found, dict) or found.get("generator") != "sam3slim shapes":
+    found: dict[str, Any] = {}
+    with suppress(UserError):
+        found = read_json(folder / "dataset.json", "")
+    if found.get("generator") != "sam3slim shapes":
         raise UserError(f"data.root={folder} is not empty and not a shapes set; choose a new or empty folder")
     if found == _identity(spec):
         return True

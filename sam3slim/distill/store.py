@@ -24,7 +24,7 @@ from sam3slim.data.batch import Sample
 from sam3slim.data.soft import SoftTargets
 from sam3slim.distill.losses import PRESENT
 from sam3slim.errors import UserError
-from sam3slim.files import atomic_path, ensure_writable_dir, write_json
+from sam3slim.files import atomic_path, ensure_writable_dir, read_json, write_json
 
 SCHEMA = 1
 FACTS_FILE = "cache.json"
@@ -119,12 +119,11 @@ def read_cache_metadata(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: it is not what ``create`` wrote.
     """
-    path = folder / FACTS_FILE
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return {"facts": dict(content["facts"]), "teacher": dict(content["teacher"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not readable; remove {folder}, or choose another distill.cache") from error
+    path, fix = folder / FACTS_FILE, f"remove {folder}, or choose another distill.cache"
+    content = read_json(path, fix)
+    if not all(isinstance(content.get(key), dict) for key in ("facts", "teacher")):
+        raise UserError(f"{path} does not say what the cache was made of; {fix}")
+    return {key: content[key] for key in ("facts", "teacher")}
 
 
 def _folders(path: Path) -> list[str]:

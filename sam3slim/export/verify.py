@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import sam3slim
 from sam3slim.checkpoints import spec_difference
 from sam3slim.errors import UserError
 from sam3slim.export.verify_worker import Request, write_request
+from sam3slim.files import read_json
 from sam3slim.graphs.verify import TOLERANCE, difference
 from sam3slim.results.formats import Format
 from sam3slim.results.metrics import METRICS
@@ -147,7 +147,7 @@ def _ask(opening: Opening, place: Path, data: dict[str, Any], root: str | Path |
             f"the process that opened {opening.source} ended with status {done.returncode} (negative: killed by that "
             "signal, 9 for lack of memory); nothing was written"
         )
-    found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
+    found = read_json(answer, "export again")
     if "error" in found:
         raise UserError(f"{found['error']}; nothing was written")
     return found

@@ -6,7 +6,6 @@ code asks the picked run's model and the export, each in a fresh process, so tha
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -25,7 +24,7 @@ from sam3slim.compression import emulated
 from sam3slim.data.spec import recorded_data
 from sam3slim.errors import UserError
 from sam3slim.evaluation import evaluate
-from sam3slim.files import write_json
+from sam3slim.files import read_json, write_json
 from sam3slim.graphs import GraphSam3, load_runnable
 from sam3slim.graphs.modules import LEVELS
 from sam3slim.graphs.verify import difference, sample_inputs
@@ -148,7 +147,7 @@ def _token_embedding(self: Any) -> nn.Module:
 
 def main(arguments: list[str]) -> int:
     """Entry point of the process; a UserError goes into the answer."""
-    request = Request(**json.loads(Path(arguments[0]).read_text(encoding="utf-8")))
+    request = Request(**read_json(arguments[0], "export again"))
     try:
         run(request)
     except UserError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from sam3slim.files import write_json
+from sam3slim.files import read_json, write_json
 
 FOLDER = ".trials"
 Status = Literal["running", "finished", "skipped", "failed", "interrupted"]
@@ -47,7 +46,7 @@ class Journal:
     def read(self) -> list[Outcome]:
         """In the order of the trials."""
         files = sorted(self.folder.glob("[0-9]*.json"), key=lambda file: int(file.stem))
-        return [Outcome(**json.loads(file.read_text(encoding="utf-8"))) for file in files]
+        return [Outcome(**read_json(file, "start the sweep again")) for file in files]
 
     def remove(self) -> None:
         """Leave nothing; records say the same for good."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from sam3slim.data.images import UnreadableImage, upright_size
 from sam3slim.errors import UserError
+from sam3slim.files import read_json_value
 from sam3slim.predict.images import Picture
 from sam3slim.text.phrases import BOXES_ONLY, read_phrase_list
 
@@ -118,12 +119,7 @@ def read_boxes(file: str | Path, pictures: Sequence[Picture]) -> tuple[dict[str,
         UserError: not such a file, an unknown picture, a box wholly outside or without area.
     """
     path = Path(file)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_no_key_twice)
-    except OSError as error:
-        raise UserError(f"cannot read boxes file {path}: {error.strerror}; give a JSON file") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"boxes file {path} cannot be read as JSON: {error}; expected {FILE}") from error
+    content = read_json_value(path, f"expected {FILE}", hook=_no_key_twice)
     if not isinstance(content, dict) or not content:
         raise UserError(f"boxes file {path} holds {_short(content)}, expected {FILE}")
     known = _by_name(pictures)

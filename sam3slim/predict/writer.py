@@ -17,7 +17,7 @@ from pycocotools import mask as mask_utils
 
 from sam3slim.data.detections import Detections
 from sam3slim.errors import UserError
-from sam3slim.files import atomic_path, ensure_writable_dir, is_leftover, write_json
+from sam3slim.files import atomic_path, ensure_writable_dir, is_leftover, read_json_value, write_json
 from sam3slim.predict.images import Picture
 
 SETTINGS_FILE, PARTS_FILE, FINAL_FILE, OVERLAYS = "predict.json", "parts.jsonl", "detections.json", "overlays"
@@ -264,10 +264,7 @@ def check_folder(folder: Path, settings: Mapping[str, Any], *, overwrite: bool) 
     for name in (PARTS_FILE, FINAL_FILE):
         if (folder / name).is_dir():
             raise UserError(f"{folder / name} is a folder; move it away, or choose another output folder")
-    try:
-        old = json.loads(marker.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {marker}: {error}; choose another output folder") from error
+    old = read_json_value(marker, "choose another output folder")
     if not isinstance(old, dict) or "schema" not in old:
         raise UserError(foreign)
     before = {"images": settings.get("images"), **old}  # early folders do not say below which folder names count

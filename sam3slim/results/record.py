@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
 from sam3slim.errors import UserError
-from sam3slim.files import write_json
+from sam3slim.files import read_json_value, write_json
 
 if TYPE_CHECKING:
     from sam3slim.results.metrics import Metric
@@ -313,14 +312,9 @@ def read_record(path: str | Path) -> RunRecord:
         UserError: missing, not JSON, not a record, or written by a newer version.
     """
     file = record_file(path)
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"no record at {file}; give a run folder or its {FILE_NAME}") from error
-    except OSError as error:
-        raise UserError(f"cannot read record {file}: {error.strerror}") from error
-    except ValueError as error:  # bad JSON and bad UTF-8
-        raise UserError(f"{file} is not valid JSON ({error}); delete it and run again") from error
+    if not file.exists():
+        raise UserError(f"no record at {file}; give a run folder or its {FILE_NAME}")
+    values = read_json_value(file, "delete it and run again")
     schema = values.get("schema") if isinstance(values, dict) else None
     if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
         raise UserError(f"{file} is not a run record: it has no integer schema")

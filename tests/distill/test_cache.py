@@ -234,7 +234,7 @@ def test_store__damage_is_one_line(tmp_path: Path, weights: Path) -> None:
     with pytest.raises(UserError, match="is missing from the teacher cache; start again"):
         work.store.read(*view, [category])
     (work.store.path / "cache.json").write_text("{")
-    with pytest.raises(UserError, match=r"cache\.json is not readable"):
+    with pytest.raises(UserError, match=r"cannot read .*cache\.json as JSON"):
         builder(shapes(tmp_path), tmp_path / "cache", weights)
 
 

@@ -311,7 +311,7 @@ def test_output_folder__overwrite_removes_its_own_files_alone(tmp_path: Path, pi
         ("others", r"/out holds files that are not predictions; choose a new or empty one"),
         ("marker", r"/out holds files that are not predictions; choose a new or empty one"),
         ("list", r"/out holds files that are not predictions; choose a new or empty one"),
-        ("broken", r"cannot read .*/out/predict\.json: .*; choose another output folder"),
+        ("broken", r"cannot read .*/out/predict\.json as JSON: .*; choose another output folder"),
         ("parts", r"/out/parts\.jsonl is a folder; move it away, or choose another output folder"),
         ("final", r"/out/detections\.json is a folder; move it away, or choose another output folder"),
         ("long", r"cannot write to output folder .*: File name too long; choose another folder"),

@@ -166,7 +166,7 @@ GOOD = {"schema": 1, "status": "finished", "kind": "train", "command": "c"}
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "not valid JSON"),
+        ("{", "as JSON: "),
         ("[]", "not a run record"),
         ('{"a": 1}', "no integer schema"),
         (json.dumps(GOOD | {"schema": 99}), "schema 99.*up to 1"),
@@ -176,7 +176,7 @@ GOOD = {"schema": 1, "status": "finished", "kind": "train", "command": "c"}
         (json.dumps(GOOD | {"kind": "cook"}), "kind='cook'"),
         (json.dumps(GOOD | {"metrics": [1]}), r"metrics is \[1\], not an object"),
         (json.dumps(GOOD | {"drop": {"segm": 1}}), "is not a run record of schema 1"),
-        ("\udcff", "not valid JSON"),
+        ("\udcff", "as JSON: "),
     ],
 )
 def test_read_record__bad_file_is_named(tmp_path: Path, text: str, message: str) -> None:
@@ -221,7 +221,7 @@ def test_finished_record__none_but_of_this_configuration_and_loud_if_it_cannot_b
     assert finished_record(tmp_path, config) == read_record(tmp_path)
     assert finished_record(tmp_path, {"seed": 2}) is None
     (tmp_path / "record.json").write_text("{")
-    with pytest.raises(UserError, match=r"record\.json is not valid JSON .*; delete it and run again"):
+    with pytest.raises(UserError, match=r"cannot read .*record\.json as JSON: .*; delete it and run again"):
         finished_record(tmp_path, config)
 
 
