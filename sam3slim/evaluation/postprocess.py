@@ -9,18 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from pycocotools import mask as mask_utils
 from torch import Tensor
-from torch.nn import functional as F
 
-from sam3slim.data.detections import Detections, Rle
+from sam3slim.data.detections import Detections
 from sam3slim.errors import UserError
+from sam3slim.evaluation.masks import encode_masks
 from sam3slim.models.outputs import Sam3Prediction
-
-# Pixels of upsampled logits held at once while masks are encoded (256 MB in FP32).
-MAX_UPSAMPLED_PIXELS = 64 * 2**20
 
 
 @dataclass
@@ -135,20 +130,3 @@ def no_detections(image_id: int, *, with_masks: bool) -> Detections:
     """The answer for an image that was asked nothing."""
     labels = torch.zeros(0, dtype=torch.int64)
     return Detections(image_id, torch.zeros(0, 4), torch.zeros(0), labels, [] if with_masks else None)
-
-
-def encode_masks(logits: Tensor, height: int, width: int) -> list[Rle]:
-    """Mask logits [N, h, w] → N RLE dicts at ``height`` × ``width`` (bilinear, then above 0).
-
-    Upsampled in slices and encoded at once, so memory does not grow with N.
-    """
-    if not len(logits):
-        return []
-    step = max(1, MAX_UPSAMPLED_PIXELS // (height * width))
-    rles: list[Rle] = []
-    for part in logits.split(step):
-        full = F.interpolate(part[:, None].float(), (height, width), mode="bilinear", align_corners=False)
-        # Column-major on the device, because that is how pycocotools reads [h, w, n].
-        columns = (full[:, 0] > 0).transpose(1, 2).contiguous().to(torch.uint8).cpu().numpy()
-        rles.extend(mask_utils.encode(np.transpose(columns, (2, 1, 0))))
-    return rles

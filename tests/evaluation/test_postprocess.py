@@ -2,18 +2,13 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from pycocotools import mask as mask_utils
-from torch.nn import functional as F
 
 from sam3slim.errors import UserError
-from sam3slim.evaluation import postprocess
 from sam3slim.evaluation.postprocess import (
     Candidates,
     candidates,
-    encode_masks,
     finish_detections,
     merge_candidates,
     no_detections,
@@ -81,19 +76,6 @@ def test_finish_detections__original_pixels_and_clipped() -> None:
     assert found.image_id == 7
     assert found.boxes.tolist() == [[0.0, 10.0, 30.0, 40.0]]
     assert found.rles is None
-
-
-def test_encode_masks__bilinear_above_zero_at_original_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    logits = torch.randn(5, 6, 6)
-    expected = F.interpolate(logits[None], (13, 17), mode="bilinear", align_corners=False)[0] > 0
-    monkeypatch.setattr(postprocess, "MAX_UPSAMPLED_PIXELS", 2 * 13 * 17)  # slices of two
-    rles = encode_masks(logits, 13, 17)
-    assert [rle["size"] for rle in rles] == [[13, 17]] * 5
-    assert np.array_equal(mask_utils.decode(rles).transpose(2, 0, 1), expected.numpy())
-
-
-def test_encode_masks__none() -> None:
-    assert encode_masks(torch.zeros(0, 6, 6), 13, 17) == []
 
 
 @pytest.mark.parametrize(("with_masks", "rles"), [(True, []), (False, None)])
