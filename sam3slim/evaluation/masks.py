@@ -41,12 +41,12 @@ def _upsampled(logits: Tensor, height: int, width: int) -> NDArray[np.uint8]:
 
 def _upsampled_around(logits: Tensor, height: int, width: int) -> NDArray[np.uint8]:
     """``_upsampled`` pixel by pixel, where a logit above 0 is among a pixel's neighbours; elsewhere no mean can be."""
-    values: NDArray[np.float32] = logits.float().numpy()
+    values = logits.float().numpy()
     masks = np.zeros((len(values), width, height), dtype=np.uint8)
-    above: NDArray[np.bool_] = np.greater(values, 0)
-    rows, columns = above.any(axis=2), above.any(axis=1)
+    above = (logits > 0).numpy()
+    rows, columns = (np.asarray(above.any(axis=axis)) for axis in (2, 1))
     vertical, horizontal = _axis(values.shape[1], height), _axis(values.shape[2], width)
-    for n in np.flatnonzero(rows.any(axis=1)).tolist():
+    for n in np.flatnonzero(above.any(axis=(1, 2))).tolist():
         ys, xs = _reached(rows[n], vertical), _reached(columns[n], horizontal)
         (top, low, top_share, low_share), (left, right, left_share, right_share) = (
             [part[reached] for part in axis] for axis, reached in ((vertical, ys), (horizontal, xs))
