@@ -40,7 +40,7 @@ def here(copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same_pro
 
 def test_commands__are_found() -> None:
     assert [command[0] for command in commands()].count("export") == 4
-    assert [command[0] for command in commands()].count("compare") == 3
+    assert [command[0] for command in commands()].count("compare") == 4
 
 
 def weighed(command: list[str]) -> Any:

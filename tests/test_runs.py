@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from transformers import CLIPTokenizer, Sam3Model
 
 from sam3slim.checkpoints import load
@@ -397,8 +398,14 @@ def test_train__is_measured_where_it_was_trained(root: Path, monkeypatch: pytest
 def test_train__a_split_to_measure_is_looked_for_before_training(root: Path) -> None:
     folder = root / "no_test_split"
     folder.mkdir()
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 8, "width": 8}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 4, 4], "area": 16, "iscrowd": 0}],
+        "categories": [{"id": 1, "name": "cup"}],
+    }
+    Image.new("RGB", (8, 8)).save(folder / "a.png")
     for split in ("train", "val"):
-        (folder / f"instances_{split}.json").write_text("{}")
+        (folder / f"instances_{split}.json").write_text(json.dumps(content))
     plain = compose_plain("train", [*OVERRIDES, *QUICK, "data=coco", f"data.root={folder}"], root / "unmeasured")
     with pytest.raises(UserError, match=r"no file fits the test split .* or another split with data\.split"):
         runs.train(plain, root / "unmeasured", {}, "python train.py")
