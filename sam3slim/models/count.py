@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from difflib import get_close_matches
 
 from torch import nn
@@ -24,6 +24,10 @@ PARTS: dict[str, tuple[str, ...]] = {
 }
 
 
+# What can be frozen: a part, or the vision tower without its neck.
+FREEZABLE: dict[str, tuple[str, ...]] = {**PARTS, "vit": ("vision_encoder.backbone.",)}
+
+
 def part_of(name: str) -> str:
     """The part a parameter of ``transformers.Sam3Model`` belongs to. Raises KeyError for a foreign name."""
     for part, prefixes in PARTS.items():
@@ -32,17 +36,22 @@ def part_of(name: str) -> str:
     raise KeyError(name)
 
 
-def check_parts(key: str, parts: Iterable[str]) -> None:
-    """Are all of ``parts``, which ``key`` of the configuration names, parts of the model?
+def frozen_prefixes(parts: Iterable[str]) -> tuple[str, ...]:
+    """Prefixes of the parameters of some ``FREEZABLE`` parts."""
+    return tuple(prefix for part in parts for prefix in FREEZABLE[part])
+
+
+def check_parts(key: str, parts: Iterable[str], known: Collection[str] = tuple(PARTS)) -> None:
+    """Are all of ``parts``, which ``key`` of the configuration names, parts of the model, or else ``known``?
 
     Raises:
         UserError: one is not.
     """
     for part in parts:
-        if part not in PARTS:
-            near = get_close_matches(part, PARTS, 1)
+        if part not in known:
+            near = get_close_matches(part, known, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise UserError(f"{key}: unknown part {part!r}; parts: {', '.join(PARTS)}{hint}")
+            raise UserError(f"{key}: unknown part {part!r}; parts: {', '.join(known)}{hint}")
 
 
 def params_by_part(model: nn.Module) -> dict[str, int]:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from sam3slim.errors import UserError
-from sam3slim.models.count import PARTS, check_parts, part_of
+from sam3slim.models.count import PARTS, check_parts, frozen_prefixes
 
 _MATRIX = re.compile(r"\.lora_[AB]\.default\.weight$")
 
@@ -78,7 +78,7 @@ def add_lora(model: nn.Module, spec: LoraSpec, freeze: Collection[str] = ()) -> 
             )
         chosen += found
     left = {*freeze, *spec.full}
-    names = sorted({name for name in chosen if part_of(f"{name}.") not in left})
+    names = sorted({name for name in chosen if not f"{name}.".startswith(frozen_prefixes(left))})
     if not names:
         raise UserError(
             f"optim.lora.targets={list(spec.targets)}: all of these layers lie in parts that are frozen or train fully "

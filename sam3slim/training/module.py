@@ -19,8 +19,8 @@ from sam3slim.distill.total import Average
 from sam3slim.errors import UserError
 from sam3slim.evaluation import ConceptMetrics, counted_detections, ground_truths, predict_batch
 from sam3slim.losses import Counts, Criterion
-from sam3slim.models import Sam3, part_of
-from sam3slim.models.count import PARTS
+from sam3slim.models import Sam3
+from sam3slim.models.count import frozen_prefixes
 from sam3slim.results.metrics import METRICS, Measured, main_of
 from sam3slim.training.lora import is_matrix, plain_name
 from sam3slim.training.optim import OptimSpec, ScheduleSpec, build_optimizer, follow_settings
@@ -92,7 +92,8 @@ class ConceptSegmentation(lightning.LightningModule):
         for name, parameter in model.named_parameters():
             part = part_of(name)
             beside = optim.lora is not None and part not in optim.lora.full and not is_matrix(name)
-            if plain_name(name) in self.unused or part in optim.freeze or beside:
+            frozen = name.startswith(frozen_prefixes(optim.freeze))
+            if plain_name(name) in self.unused or frozen or beside:
                 parameter.requires_grad_(False)
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise UserError(
@@ -115,8 +116,9 @@ class ConceptSegmentation(lightning.LightningModule):
     def on_fit_start(self) -> None:
         # Loaded and inherited models come in eval mode, and Lightning leaves modes as it finds them.
         self.model.train()
-        for prefix in (prefix for part in self.optim.freeze for prefix in PARTS[part]):
-            if (frozen := getattr(self.model, prefix.removesuffix("."), None)) is not None:
+        modules = dict(self.model.named_modules())
+        for prefix in frozen_prefixes(self.optim.freeze):
+            if (frozen := modules.get(prefix.removesuffix("."))) is not None:
                 frozen.eval()  # no dropout in what does not learn
 
     def on_train_start(self) -> None:

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from sam3slim.errors import UserError
 from sam3slim.models import part_of
-from sam3slim.models.count import PARTS, check_parts
+from sam3slim.models.count import FREEZABLE, PARTS, check_parts
 from sam3slim.training.lora import LoraSpec
 
 BLOCK = re.compile(r"vision_encoder\.backbone\.layers\.(\d+)\.")
@@ -39,7 +39,7 @@ class OptimSpec:
         weight_decay: none on biases and norms (parameters of one dimension), but for ``decay_too``.
         decay_too: patterns of biases and norms that decay all the same.
         clip: greatest gradient norm; 0 switches clipping off.
-        freeze: parts of the model (``models.count.PARTS``) that stay as they are: no gradients, no optimiser state.
+        freeze: parts of the model (``models.count.FREEZABLE``) that stay as they are: no gradients, no optimiser state.
         lora: small matrices train instead of the weights; None trains the weights.
     """
 
@@ -71,8 +71,8 @@ class OptimSpec:
             raise UserError(f"optim.weight_decay={self.weight_decay}, optim.clip={self.clip}: expected >= 0")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"optim.betas={list(self.betas)} must be two numbers in 0..1 (1 excluded)")
-        check_parts("optim.freeze", self.freeze)
-        if set(self.freeze) == set(PARTS):
+        check_parts("optim.freeze", self.freeze, FREEZABLE)
+        if set(PARTS) <= set(self.freeze):
             raise UserError("optim.freeze names every part: nothing is left to train")
         if self.lora is not None and (both := sorted({*self.freeze} & {*self.lora.full})):
             raise UserError(f"optim.freeze and optim.lora.full both name {both[0]}; take it out of one of them")

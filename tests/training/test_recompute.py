@@ -141,6 +141,17 @@ def test_freeze__the_part_stays_and_the_others_learn(tmp_path: Path) -> None:
     assert all(not group["name"].startswith(("vision", "text")) for group in fit.optimizers[0].param_groups)
 
 
+def test_freeze__the_vision_tower_without_its_neck(tmp_path: Path) -> None:
+    net = frozen_module("vit")
+    before = {name: value.clone() for name, value in net.model.state_dict().items()}
+    trainer(tmp_path, 2).fit(net, loader())
+    changed = {name for name, value in net.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert not any(name.startswith("vision_encoder.backbone.") for name in changed)
+    assert any(name.startswith("vision_encoder.neck.") for name in changed)
+    assert not net.model.vision_encoder.backbone.training
+    assert net.model.vision_encoder.neck.training
+
+
 def test_freeze__bad_parts() -> None:
     with pytest.raises(
         UserError, match=r"optim.freeze: unknown part 'visoin'; parts: vision, .*; did you mean vision\?"
