@@ -25,16 +25,18 @@ from sam3slim.slimming import (
     DATA_IMPORTANCES,
     DataScores,
     Fit,
+    Greedy,
     Plan,
     VisionFit,
     adopt_vision,
     check_slimmer,
     check_vision,
     collect_scores,
-    fit_neck,
     fit_vision,
+    greedy_blocks,
     inherit,
 )
+from sam3slim.specs import ModelSpec
 from sam3slim.text.phrases import encode_phrases
 
 NO_CHECKPOINT = "init.checkpoint is missing; init={kind} needs the checkpoint to start from"
@@ -54,23 +56,32 @@ class Initial:
     vision: VisionFit | None = None
 
 
-def initial_model(spec: TrainSpec, data: ConceptData, known: VisionFit | None = None) -> Initial:
+@dataclass(frozen=True)
+class Known:
+    """What a run found out when it began, for one that goes on from its checkpoint."""
+
+    vision: VisionFit | None = None
+    greedy: Greedy | None = None
+
+
+def initial_model(spec: TrainSpec, data: ConceptData, known: Known | None = None) -> Initial:
     """Fresh, loaded or inherited weights, and what was kept of a larger model.
 
     Args:
-        data: not set up yet; ``init.importance=activation|taylor``, ``init.fit_batches`` and ``init.vision`` look at
-            it.
-        known: of a run that goes on from a checkpoint, whose tower is not fitted again.
+        data: not set up yet; ``init.importance=activation|taylor``, ``init.depth=greedy``, ``init.fit_batches`` and
+            ``init.vision`` look at it.
+        known: of a run that goes on from a checkpoint: neither chosen nor fitted again.
 
     Raises:
         UserError: the checkpoint does not fit; no training data where some are needed.
     """
+    known = known or Known()
     if spec.init.vision is None or spec.init.kind == "scratch":
-        model, plan = _initial(spec, data)
+        model, plan = _initial(spec, data, known.greedy)
     else:
         model, plan = _around_vision(spec, data)
-    vision = known
-    if spec.init.vision is not None and known is None:
+    vision = known.vision
+    if spec.init.vision is not None and vision is None:
         vision = _adopted(spec, model, data)
     if spec.init.fresh_box_labels:
         fresh_box_labels(model, spec.seed)
@@ -92,10 +103,6 @@ def _adopted(spec: TrainSpec, model: Sam3, data: ConceptData) -> VisionFit:
         batches = islice(_batches(data, model), spec.init.vision_batches)
         images = [batch.pixel_values.to(device) for batch in batches]
         found = adopt_vision(vit.to(device), model.to(device), images)  # type: ignore[arg-type]
-        if spec.init.kind == "pruned":
-            assert spec.init.checkpoint is not None
-            source, _ = load(spec.init.checkpoint, overrides=spec.init.overrides, dequantize=True)
-            found = replace(found, neck=fit_neck(source.to(device), model, images))  # type: ignore[arg-type]
     back_to_cpu(model)
     rank_zero_only(print)(found.describe())
     return found
@@ -120,7 +127,7 @@ def _reads_tower(key: str) -> bool:
     return key.startswith("vision_encoder.") and ".proj2." not in key
 
 
-def _initial(spec: TrainSpec, data: ConceptData) -> tuple[Sam3, Plan | None]:
+def _initial(spec: TrainSpec, data: ConceptData, known_blocks: Greedy | None = None) -> tuple[Sam3, Plan | None]:
     init = spec.init
     if init.kind == "scratch":
         return init_for_training(build_model(spec.model), spec.seed), None
@@ -138,7 +145,13 @@ def _initial(spec: TrainSpec, data: ConceptData) -> tuple[Sam3, Plan | None]:
     source, report = load(init.checkpoint, overrides=overrides, dequantize=True)
     rank_zero_only(print)(report.render())
     scores = data_scores(source, spec, data) if init.importance in DATA_IMPORTANCES else None
-    model, plan = inherit(source, spec.model, importance=init.importance, depth=init.depth, seed=spec.seed, data=scores)
+    target, greedy = spec.model, None
+    if init.depth == "greedy":
+        greedy = known_blocks or _greedy(source, spec, data)
+        target = with_blocks(spec.model, source.spec, greedy)
+    model, plan = inherit(
+        source, target, importance=init.importance, depth=init.depth, seed=spec.seed, data=scores, greedy=greedy
+    )
     if init.fit_batches:
         plan = replace(plan, fit=fitted(source, model, plan, spec, data))
     rank_zero_only(print)(plan.describe())
@@ -156,6 +169,33 @@ def _at_image_size(spec: TrainSpec) -> dict[str, Any]:
     if have != want:
         rank_zero_only(print)(f"image size: {want} px instead of the {have} px that the weights were trained at")
     return {**(spec.init.overrides or {}), IMAGE_SIZE: want}
+
+
+def _greedy(source: Sam3, spec: TrainSpec, data: ConceptData) -> Greedy:
+    """The blocks that stay, by the first ``init.importance_batches`` training batches."""
+    device = training_device(spec)
+    with torch.random.fork_rng():
+        batches = islice(_batches(data, source), spec.init.importance_batches)
+        images = [batch.pixel_values.to(device) for batch in batches]
+        found = greedy_blocks(
+            source.to(device),  # type: ignore[arg-type]
+            spec.model.vit.depth,
+            images,
+            protect_global=spec.init.protect_global,
+        )
+    back_to_cpu(source)
+    return found
+
+
+def with_blocks(model: ModelSpec, source: ModelSpec, greedy: Greedy) -> ModelSpec:
+    """``model`` with global attention in those of the kept blocks that have it in ``source``."""
+    if model.vit.global_attention_blocks is not None:
+        raise UserError(
+            f"model.vit.global_attention_blocks={list(model.vit.global_attention_blocks)}: init.depth=greedy finds out "
+            "which blocks stay, and which of them are global; set model.vit.global_attention_blocks=null"
+        )
+    places = tuple(place for place, block in enumerate(greedy.blocks) if block in source.vit.global_blocks)
+    return replace(model, vit=replace(model.vit, global_attention_blocks=places))
 
 
 def fitted(source: Sam3, model: Sam3, plan: Plan, spec: TrainSpec, data: ConceptData) -> Fit:

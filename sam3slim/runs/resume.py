@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,10 @@ def resume_path(spec: TrainSpec, output_dir: Path) -> str | None:
             f"resume={path} holds weights ({raw.kind}), no training to go on with; give a checkpoint of a run "
             "(…/checkpoints/last.ckpt), or start from the weights with init=checkpoint init.checkpoint=…"
         )
-    check_architecture(raw, spec.model)
+    wanted = spec.model
+    if spec.init.depth == "greedy" and raw.spec.vit.depth == wanted.vit.depth:  # it has found out which are global
+        wanted = replace(wanted, vit=replace(wanted.vit, global_attention_blocks=raw.spec.vit.global_blocks))
+    check_architecture(raw, wanted)
     _check_trained_parts(path, spec.optim)
     return str(path)
 

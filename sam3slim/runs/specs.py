@@ -33,7 +33,8 @@ class InitSpec:
 
     Attributes:
         importance, depth: what ``pruned`` keeps, see ``slimming.inherit``.
-        importance_batches: training batches that ``activation`` and ``taylor`` look at.
+        importance_batches: training batches that ``activation``, ``taylor`` and ``depth=greedy`` look at.
+        protect_global: ``depth=greedy`` keeps all blocks with global attention.
         fresh_box_labels: draw the vectors of positive and negative boxes anew, see ``models.init.fresh_box_labels``;
             for checkpoints that were not trained with boxes.
         fit_batches: training batches to fit a cut vision tower on, see ``slimming.fit_vision``; 0: not at all.
@@ -48,6 +49,7 @@ class InitSpec:
     importance: Importance = "magnitude"
     depth: Depth = "even"
     importance_batches: int = 4
+    protect_global: bool = True
     fit_batches: int = 0
     fresh_box_labels: bool = False
     vision: str | None = None
@@ -67,7 +69,7 @@ class InitSpec:
                     "weights of every part"
                 )
             return
-        for key in ("importance", "depth", "fit_batches"):
+        for key in ("importance", "depth", "fit_batches", "protect_global"):
             if getattr(self, key) != type(self).__dataclass_fields__[key].default:
                 raise SpecError(
                     f"init.{key}={getattr(self, key)} is for init=pruned; init={self.kind} cuts nothing: remove it, or "

@@ -32,7 +32,7 @@ from sam3slim.models.compiled import compile_layers, require_compiler
 from sam3slim.results.record import RunRecord, TrainingSummary, plain
 from sam3slim.results.recording import begin, forget, forget_made_from, is_first_process
 from sam3slim.runs.compress import compress_unfinished
-from sam3slim.runs.initial import Initial, check_initial, initial_model, training_device
+from sam3slim.runs.initial import Initial, Known, check_initial, initial_model, training_device
 from sam3slim.runs.measure import (
     add_result,
     back_to_cpu,
@@ -48,7 +48,7 @@ from sam3slim.runs.specs import CompressSpec, TrainSpec
 from sam3slim.runs.teacher import check_teaching, teacher_of, training_data
 from sam3slim.runs.trained import tell_untrained, training_summary
 from sam3slim.runs.vocabulary import with_vocabulary
-from sam3slim.slimming import VisionFit
+from sam3slim.slimming import Greedy, VisionFit
 from sam3slim.strict import spec_from_dict
 from sam3slim.training import (
     ConceptSegmentation,
@@ -132,8 +132,10 @@ def train(asked: TrainSpec, run: Run) -> RunRecord:
         check_teaching(spec)
         check_initial(spec)
         masks = spec.distill.labels and data.train_masks()
-        initial = initial_model(spec, data, _known_vision(output_dir) if resume is not None else None)
+        initial = initial_model(spec, data, _known(output_dir) if resume is not None else None)
         model = initial.model
+        if initial.plan is not None and initial.plan.greedy is not None:
+            spec = replace(spec, model=model.spec)  # which blocks are global, too, has been found out
         for name, found in ((PLAN_FILE, initial.plan), (VISION_FILE, initial.vision)):
             if found is not None:
                 rank_zero_only(write_json)(output_dir / name, found.to_dict())
@@ -228,10 +230,14 @@ def bad_input_of(error: ProcessRaisedException) -> UserError | None:
     return UserError(message) if name in {f"{kind.__module__}.{kind.__qualname__}" for kind in kinds} else None
 
 
-def _known_vision(folder: Path) -> VisionFit | None:
-    """What a run that goes on found when it began: its weights come from a checkpoint, so nothing is fitted again."""
-    file = folder / VISION_FILE
-    return VisionFit.from_dict(read_json(file, "start the training anew")) if file.is_file() else None
+def _known(folder: Path) -> Known:
+    """What a run that goes on found when it began: its weights come from a checkpoint, so nothing is done again."""
+    vision, plan = (
+        read_json(folder / name, "start the training anew") if (folder / name).is_file() else {}
+        for name in (VISION_FILE, PLAN_FILE)
+    )
+    greedy = plan.get("greedy")
+    return Known(VisionFit.from_dict(vision) if vision else None, Greedy.from_dict(greedy) if greedy else None)
 
 
 def _part(data: ConceptData) -> None:

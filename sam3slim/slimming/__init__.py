@@ -4,9 +4,9 @@ from sam3slim.slimming.check import check_slimmer
 from sam3slim.slimming.collect import DATA_IMPORTANCES, DataScores, collect_scores
 from sam3slim.slimming.depth import Depth
 from sam3slim.slimming.fit import fit_vision
+from sam3slim.slimming.greedy import greedy_blocks
 from sam3slim.slimming.inheritance import check_rule, inherit
-from sam3slim.slimming.neck import fit_neck
-from sam3slim.slimming.plan import Fit, Kept, Plan
+from sam3slim.slimming.plan import Fit, Greedy, Kept, Plan
 from sam3slim.slimming.select import Importance
 from sam3slim.slimming.verify import check_plan
 from sam3slim.slimming.vision import VisionFit, adopt_vision, check_vision
@@ -16,6 +16,7 @@ __all__ = [
     "DataScores",
     "Depth",
     "Fit",
+    "Greedy",
     "Importance",
     "Kept",
     "Plan",
@@ -26,7 +27,7 @@ __all__ = [
     "check_slimmer",
     "check_vision",
     "collect_scores",
-    "fit_neck",
     "fit_vision",
+    "greedy_blocks",
     "inherit",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from torch import Tensor
@@ -13,8 +13,8 @@ from sam3slim.slimming.plan import Kept
 from sam3slim.slimming.select import Cost, align, evenly
 from sam3slim.specs import ModelSpec, VitSpec
 
-Depth = Literal["even", "first", "importance"]
-DEPTHS = ("even", "first", "importance")
+Depth = Literal["even", "first", "importance", "greedy"]
+DEPTHS = ("even", "first", "importance", "greedy")
 
 
 def depth_of(spec: ModelSpec, stack: str) -> int:
@@ -29,15 +29,20 @@ def depth_of(spec: ModelSpec, stack: str) -> int:
 
 
 def choose_blocks(
-    source: ModelSpec, target: ModelSpec, depth: Depth, scores_of: Callable[[str], tuple[Tensor, str]]
+    source: ModelSpec,
+    target: ModelSpec,
+    depth: Depth,
+    scores_of: Callable[[str], tuple[Tensor, str]],
+    vit_blocks: Sequence[int] | None = None,
 ) -> dict[str, Kept]:
     """Stack → the source block of each target block; blocks keep their order, and kind goes with kind.
 
     Args:
         depth: ``even`` (the last block always) | ``first`` (the first of each kind) | ``importance`` (the
-            highest sum of scores).
+            highest sum of scores) | ``greedy`` (the vision tower's are given, the other stacks' are even).
         scores_of: stack → (scores [depth], >= 0, and the name of what they are); asked only for ``importance``
             and for stacks that lose blocks.
+        vit_blocks: for ``greedy``, see ``greedy_blocks``.
 
     Raises:
         UserError: the target's windowed and global blocks cannot be taken in order from the source's.
@@ -45,11 +50,14 @@ def choose_blocks(
     kept = {}
     for stack in STACKS:
         have, want = depth_of(source, stack), depth_of(target, stack)
-        rule: str = depth
+        if vit_blocks is not None and stack == "vit":
+            kept[stack] = Kept(f"{stack}.blocks", tuple(vit_blocks), have, None, "greedy")
+            continue
+        rule: str = "even" if depth == "greedy" else depth
         scores: Tensor | None = None
         if depth == "importance" and want < have:
             scores, rule = scores_of(stack)
-        chosen = align(_kinds(source, stack), _kinds(target, stack), _cost(depth, have, want, scores))
+        chosen = align(_kinds(source, stack), _kinds(target, stack), _cost(rule, have, want, scores))
         if chosen is None:
             raise UserError(_impossible(source.vit, target.vit))
         share = None if scores is None else float(scores[list(chosen)].sum() / scores.sum().clamp_min(1e-300))
@@ -57,7 +65,7 @@ def choose_blocks(
     return kept
 
 
-def _cost(depth: Depth, have: int, want: int, scores: Tensor | None) -> Cost:
+def _cost(depth: str, have: int, want: int, scores: Tensor | None) -> Cost:
     if depth == "first":
         return lambda i, s: s
     if scores is None:

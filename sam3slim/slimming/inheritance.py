@@ -18,7 +18,7 @@ from sam3slim.slimming.axes import axes_of, source_key
 from sam3slim.slimming.check import check_slimmer, text_neurons, unit_size
 from sam3slim.slimming.collect import DATA_IMPORTANCES, DataScores
 from sam3slim.slimming.depth import DEPTHS, Depth, choose_blocks
-from sam3slim.slimming.plan import Kept, Plan
+from sam3slim.slimming.plan import Greedy, Kept, Plan
 from sam3slim.slimming.ranking import Ranking
 from sam3slim.slimming.roi import ROI_WEIGHT, merge_bins
 from sam3slim.slimming.select import Importance, choose, spread
@@ -37,6 +37,7 @@ def inherit(
     depth: Depth = "even",
     seed: int = 0,
     data: DataScores | None = None,
+    greedy: Greedy | None = None,
 ) -> tuple[Sam3, Plan]:
     """Build ``target_spec`` from ``source``'s own weights.
 
@@ -50,8 +51,9 @@ def inherit(
         importance: ``magnitude`` | ``activation`` | ``taylor`` | ``uniform`` (evenly spaced) | ``random`` (the
             control, drawn by ``seed``).
         depth: ``even`` | ``first`` | ``importance`` (block influence with ``data``, else the blocks' weights;
-            drawn for ``random``).
+            drawn for ``random``) | ``greedy``.
         data: what ``collect_scores`` found for ``source``; ``activation`` and ``taylor`` need it.
+        greedy: what ``greedy_blocks`` found for ``source``; ``depth="greedy"`` needs it.
 
     Returns:
         The slim model (new tensors, in ``source``'s train/eval mode, on the CPU) and what was kept; every
@@ -59,18 +61,21 @@ def inherit(
 
     Raises:
         UserError: the target is larger on some axis or differs where it must not; the key is named.
-        ValueError: ``data`` is missing, or of another importance.
+        ValueError: ``data`` is missing, or of another importance; ``greedy`` is missing, or of another depth.
     """
     check_rule(importance, depth)
     if (data.importance if data else None) != (importance if importance in DATA_IMPORTANCES else None):
         raise ValueError(f"importance {importance} with data scores of {data.importance if data else None}")
+    if (greedy is None) == (depth == "greedy") or (greedy and len(greedy.blocks) != target_spec.vit.depth):
+        raise ValueError(f"depth {depth} of {target_spec.vit.depth} blocks with {greedy}")
     check_slimmer(source.spec, target_spec)
     state = {key: tensor.detach() for key, tensor in source.state_dict().items()}
     if any(hasattr(tensor, "qdata") for tensor in state.values()):
         raise UserError("an INT8 model cannot be slimmed; start from its FP32 or FP16 parent")
     generator = torch.Generator().manual_seed(seed)
     ranking = Ranking(state, importance, data, generator)
-    blocks = choose_blocks(source.spec, target_spec, depth, ranking.blocks)
+    given = None if greedy is None else greedy.blocks
+    blocks = choose_blocks(source.spec, target_spec, depth, ranking.blocks, given)
     cut = _Cut(ranking, {stack: kept.indices for stack, kept in blocks.items()}, generator)
     _choose_all(cut, source.spec, target_spec)
     target = empty_model(target_spec)
@@ -85,6 +90,7 @@ def inherit(
         params_before=sum(t.numel() for t in state.values()),
         params_after=sum(p.numel() for p in target.parameters()),
         kept=(*blocks.values(), *cut.kept.values()),
+        greedy=greedy,
     )
     check_plan(state, target.state_dict(), plan)
     return target.train(source.training), plan

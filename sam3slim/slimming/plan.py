@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -61,6 +62,33 @@ class Fit:
 
 
 @dataclass(frozen=True)
+class Greedy:
+    """Blocks of the vision tower that were removed one after another.
+
+    Attributes:
+        blocks: those that stay.
+        removed: in the order in which they went.
+        errors: after each of them: squared error of the neck's maps over their variance, the blocks at gaps fitted.
+        images: pictures that this was measured on.
+    """
+
+    blocks: tuple[int, ...]
+    removed: tuple[int, ...]
+    errors: tuple[float, ...]
+    images: int
+
+    def describe(self) -> str:
+        """One line."""
+        steps = ", ".join(f"{block} ({error:.3f})" for block, error in zip(self.removed, self.errors, strict=True))
+        return f"  blocks removed on {self.images} images, with the error of the neck's maps then: {steps}"
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Greedy:
+        """Inverse of ``asdict``."""
+        return cls(tuple(values["blocks"]), tuple(values["removed"]), tuple(values["errors"]), int(values["images"]))
+
+
+@dataclass(frozen=True)
 class Plan:
     """The whole cut, enough to repeat it."""
 
@@ -74,6 +102,7 @@ class Plan:
     params_after: int
     kept: tuple[Kept, ...]
     fit: Fit | None = None  # what was done to the vision tower after the cut
+    greedy: Greedy | None = None  # how its blocks were chosen
 
     def __getitem__(self, axis: str) -> Kept:
         return next(kept for kept in self.kept if kept.axis == axis)
@@ -97,6 +126,7 @@ class Plan:
             "params_after": self.params_after,
             "axes": axes,
             **({"fit": asdict(self.fit)} if self.fit else {}),
+            **({"greedy": asdict(self.greedy)} if self.greedy else {}),
         }
 
     def metadata(self) -> dict[str, Any]:
@@ -120,7 +150,8 @@ class Plan:
                 lines.append(_describe_family(name, members))
         if len(lines) == 1:
             lines.append("  everything is kept")
-        return "\n".join([*lines, *([self.fit.describe()] if self.fit else [])])
+        done = [what.describe() for what in (self.greedy, self.fit) if what is not None]
+        return "\n".join([*lines, *done])
 
 
 def _describe_family(name: str, members: list[Kept]) -> str:

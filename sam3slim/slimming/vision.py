@@ -51,7 +51,6 @@ class VisionFit:
         images, held_out: pictures it was fitted on, and those of the numbers; held_out is 0 where they are the same.
         stream: squared error of the stream over its variance, its mean over channels aside: in front of the first
             block, then after each.
-        neck: of a neck in front of an inherited detector, see ``fit_neck``; empty where the neck is fresh.
         features: squared error that the best linear map from the tower's output to the ViT's patch features leaves,
             over their variance; the map is found on the pictures of the fit.
     """
@@ -61,22 +60,15 @@ class VisionFit:
     held_out: int
     stream: tuple[float, ...]
     features: float
-    neck: tuple[float, ...] = ()
 
     def describe(self) -> str:
-        """Two or three lines."""
+        """Two lines."""
         stream = " ".join(f"{error:.3f}" for error in self.stream)
         where = f"{self.held_out} others" if self.held_out else "the same"
         return (
             f"vision tower from {self.source}, fitted on {self.images} pictures; error of its stream on {where}, block "
             f"by block: {stream}\n  a linear map of its output leaves {self.features:.3f} of the variance of "
-            f"{self.source}'s patch features{self._neck()}"
-        )
-
-    def _neck(self) -> str:
-        errors = " ".join(f"{error:.3f}" for error in self.neck)
-        return (
-            f"\n  the neck fitted to the inherited detector's maps; error, fine to coarse: {errors}" if errors else ""
+            f"{self.source}'s patch features"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -86,7 +78,7 @@ class VisionFit:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> VisionFit:
         """Inverse of ``to_dict``."""
-        return cls(**{**values, "stream": tuple(values["stream"]), "neck": tuple(values.get("neck", ()))})
+        return cls(**{**values, "stream": tuple(values["stream"])})
 
 
 def check_vision(vit: PlainVit, spec: VitSpec) -> None:
