@@ -19,7 +19,7 @@ from sam3slim.distill.total import Average
 from sam3slim.errors import UserError
 from sam3slim.evaluation import ConceptMetrics, counted_detections, ground_truths, predict_batch
 from sam3slim.losses import Counts, Criterion
-from sam3slim.models import Sam3
+from sam3slim.models import Sam3, part_of
 from sam3slim.models.count import frozen_prefixes
 from sam3slim.results.metrics import METRICS, Measured, main_of
 from sam3slim.training.lora import is_matrix, plain_name
