@@ -181,7 +181,7 @@ def _greedy(source: Sam3, spec: TrainSpec, data: ConceptData) -> Greedy:
             source.to(device),  # type: ignore[arg-type]
             spec.model.vit.depth,
             images,
-            protect_global=spec.init.protect_global,
+            protect_global=spec.init.protect_global is not False,
         )
     back_to_cpu(source)
     return found

@@ -34,7 +34,7 @@ class InitSpec:
     Attributes:
         importance, depth: what ``pruned`` keeps, see ``slimming.inherit``.
         importance_batches: training batches that ``activation``, ``taylor`` and ``depth=greedy`` look at.
-        protect_global: ``depth=greedy`` keeps all blocks with global attention.
+        protect_global: False lets ``depth=greedy`` remove blocks with global attention, too.
         fresh_box_labels: draw the vectors of positive and negative boxes anew, see ``models.init.fresh_box_labels``;
             for checkpoints that were not trained with boxes.
         fit_batches: training batches to fit a cut vision tower on, see ``slimming.fit_vision``; 0: not at all.
@@ -49,7 +49,7 @@ class InitSpec:
     importance: Importance = "magnitude"
     depth: Depth = "even"
     importance_batches: int = 4
-    protect_global: bool = True
+    protect_global: bool | None = None
     fit_batches: int = 0
     fresh_box_labels: bool = False
     vision: str | None = None

@@ -13,7 +13,7 @@ NAMES = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
 STEPS = 3
 USERS = "(the user's)"  # stands for what only the user knows
 # What the experiment inherits from, by its init.checkpoint.
-FAMILIES = {USERS: "full", "assets/nano": "nano"}
+FAMILIES = {USERS: "full", "assets/nano": "nano", "outputs/photo_frozen": "photo"}
 # A size that the experiment cuts is smaller than the teacher's here, too.
 CUT: dict[str, Any] = {
     "vit.embed_dim": 16, "vit.num_heads": 1, "vit.mlp_ratio": 1.5, "vit.depth": 3, "text.width": 16,
@@ -27,14 +27,20 @@ def rehearsal_of(name: str, root: Path) -> dict[str, Any]:
     """The experiment's configuration for ``root / name``: its own but for sizes, steps, files and the accelerator."""
     found = compose_plain("train", [f"experiment={name}", "logger=none"], root / name, missing=USERS)
     init, trainer, schedule, data = (found[group] for group in ("init", "trainer", "schedule", "data"))
-    whole = compose_model([f"model={FAMILIES[init['checkpoint']]}"]).to_dict() if init["checkpoint"] else found["model"]
+    whole = found["model"]
+    if init["vision"]:  # whose tower the model has, and nothing of it is cut
+        init["vision"] = str(root / "vit")
+    elif init["checkpoint"]:
+        whole = compose_model([f"model={FAMILIES[init['checkpoint']]}"]).to_dict()
     found["model"] = _tiny(found["model"], whole)
     for group in (init, found["distill"]):
         for key in ("checkpoint", "teacher"):
             if group.get(key):
                 group[key] = str(root / "teacher")
     data |= {"root": str(root / "shapes"), "batch_size": 2, "eval_batch_size": 2, "num_workers": 0}
-    if data["shapes"]:
+    if data.get("sets"):
+        data |= {"sets": {"one": {"root": str(root / "shapes")}}, "validate": None}
+    if data.get("shapes"):
         data["shapes"] |= vars(SHAPES)
     for key in ("warmup_steps", "cooldown_steps"):
         schedule[key] = min(schedule[key], 1)

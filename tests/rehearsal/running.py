@@ -16,6 +16,7 @@ from sam3slim.artifacts import write_artifact
 from sam3slim.checkpoints import load
 from sam3slim.data.shapes import ShapesSpec, make_shapes
 from sam3slim.results.record import read_record
+from tests.checkpoints.test_plain_vit import dinov2
 from tests.small import small_model, tiny_spec
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,7 +30,7 @@ SHORT = [
 
 
 def make_data(folder: Path) -> Path:
-    """``shapes``: drawn pictures; ``boxes``: the same without masks; ``teacher``: has a layer to cut everywhere."""
+    """``shapes``: drawn pictures; ``boxes``: the same without masks; ``teacher``: has a layer to cut everywhere; ``vit``: fits."""
     make_shapes(folder / "shapes", SHAPES)
     boxes = folder / "boxes"
     (boxes / "annotations").mkdir(parents=True)
@@ -42,6 +43,7 @@ def make_data(folder: Path) -> Path:
         if pictures.is_dir() and pictures.name != "annotations":
             (boxes / pictures.name).symlink_to(pictures)
     write_artifact(small_model(tiny_spec()), folder / "teacher")
+    dinov2(folder / "vit", num_hidden_layers=tiny_spec().vit.depth)
     return folder
 
 
