@@ -5,6 +5,8 @@ from typing import Any
 
 # Importing torchao under recent PyTorch warns twice about its own enums; nothing a user can do about.
 logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
+# Five lines of progress for every metric of every validation.
+logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)
 
 __version__ = "0.1.0"
 

@@ -39,7 +39,7 @@ def rehearsal_of(name: str, root: Path) -> dict[str, Any]:
                 group[key] = str(root / "teacher")
     data |= {"root": str(root / "shapes"), "batch_size": 2, "eval_batch_size": 2, "num_workers": 0}
     if data.get("sets"):
-        data |= {"sets": {"one": {"root": str(root / "shapes")}}, "validate": None}
+        data |= {"sets": {"one": {"root": str(root / "shapes")}}, "validate": None, "root": None}
     if data.get("shapes"):
         data["shapes"] |= vars(SHAPES)
     for key in ("warmup_steps", "cooldown_steps"):
