@@ -30,7 +30,11 @@ SHORT = [
 
 
 def make_data(folder: Path) -> Path:
-    """``shapes``: drawn pictures; ``boxes``: the same without masks; ``teacher``: has a layer to cut everywhere; ``vit``: fits."""
+    """Data, and the weights that the experiments start from.
+
+    ``shapes``: drawn pictures; ``boxes``: the same without masks; ``teacher``: has a layer to cut everywhere; ``vit``:
+    a plain ViT of the teacher's sizes.
+    """
     make_shapes(folder / "shapes", SHAPES)
     boxes = folder / "boxes"
     (boxes / "annotations").mkdir(parents=True)
