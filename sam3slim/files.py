@@ -22,6 +22,11 @@ Pairs = list[tuple[str, Any]]
 _LEFTOVER = re.compile(r"\.(.*\.[0-9a-f]{8}\.(tmp|old)(\.[^.]*)?|write-test-[0-9a-f]{8})", re.DOTALL)
 
 
+def at_home(path: str | Path) -> Path:
+    """``path`` with ``~`` and ``~user`` replaced, as a shell does it: a folder really named ``~x`` stays."""
+    return Path(os.path.expanduser(path))
+
+
 def is_leftover(name: str) -> bool:
     """Whether a file of this name was left by a process of ours that was killed while it wrote."""
     return _LEFTOVER.fullmatch(name) is not None

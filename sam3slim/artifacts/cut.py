@@ -17,7 +17,7 @@ from sam3slim.checkpoints.load_report import CheckpointError, by_part
 from sam3slim.checkpoints.loading import require_all
 from sam3slim.checkpoints.locating import locate, weight_files
 from sam3slim.checkpoints.readers import Overrides, RawCheckpoint, read
-from sam3slim.files import ensure_writable_dir, require_space
+from sam3slim.files import at_home, ensure_writable_dir, require_space
 from sam3slim.models import Sam3, empty_model, part_of
 from sam3slim.specs import BankSpec, DecoderSpec, EncoderSpec, GeometrySpec, ModelSpec, VitSpec
 from sam3slim.text.bank import bank_rows, bank_spec
@@ -78,7 +78,7 @@ def cut_text(
         CheckpointError: the source is damaged, lacks a tensor, or is INT8.
         UserError: no phrases, or one the source cannot read; the target is there or cannot be written to.
     """
-    located, path = locate(source), Path(target).expanduser()
+    located, path = locate(source), at_home(target)
     check_options(located, path, None, "hf", overwrite)
     raw = read(located, overrides)
     if any(int8.QDATA.match(key) for key in raw.tensors):

@@ -23,7 +23,7 @@ from sam3slim.checkpoints.locating import ARTIFACT_FILE, Located, locate, weight
 from sam3slim.checkpoints.lora import Adapter, adapter_files, merged, rank_of, read_adapter
 from sam3slim.checkpoints.readers import SPEC_METADATA, Overrides, RawCheckpoint, read
 from sam3slim.errors import UserError
-from sam3slim.files import atomic_path, ensure_writable_dir, file_sha256, require_space, write_json
+from sam3slim.files import at_home, atomic_path, ensure_writable_dir, file_sha256, require_space, write_json
 from sam3slim.models.count import part_of
 from sam3slim.precisions import PRECISIONS, Rounding, casts
 
@@ -77,7 +77,7 @@ def extract(
         CheckpointError: the source is damaged, or lacks a tensor.
         UserError: the target is there or cannot be written to, or an option that does not exist.
     """
-    located, path = locate(source), Path(target).expanduser()
+    located, path = locate(source), at_home(target)
     check_options(located, path, dtype, format, overwrite)
     if lora is None and lora_alpha is not None:
         raise UserError(f"--lora-alpha {lora_alpha:g} is for an adapter; give --lora ADAPTER as well, or leave it out")

@@ -11,6 +11,7 @@ import torch
 
 from sam3slim.checkpoints.locating import ARTIFACT_FILE, locate, read_metadata
 from sam3slim.errors import UserError
+from sam3slim.files import at_home
 
 TEXT, TEXT_AND_BOXES = "text", "text and boxes"
 KEY = "trained_prompts"
@@ -35,7 +36,7 @@ def told_prompts(metadata: Mapping[str, Any]) -> str | None:
 
 def inherited_prompts(parent: Any) -> str | None:
     """What the checkpoint ``parent`` was trained on; None: not known, or it is gone."""
-    if parent is None or not Path(str(parent)).expanduser().exists():  # a hub id is not downloaded for this
+    if parent is None or not at_home(str(parent)).exists():  # a hub id is not downloaded for this
         return None
     try:
         located = locate(str(parent))

@@ -14,7 +14,7 @@ from sam3slim.artifacts.stream import Written, write_safetensors
 from sam3slim.checkpoints import int8
 from sam3slim.checkpoints.load_report import bytes_by_part
 from sam3slim.checkpoints.locating import weights_name
-from sam3slim.files import atomic_path
+from sam3slim.files import at_home, atomic_path
 from sam3slim.models import Sam3
 from sam3slim.specs import ModelSpec
 
@@ -60,7 +60,7 @@ def write_folder(
         source: where the weights come from; asked for when they have been written.
         advance: called with the number of elements just written.
     """
-    path = Path(folder).expanduser()
+    path = at_home(folder)
     check_target(path)
     plan, rounding = described(tensors), rounding_of(tensors)
     with atomic_path(path) as temporary:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sam3slim.checkpoints.load_report import CheckpointError
-from sam3slim.files import read_json
+from sam3slim.files import at_home, read_json
 from sam3slim.specs import ModelSpec
 
 ARTIFACT_FILE = "sam3slim.json"
@@ -58,7 +58,7 @@ def locate(source: str | Path) -> Located:
     Raises:
         CheckpointError: nothing there, an empty folder, or a file that holds no weights.
     """
-    path = Path(source).expanduser()
+    path = at_home(source)
     if not path.exists():
         if _is_hub_id(str(source)):
             return _locate_folder(_download(str(source)))

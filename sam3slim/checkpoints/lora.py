@@ -18,6 +18,7 @@ from sam3slim.checkpoints.locating import ADAPTER_CONFIG, locate, read_metadata,
 from sam3slim.checkpoints.names import LORA, SAVED, WRAPPERS
 from sam3slim.checkpoints.reference_keys import place_of
 from sam3slim.checkpoints.storage import tensors_of
+from sam3slim.files import at_home
 
 WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 # peft's ways to begin that change the base as well: the adapter alone fits another base than the released one.
@@ -225,7 +226,7 @@ def read_adapter(source: str | Path, alpha: float | None = None) -> Adapter:
     Raises:
         CheckpointError: no adapter, one of another kind than plain LoRA, or a broken file.
     """
-    path = Path(source).expanduser()
+    path = at_home(source)
     if path.name in (*WEIGHT_FILES, ADAPTER_CONFIG) and (path.parent / ADAPTER_CONFIG).is_file():
         path = path.parent
     if not path.exists():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sam3slim.cli.command import Command, plain_console, quick_imports
 from sam3slim.errors import UserError
-from sam3slim.files import size_text
+from sam3slim.files import at_home, size_text
 
 if TYPE_CHECKING:
     from sam3slim.checkpoints.inspection import Inspection
@@ -43,14 +43,21 @@ def _run(arguments: argparse.Namespace) -> None:
 
         show_memory_plan(arguments)
         return
-    sources = [text for text in arguments.targets if "=" not in text]
-    settings = [text for text in arguments.targets if "=" in text]
+    sources = [text for text in arguments.targets if _is_source(text)]
+    settings = [text for text in arguments.targets if not _is_source(text)]
     if not sources:
         _inspect_architecture(settings, arguments.json)
     elif len(sources) == 1:
         _inspect_checkpoint(sources[0], parse_overrides(settings), arguments.json)
     else:
         raise UserError(f"inspect takes one checkpoint, got {', '.join(sources)}")
+
+
+def _is_source(text: str) -> bool:
+    """Whether ``text`` is a checkpoint and no ``KEY=VALUE``; ``epoch=3-step=10.ckpt`` is one."""
+    name, sign, _ = text.partition("=")
+    path = at_home(text)
+    return not sign or path.exists() or (path.suffix in (".ckpt", ".pt", ".pth", ".safetensors") and "." not in name)
 
 
 def parse_overrides(settings: list[str]) -> dict[str, Any]:

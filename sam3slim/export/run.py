@@ -13,7 +13,7 @@ from sam3slim.export.builder import builder_sizes
 from sam3slim.export.card import ExportDetails, export_card
 from sam3slim.export.convert import Advance, Converted, convert
 from sam3slim.export.verify import Opening, Verified, verify_export
-from sam3slim.files import atomic_path, ensure_writable_dir, size_text, write_json
+from sam3slim.files import at_home, atomic_path, ensure_writable_dir, size_text, write_json
 from sam3slim.results.artifact import source_of
 from sam3slim.results.record import plain
 from sam3slim.results.select import ExportCriteria, Selection, choose
@@ -73,7 +73,7 @@ def export(
     Raises:
         UserError: bad input, a format that a package is missing for, or an export that is not what was picked.
     """
-    path = Path(out).expanduser()
+    path = at_home(out)
     criteria = ExportCriteria(format, max_drop, max_bytes, best, metric)  # type: ignore[arg-type]
     if check_images < 0:
         raise UserError(f"--check-images {check_images}: expected 0 or more")

@@ -16,7 +16,7 @@ from sam3slim.checkpoints.int8 import is_quantised
 from sam3slim.checkpoints.locating import ONNX
 from sam3slim.errors import UserError
 from sam3slim.evaluation.inference import eval_mode
-from sam3slim.files import atomic_path
+from sam3slim.files import at_home, atomic_path
 from sam3slim.graphs.contents import shares
 from sam3slim.graphs.folder import complete, info
 from sam3slim.graphs.modules import MODULES, signatures, traceable
@@ -55,7 +55,7 @@ def export_onnx(
         UserError: onnx, onnxscript or onnxruntime is missing; ``model`` is INT8 already; no graph holds a weight
             of ``int8``; outputs differ from the model's; ``folder`` is not writable or holds something else.
     """
-    path = Path(folder).expanduser()
+    path = at_home(folder)
     check_target(path)
     for package in ("onnx", "onnxscript", "onnxruntime"):
         require(package)

@@ -17,7 +17,7 @@ from sam3slim.checkpoints.load_report import bytes_by_part
 from sam3slim.checkpoints.locating import PROGRAMS
 from sam3slim.environment import before_fake_tensors
 from sam3slim.evaluation.inference import eval_mode
-from sam3slim.files import atomic_path
+from sam3slim.files import at_home, atomic_path
 from sam3slim.graphs.folder import complete, info
 from sam3slim.graphs.modules import MODULES, signatures, torch_pool, traceable
 from sam3slim.graphs.onnx import plain_model
@@ -68,7 +68,7 @@ def export_programs(model: Sam3, folder: str | Path, **origin: Any) -> ArtifactI
     Raises:
         UserError: ``model`` is INT8; outputs differ from the model's; ``folder`` is not writable or holds other files.
     """
-    path = Path(folder).expanduser()
+    path = at_home(folder)
     check_target(path)
     model = plain_model(model, "torch.export")
     with atomic_path(path) as temporary:

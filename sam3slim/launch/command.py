@@ -19,6 +19,7 @@ from omegaconf import DictConfig, open_dict, read_write
 from sam3slim.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, UserError, exit_with
 from sam3slim.launch import messages, sweep
 from sam3slim.launch.compose import CONFIG_DIR, VERSION_BASE, as_user_error, conf_dir, own_hydra, run_of
+from sam3slim.launch.quoting import as_hydra_reads
 from sam3slim.launch.run import PROGRAM, RunCommand
 
 # Set by a user who wants Hydra's and our tracebacks for bad input too.
@@ -81,7 +82,8 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
         if not folder.is_dir():
             raise UserError(f"--config-dir {found.config_dir} is not a folder; give one with groups such as model/")
         os.environ[CONFIG_DIR] = str(folder)
-    found.shown = argv if flags else []
+    found.overrides = as_hydra_reads(found.overrides)
+    found.shown = as_hydra_reads(argv) if flags else []
     return found
 
 
@@ -97,8 +99,9 @@ def _show(name: str, argv: list[str]) -> None:
 
 def _run(command: RunCommand, cfg: DictConfig, program: str) -> None:
     """A plain run: checked, then in Hydra's job, which has a folder and a log."""
-    folder = str(cfg.hydra.run.dir)
+    folder = os.path.expanduser(str(cfg.hydra.run.dir))
     with read_write(cfg.hydra), open_dict(cfg.hydra):
+        cfg.hydra.run.dir = folder
         cfg.hydra.mode = RunMode.RUN
         cfg.hydra.runtime.output_dir = os.path.abspath(folder)
     HydraConfig.instance().set_config(cfg)

@@ -28,6 +28,7 @@ from yaml import YAMLError
 
 from sam3slim.errors import UserError
 from sam3slim.launch import messages
+from sam3slim.launch.quoting import as_hydra_reads
 from sam3slim.launch.run import Run
 from sam3slim.results.record import Kind
 from sam3slim.specs import ModelSpec
@@ -160,7 +161,7 @@ def check_options(key: str, chosen: Sequence[str], group: str) -> None:
 def compose(config_name: str, overrides: Sequence[str]) -> DictConfig:
     """As Hydra composes it, with Hydra's own node; whatever Hydra raises comes out (see ``as_user_error``)."""
     with own_hydra(config_name):
-        return hydra.compose(config_name, list(overrides), return_hydra_config=True)
+        return hydra.compose(config_name, as_hydra_reads(overrides), return_hydra_config=True)
 
 
 @contextmanager
@@ -202,12 +203,21 @@ def without_hydra(cfg: DictConfig, output_dir: str | Path) -> DictConfig:
 
 
 def to_plain(cfg: DictConfig, only: str | None = None) -> dict[str, Any]:
-    """All of ``cfg``, or one group of it, with interpolations resolved; a value still missing is refused."""
+    """All of ``cfg``, or one group of it, with interpolations and ``~/`` resolved; a value still missing is refused."""
     node = cfg if only is None else cfg[only]
     if missing := OmegaConf.missing_keys(node):
         raise UserError(messages.missing_values(f"{only}.{key}" if only else key for key in missing))
-    plain = OmegaConf.to_container(node, resolve=True)
+    plain = _at_home(OmegaConf.to_container(node, resolve=True))
     return {only: plain} if only else plain  # type: ignore[return-value]
+
+
+def _at_home(value: Any) -> Any:
+    """``value`` with every ``~/…`` in it in the user's home, which no shell has seen in a file or behind ``KEY=``."""
+    if isinstance(value, dict):
+        return {key: _at_home(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_at_home(item) for item in value]
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
 
 
 def _fill(node: Any, value: str) -> None:
@@ -254,7 +264,7 @@ def explain(error: BaseException, config_name: str, overrides: Sequence[str]) ->
         return messages.unknown_override(unknown[1], keys, *_groups(config_name), where)
     if isinstance(error, OverrideParseException):
         return messages.unreadable_override(error.override)
-    if several := re.search(r"Ambiguous value for argument '([^']+)'", text):
+    if several := re.search(r"Ambiguous value for argument '(.+)'$", text, re.MULTILINE):
         return messages.several_values(several[1])
     if error.__cause__ is not None and str(error.__cause__) not in text:
         text = f"{text}: {error.__cause__}"

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from yaml import MarkedYAMLError, YAMLError
 
+from sam3slim.launch.quoting import PATHS, for_the_shell
+
 # What a value that has no default is, for those a user must give.
 WANTED = {
     "checkpoint": "PATH (a checkpoint file or an artifact folder)",
@@ -78,12 +80,17 @@ def unknown_override(
 
 def unreadable_override(override: str) -> str:
     """For an argument that is no override."""
-    return f"cannot read {override!r}; write KEY=VALUE or GROUP=OPTION, and quote brackets and spaces for the shell"
+    if not re.fullmatch(r"[+\w./@-]+=.+", override, re.DOTALL):
+        return f"cannot read {override!r}; write KEY=VALUE or GROUP=OPTION, and quote brackets and spaces for the shell"
+    return f"cannot read {override!r}; close its brackets, or write {for_the_shell(override)} for a text"
 
 
 def several_values(override: str) -> str:
     """For ``key=a,b`` outside a sweep."""
     key, _, values = override.partition("=")
+    if key.lstrip("+") in PATHS:
+        path = for_the_shell(override.replace('"', ""))
+        return f"{override} gives {key} several values; add -m to run them all, or write {path} for one path"
     return f"{override} gives {key} several values; add -m to run them all, or write {key}=[{values}] for a list"
 
 

@@ -32,6 +32,7 @@ from sam3slim.launch.compose import (
     without_hydra,
 )
 from sam3slim.launch.journal import Journal, Outcome, summary
+from sam3slim.launch.quoting import quoted
 from sam3slim.launch.run import Run, RunCommand
 from sam3slim.launch.search import Search
 from sam3slim.launch.trial import run_trial, trial_name
@@ -94,8 +95,8 @@ class Sweep:
         variables = {SWEEP_START: self.start, SWEEP_KEYS: " ".join(self.varying)}
         if own := os.environ.get(CONFIG_DIR):
             variables[CONFIG_DIR] = own
-        found = ["hydra.mode=MULTIRUN", f"hydra.sweep.dir={_quoted(self.directory)}"]
-        found += [f"+hydra.job.env_set.{name}={_quoted(value)}" for name, value in variables.items()]
+        found = ["hydra.mode=MULTIRUN", f"hydra.sweep.dir={quoted(self.directory)}"]
+        found += [f"+hydra.job.env_set.{name}={quoted(value)}" for name, value in variables.items()]
         if self.search is not None:
             found.append(f"hydra.sweeper.n_trials={self._trials_left(self.search)}")
         return found
@@ -144,7 +145,7 @@ def sweep_of(config_name: str, overrides: Sequence[str], multirun: bool) -> Swee
         cfg = compose(config_name, fixed)
         if not multirun and cfg.hydra.mode is not RunMode.MULTIRUN:
             return compose(config_name, overrides) if varying else cfg  # which Hydra refuses
-        directory = os.path.abspath(str(cfg.hydra.sweep.dir))
+        directory = os.path.abspath(os.path.expanduser(str(cfg.hydra.sweep.dir)))
         cfg.hydra.sweep.dir = directory
         sweeper: Any = OmegaConf.to_container(cfg.hydra.sweeper, resolve=True)
     refuse_devices(OmegaConf.to_container(cfg.get("trainer") or OmegaConf.create()))
@@ -191,11 +192,6 @@ def _objectives(outcome: Outcome, direction: Any) -> tuple[float, ...] | float |
     if outcome.values is None:
         return None
     return outcome.values if isinstance(direction, ListConfig | list) and len(direction) > 1 else outcome.values[0]
-
-
-def _quoted(text: str) -> str:
-    """As Hydra's grammar wants a text that may hold anything."""
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _key(override: str) -> str:

@@ -96,7 +96,7 @@ BAD_INPUT = [
     ("compress", ["data=coco"], "checkpoint has no value; pass checkpoint=PATH (a checkpoint file or an artifact "
      "folder) (and data.root)"),
     ("train", ["nano"], "cannot read 'nano'; write KEY=VALUE"),
-    ("train", ["model.vit.depth=["], "cannot read 'model.vit.depth=['; write KEY=VALUE"),
+    ("train", ["model.vit.depth=["], "cannot read 'model.vit.depth=['; close its brackets"),
     ("train", ["model=nano,slim"], "model=nano,slim gives model several values; add -m"),
     ("train", ["distill.teacher=${nope}"], "Interpolation key 'nope' not found full_key: distill.teacher"),
     ("trian", [], "unknown option --config-name=trian; did you mean --config-name=train?"),
@@ -178,4 +178,4 @@ def test_house__only_the_border_imports_hydra() -> None:
         if any(line.startswith(("import hydra", "from hydra", "import omegaconf", "from omegaconf"))
                for line in map(str.strip, path.read_text().splitlines()))
     ]  # fmt: skip
-    assert sorted(importers) == ["command.py", "compose.py", "sweep.py"]
+    assert sorted(importers) == ["command.py", "compose.py", "quoting.py", "sweep.py"]
