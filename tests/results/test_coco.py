@@ -175,3 +175,9 @@ def test_concept_metrics__processes_with_unequal_numbers_of_images(tmp_path: Pat
     assert 0.1 < expected["segm"]["map"] < 0.9
     for rank in range(2):
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == expected
+
+
+def test_measure_all__says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    measure_all(*random_set(0))
+    assert caplog.records == []
