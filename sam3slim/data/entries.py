@@ -54,9 +54,11 @@ def _size(
     height, width = whole(item.get("height")), whole(item.get("width"))
     if height is None or width is None or min(height, width) < 1:
         given = short({key: item.get(key) for key in ("height", "width")})
-        raise UserError(f"{where} ({name}) has {given}, expected whole numbers of pixels; fix its entry")
+        raise UserError(f"{where} ({short(name)}) has {given}, expected whole numbers of pixels; fix its entry")
     if height * width > MAX_PIXELS:
-        raise UserError(f"{where} ({name}) has {width}x{height} pixels, at most {MAX_PIXELS:,} are read; fix its entry")
+        raise UserError(
+            f"{where} ({short(name)}) has {width}x{height} pixels, at most {MAX_PIXELS:,} are read; fix its entry"
+        )
     return height, width
 
 

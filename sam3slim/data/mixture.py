@@ -111,15 +111,17 @@ class MixedData(ConceptData):
             super().setup(stage)
 
     def require(self, *splits: str) -> None:
-        """Read ``splits`` of every set, val only of those that are validated. Raises UserError that names the set."""
-        for name, part in self._parts.items():
-            for split in splits:
-                if split != "val":
-                    with naming(name):
-                        part.require(split)
-                elif name in self.validated:
-                    with naming(name, ALSO):
-                        part.require(split)
+        """Find ``splits`` of every set, then read them, val only of those that are validated.
+
+        Raises:
+            UserError: bad input, with the set's name.
+        """
+        for look in (ConceptData.find, ConceptData.dataset):
+            for name, part in self._parts.items():
+                for split in splits:
+                    if split != "val" or name in self.validated:
+                        with naming(name, ALSO if split == "val" else ""):
+                            look(part, split)
 
     def train_masks(self) -> bool:
         return self.training_set().has_masks

@@ -118,7 +118,7 @@ class ConceptData(lightning.LightningDataModule):
             self.dataset(split, training=split == "train")
 
     def require(self, *splits: str) -> None:
-        """Read ``splits`` now, so that bad input stops a run before its work starts, and is listed at its top.
+        """Find all ``splits``, then read them: bad input stops a run before its work starts, and is listed at its top.
 
         A shapes set, which is drawn when training starts, is not there yet.
 
@@ -126,6 +126,8 @@ class ConceptData(lightning.LightningDataModule):
             UserError: as ``dataset``.
         """
         if self.shapes is None:
+            for split in splits:
+                self.find(split)
             for split in splits:
                 self.dataset(split)
 

@@ -108,9 +108,10 @@ class Ids:
 
 
 def short(value: Any) -> str:
-    """``value`` for a message."""
+    """``value`` for a message: one line that every terminal can print."""
     try:
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError):
         text = type(value).__name__
-    return text if len(text) <= SHORT else f"{text[: SHORT - 1]}…"
+    text = text if len(text) <= SHORT else f"{text[: SHORT - 1]}…"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
