@@ -23,7 +23,7 @@ from sam3slim.launch.compose import compose_plain
 from sam3slim.models import Sam3
 from sam3slim.models.arithmetic import HALVES, compute_in, computing
 from sam3slim.predict import PredictSpec, predict_files
-from sam3slim.runs.measure import to_device
+from sam3slim.runtimes.eager import to_device
 from sam3slim.strict import spec_from_dict
 
 # Case → arithmetic, whether convolutions may use TF32 (PyTorch's default; rounds as FP16 does), and what probabilities

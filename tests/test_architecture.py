@@ -18,6 +18,7 @@ FLOORS = [
     {"checkpoints", "evaluation", "launch", "losses", "results"},
     {"artifacts", "distill", "slimming"},
     {"compression", "graphs", "report", "training"},
+    {"runtimes"},
     {"predict"},
     {"export"},
     {"runs", "planning", "cli"},

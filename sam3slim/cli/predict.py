@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from sam3slim.cli.command import Command, quick_imports
-from sam3slim.precisions import arithmetics
+from sam3slim.runtimes.registry import RUNTIMES, all_arithmetics
 
 if TYPE_CHECKING:
     from sam3slim.predict import Done
@@ -34,7 +34,14 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         "--prompt-chunk", type=int, default=32, metavar="N", help="prompts at once (default: %(default)s)"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
-    parser.add_argument("--dtype", choices=("auto", *arithmetics()), default="auto", help="auto: fp16 on a GPU")
+    parser.add_argument(
+        "--runtime",
+        metavar="NAME",
+        help=f"what runs the model: {', '.join(RUNTIMES)} (default: PyTorch, or the graphs' own)",
+    )
+    parser.add_argument(
+        "--dtype", choices=("auto", *all_arithmetics()), default="auto", help="auto: fp16 on a GPU, else as stored"
+    )
     parser.add_argument(
         "--overlays", action=argparse.BooleanOptionalAction, default=True, help="write pictures with detections"
     )
@@ -60,6 +67,7 @@ def _run(arguments: argparse.Namespace) -> None:
         prompt_chunk=arguments.prompt_chunk,
         device=arguments.device,
         dtype=arguments.dtype,
+        runtime=arguments.runtime,
         overlays=arguments.overlays,
         overwrite=arguments.overwrite,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 from sam3slim.checkpoints import IMAGE_SIZE, CheckpointError, LoadReport, load, locate, spec_difference
 from sam3slim.checkpoints.locating import ONNX, PROGRAMS, Located, graph_format
@@ -14,14 +15,19 @@ from sam3slim.graphs.runner import GraphSam3, OnnxSam3
 from sam3slim.models import Sam3
 from sam3slim.specs import ModelSpec
 
+GraphT = TypeVar("GraphT", bound=GraphSam3)
 # Format of an artifact of graphs → what runs it.
 RUNNERS: dict[str, Callable[[Path, ModelSpec], GraphSam3]] = {ONNX: OnnxSam3, PROGRAMS: ProgramSam3}
 
 
 def load_runnable(
-    source: str | Path, *, overrides: Overrides | None = None, expect: ModelSpec | None = None
+    source: str | Path,
+    *,
+    overrides: Overrides | None = None,
+    expect: ModelSpec | None = None,
+    dequantize: bool = False,
 ) -> tuple[Sam3 | GraphSam3, LoadReport]:
-    """``checkpoints.load``, and artifacts of graphs too: whatever can be evaluated.
+    """``checkpoints.load``, and artifacts of graphs too: whatever PyTorch and ONNX Runtime run.
 
     Raises:
         CheckpointError, UserError: as ``checkpoints.load`` and ``load_onnx``; graphs at another image size.
@@ -33,8 +39,8 @@ def load_runnable(
                 f"image_size={overrides[IMAGE_SIZE]}: the graphs of {located.path} have their size built in; leave "
                 "it out, or export the model again at that size"
             )
-        return _load_graphs(located, expect)
-    return load(source, overrides=overrides, expect=expect)
+        return load_graphs(located, expect)
+    return load(source, overrides=overrides, expect=expect, dequantize=dequantize)
 
 
 def load_onnx(source: str | Path, *, expect: ModelSpec | None = None) -> tuple[OnnxSam3, LoadReport]:
@@ -51,12 +57,17 @@ def load_onnx(source: str | Path, *, expect: ModelSpec | None = None) -> tuple[O
     located = locate(source)
     if graph_format(located) != ONNX:
         raise CheckpointError(f"checkpoint {located.path} is not an ONNX artifact; use sam3slim.checkpoints.load")
-    runner, report = _load_graphs(located, expect)
-    assert isinstance(runner, OnnxSam3)
-    return runner, report
+    return load_graphs(located, expect, OnnxSam3)
 
 
-def _load_graphs(located: Located, expect: ModelSpec | None) -> tuple[GraphSam3, LoadReport]:
+def load_graphs(
+    located: Located, expect: ModelSpec | None, run: Callable[[Path, ModelSpec], GraphT] | None = None
+) -> tuple[GraphT, LoadReport]:
+    """The graphs of an artifact, run by ``run``; None: by what their format has in ``RUNNERS``.
+
+    Raises:
+        CheckpointError: a file is missing or of another size, another architecture, or graphs that cannot be opened.
+    """
     metadata = read_artifact_metadata(located.path)
     format = str(metadata["format"])
     key = format.replace("-", "_")
@@ -66,14 +77,14 @@ def _load_graphs(located: Located, expect: ModelSpec | None) -> tuple[GraphSam3,
     if differences:
         key, found, wanted = differences[0]
         raise CheckpointError(f"checkpoint of another architecture: {key} is {found} in {located.path}, not {wanted}")
-    runner = _open(located.path, spec, format)
+    runner: Any = _open(located.path, spec, format, run or RUNNERS[format])
     parts = {str(part): int(size) for part, size in metadata.get("bytes_by_part", {}).items()}
     return runner, LoadReport(located.path, format, str(metadata["precision"]), spec, bytes_by_part=parts)
 
 
-def _open(folder: Path, spec: ModelSpec, format: str) -> GraphSam3:
+def _open(folder: Path, spec: ModelSpec, format: str, run: Callable[[Path, ModelSpec], GraphSam3]) -> GraphSam3:
     try:
-        return RUNNERS[format](folder, spec)
+        return run(folder, spec)
     except UserError:
         raise
     except Exception as error:

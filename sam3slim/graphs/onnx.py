@@ -66,7 +66,7 @@ def export_onnx(
             floats = Path(work) if int8 else temporary
             trace_graphs(model, floats, external_data=external_data)
             differences = verify(model, OnnxSam3(floats, model.spec, lean=True))
-            quantised = _quantise_all(floats, temporary, int8, external_data) if int8 else 0
+            quantised = quantise_graphs(floats, temporary, int8, external_data) if int8 else 0
         dtypes, parts = shares(temporary, model.spec)
         metadata = complete(
             temporary, model.spec, Origin(**origin), format=ONNX, precision=precision, dtypes=dtypes, parts=parts,
@@ -97,8 +97,15 @@ def plain_model(model: Sam3, what: str) -> Sam3:
     return copy.deepcopy(model).cpu().float()
 
 
-def _quantise_all(source: Path, target: Path, weights: Collection[str], external_data: bool | None) -> int:
-    """How many of ``weights`` were found; a model has some that no output depends on, and they are in no graph."""
+def quantise_graphs(source: Path, target: Path, weights: Collection[str], external_data: bool | None = None) -> int:
+    """Write the graphs of ``source`` to ``target`` with ``weights`` in INT8.
+
+    Returns:
+        How many of them were found; a model has some that no output depends on, and they are in no graph.
+
+    Raises:
+        UserError: none was found.
+    """
     found: set[str] = set()
     for name in MODULES:
         file = f"{name}.onnx"

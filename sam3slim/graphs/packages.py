@@ -7,12 +7,14 @@ from typing import Any
 
 from sam3slim.errors import UserError
 
+TITLES = {"onnx": "ONNX", "openvino": "OpenVINO"}
 
-def require(name: str) -> Any:
-    """The module ``name``. Raises UserError that says how to install it."""
+
+def require(name: str, extra: str = "onnx") -> Any:
+    """The module ``name``, of this project's ``extra``. Raises UserError that says how to install it."""
     try:
         return import_module(name)
     except ImportError as error:
         raise UserError(
-            f"ONNX needs {name.partition('.')[0]}, which is not installed; pip install 'sam3slim[onnx]'"
+            f"{TITLES[extra]} needs {name.partition('.')[0]}, which is not installed; pip install 'sam3slim[{extra}]'"
         ) from error

@@ -26,10 +26,12 @@ class GraphSam3(nn.Module, PromptedModel):
 
     Attributes:
         what: the graphs, in words.
+        computes_in: the arithmetic, where a runtime was told one.
     """
 
     what: ClassVar[str]
     device = torch.device("cpu")
+    computes_in: str | None = None
     dtype = torch.float32
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -125,11 +127,12 @@ class OnnxSam3(GraphSam3):
 
     def _run(self, graph: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         signature = self.signatures[graph]
-        outputs = self.sessions[graph].run(list(signature.outputs), _arrays(inputs, signature))
+        outputs = self.sessions[graph].run(list(signature.outputs), arrays_of(inputs, signature))
         return {name: torch.from_numpy(value) for name, value in zip(signature.outputs, outputs, strict=True)}
 
 
-def _arrays(inputs: Mapping[str, Tensor], signature: Signature) -> dict[str, np.ndarray]:
+def arrays_of(inputs: Mapping[str, Tensor], signature: Signature) -> dict[str, np.ndarray]:
+    """``plain_inputs`` as NumPy has them."""
     return {name: tensor.numpy() for name, tensor in plain_inputs(inputs, signature).items()}
 
 

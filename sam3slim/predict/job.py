@@ -32,6 +32,7 @@ class PredictSpec:
         image_size: of the model's input, in pixels; None: its own.
         presence_threshold: least presence of a phrase in a picture, 0..1.
         batch_size, prompt_chunk: pictures and prompts that pass the model together.
+        device, dtype, runtime: see ``Predictor``.
         overlays: also write pictures with the detections on them.
         overwrite: begin again in a folder that has predictions.
 
@@ -53,6 +54,7 @@ class PredictSpec:
     prompt_chunk: int = 32
     device: str = "auto"
     dtype: str = "auto"
+    runtime: str | None = None
     overlays: bool = True
     overwrite: bool = False
 
@@ -103,10 +105,11 @@ def predict_files(spec: PredictSpec, *, progress: bool = True) -> Done:
     phrases = read_phrases(spec.prompts, spec.prompts_file)
     boxes, digest = read_boxes(spec.boxes_file, pictures) if spec.boxes_file else ({}, "")
     prompts = Prompts(phrases, boxes, digest)
-    device = device_for(spec.source, spec.device)
+    device = device_for(spec.source, spec.device, spec.runtime)
+    dtype = choose_dtype(spec.dtype, device, spec.runtime, spec.source)
     settings: dict[str, Any] = {
-        "model": identity(spec.source), "dtype": choose_dtype(spec.dtype, device), "prompts": list(phrases),
-        "boxes": digest, "threshold": spec.threshold, "max_per_image": spec.max_per_image,
+        "model": identity(spec.source), "dtype": dtype, "prompts": list(phrases), "boxes": digest,
+        "threshold": spec.threshold, "max_per_image": spec.max_per_image,
         "images": str(shared_folder([picture.path for picture in pictures])),
     }  # fmt: skip
     # Only where they are given: folders from before these options were there can be gone on with.
@@ -114,6 +117,8 @@ def predict_files(spec: PredictSpec, *, progress: bool = True) -> Done:
         settings["presence_threshold"] = spec.presence_threshold
     if spec.image_size is not None:
         settings["image_size"] = spec.image_size
+    if spec.runtime is not None:
+        settings["runtime"] = spec.runtime
     with OutputFolder(out, settings, overwrite=spec.overwrite) as folder:
         todo = [p for p in pictures if not _finished(folder, p, spec.overlays)]
         done = Done(out / FINAL_FILE, kept=len(pictures) - len(todo))
@@ -143,6 +148,7 @@ def _work(
     predictor = Predictor(
         spec.source, spec.device, dtype=spec.dtype, batch_size=spec.batch_size, prompt_chunk=spec.prompt_chunk,
         image_size=spec.image_size, presence_threshold=spec.presence_threshold,
+        runtime=spec.runtime,
     )  # fmt: skip
     categories = prompts.categories
     names = {number: phrase for phrase, number in categories.items()}

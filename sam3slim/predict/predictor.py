@@ -54,10 +54,11 @@ class Predictor:
     Args:
         source: any checkpoint that ``sam3slim inspect`` knows.
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``.
-        dtype: ``auto`` (FP16 on a GPU, FP32 on a CPU), ``fp32``, ``fp16``.
+        dtype: ``auto`` (FP16 on a GPU, FP32 on a CPU), or what the runtime has: ``fp32``, ``fp16``, ``w8a8``, ….
         batch_size: pictures that pass the vision tower together.
         prompt_chunk: prompts that pass the rest together; bounds memory.
         image_size: side of the model's input in pixels; None: the checkpoint's own. Smaller is faster and less exact.
+        runtime: what runs the model, see ``runtimes``; None: PyTorch, and for ONNX graphs ONNX Runtime.
         presence_threshold: phrases whose presence in a picture is below it (0..1) get no detections there, and no
             masks are computed for them.
 
@@ -75,16 +76,17 @@ class Predictor:
         prompt_chunk: int = 32,
         image_size: int | None = None,
         presence_threshold: float = 0.0,
+        runtime: str | None = None,
     ) -> None:
         for name, value in (("batch_size", batch_size), ("prompt_chunk", prompt_chunk)):
             if value < 1:
                 raise UserError(f"{name}={value}: expected at least 1")
-        place = device_for(source, device)
+        place = device_for(source, device, runtime)
         if not 0 <= presence_threshold <= 1:
             raise UserError(f"presence_threshold={presence_threshold}: expected a probability in 0..1")
         self.batch_size, self.prompt_chunk = batch_size, prompt_chunk
         self.presence_threshold = presence_threshold
-        self.model = open_model(source, place, choose_dtype(dtype, place), image_size)
+        self.model = open_model(source, place, choose_dtype(dtype, place, runtime, source), image_size, runtime)
         spec = self.model.spec
         self.image_size = spec.vit.image_size
         self._squash = squash(self.image_size)

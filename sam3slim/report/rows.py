@@ -71,7 +71,7 @@ def _compared(run: Run, group: str) -> dict[str, Any]:
     row: dict[str, Any] = dict.fromkeys(comparison_columns()) | {
         "group": group,
         "name": record.name,
-        "arithmetic": record.artifact.arithmetic,
+        "arithmetic": " ".join(filter(None, (record.artifact.runtime, record.artifact.arithmetic))) or None,
         "precision": record.artifact.precision or ("fp32" if record.kind == "train" else None),
         "params": record.model.params,
         "bytes": record.artifact.bytes,

@@ -79,6 +79,7 @@ class Artifact(Part):
     Attributes:
         overrides: sizes that loading it takes.
         arithmetic: what it was computed in.
+        runtime: what ran it, where one was named.
         evaluated_with: an emulation, in words.
     """
 
@@ -89,6 +90,7 @@ class Artifact(Part):
     bytes_by_part: Mapping[str, int] = field(default_factory=dict)
     overrides: Mapping[str, Any] = field(default_factory=dict)
     arithmetic: str | None = None
+    runtime: str | None = None
     evaluated_with: str | None = None
 
 

@@ -16,7 +16,6 @@ from sam3slim.compression.search import Searched
 from sam3slim.data.module import ConceptData
 from sam3slim.errors import UserError
 from sam3slim.files import ensure_writable_dir
-from sam3slim.graphs import load_runnable
 from sam3slim.launch.run import Run
 from sam3slim.models import Sam3
 from sam3slim.models.compiled import require_compiler
@@ -26,10 +25,12 @@ from sam3slim.results.metrics import main_metric
 from sam3slim.results.record import RunRecord, read_record
 from sam3slim.results.recording import begin
 from sam3slim.runs.evaluate import loaded_artifact
-from sam3slim.runs.measure import measure, measuring_device, model_summary, print_metrics, to_device, written_artifact
+from sam3slim.runs.measure import measure, measured_on, measuring_device, model_summary, print_metrics, written_artifact
 from sam3slim.runs.plans import PrecisionEvaluator, check_search_split, search_plan, sensitivity, verify_budget
 from sam3slim.runs.reference import Reference, load_reference, print_drop
 from sam3slim.runs.specs import CompressSpec
+from sam3slim.runtimes import check_runtime, open_runtime
+from sam3slim.runtimes.eager import to_device
 
 log = logging.getLogger(__name__)
 SOURCE = "full"  # folder of the checkpoint's own measurement
@@ -54,6 +55,7 @@ def compress(spec: CompressSpec, run: Run) -> list[RunRecord]:
     ensure_writable_dir(run.folder)
     device = measuring_device(spec)
     require_compiler(spec.compile, device)
+    check_runtime(spec.runtime)
     reference: Reference | None = load_reference(spec.reference, spec.data) if spec.reference else None
     model, report = load(spec.checkpoint, overrides=spec.overrides, mapped=True)
     print(report.render())
@@ -120,7 +122,10 @@ class _Compression:
         part = self.run.part(SOURCE, self.run.config, "evaluate")
         with part.recording(self.spec.checkpoint) as record:
             record.model, record.artifact = model_summary(self.model), loaded_artifact(self.report, self.spec.overrides)
-            model = to_device(self.model, self.device, self.report.precision, self.spec.arithmetic)
+            if self.spec.runtime is None:
+                model = to_device(self.model, self.device, self.report.precision, self.spec.arithmetic)
+            else:
+                model = self.opened(self.spec.checkpoint, self.spec.overrides)
             self.reference = measure(model, self.data, self.spec, record, part.folder, None)
             print_metrics(record)
         if self.device.type != "cpu":
@@ -148,8 +153,7 @@ class _Compression:
                 begin(record, folder)
                 info = compressed.write(self.model, folder / "artifact", parent=self.spec.checkpoint)
                 record.artifact = written_artifact(info, method.name)
-                reloaded, stored = load_runnable(info.path, expect=self.model.spec)
-                model = to_device(reloaded, self.device, stored.precision, self.spec.arithmetic)
+                model = self.opened(info.path)
                 measure(model, self.data, self.spec, record, folder, self.reference)
                 print_metrics(record)
                 print_drop(record)
@@ -164,6 +168,13 @@ class _Compression:
                 raise
             log.exception("%s failed", method.name)
         return record
+
+    def opened(self, source: str | Path, overrides: dict[str, Any] | None = None) -> Any:
+        """``source`` in the runtime that is to be measured."""
+        return open_runtime(
+            source, self.spec.runtime, device=measured_on(self.spec, self.device), arithmetic=self.spec.arithmetic,
+            overrides=overrides, expect=self.model.spec,
+        )[0]  # fmt: skip
 
     def sensitivity(self) -> None:
         """What each group of weights costs in INT8, on the evaluated split."""

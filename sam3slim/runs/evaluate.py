@@ -6,13 +6,13 @@ from typing import Any
 
 from sam3slim.checkpoints import LoadReport, locate, weight_files
 from sam3slim.files import ensure_writable_dir
-from sam3slim.graphs import load_runnable
 from sam3slim.launch.run import Run
 from sam3slim.models.compiled import require_compiler
 from sam3slim.results.record import Artifact, RunRecord
-from sam3slim.runs.measure import measure, measuring_device, model_summary, print_metrics, to_device, with_rest
+from sam3slim.runs.measure import measure, measured_on, measuring_device, model_summary, print_metrics, with_rest
 from sam3slim.runs.reference import load_reference, print_drop
 from sam3slim.runs.specs import EvaluateSpec
+from sam3slim.runtimes import check_runtime, open_runtime
 
 
 def evaluate(spec: EvaluateSpec, run: Run) -> RunRecord:
@@ -25,13 +25,17 @@ def evaluate(spec: EvaluateSpec, run: Run) -> RunRecord:
     with run.recording(spec.checkpoint) as record:
         device = measuring_device(spec)
         require_compiler(spec.compile, device)
+        check_runtime(spec.runtime)
         reference = load_reference(spec.reference, spec.data) if spec.reference else None
-        model, report = load_runnable(spec.checkpoint, overrides=spec.overrides)
+        model, report = open_runtime(
+            spec.checkpoint, spec.runtime, device=measured_on(spec, device), arithmetic=spec.arithmetic,
+            overrides=spec.overrides,
+        )  # fmt: skip
         print(report.render() if report.loaded else f"{report.source} ({report.kind}, {report.precision})")
         record.model, record.artifact = model_summary(model), loaded_artifact(report, spec.overrides)
         data = spec.data.build(model.spec, spec.seed)
         data.prepare_data()
-        measure(to_device(model, device, report.precision, spec.arithmetic), data, spec, record, run.folder, reference)
+        measure(model, data, spec, record, run.folder, reference)
         print_metrics(record)
         print_drop(record)
     return record

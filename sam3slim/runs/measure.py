@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from sam3slim.artifacts import ArtifactInfo
-from sam3slim.checkpoints.int8 import is_quantised
 from sam3slim.compression import emulated
 from sam3slim.data.module import ConceptData
 from sam3slim.data.spec import DataSpec
@@ -27,42 +26,16 @@ from sam3slim.evaluation import (
     reset_peak_memory,
 )
 from sam3slim.evaluation import evaluate as evaluate_model
-from sam3slim.graphs import GraphSam3
 from sam3slim.models import Sam3, count_params, params_by_part
-from sam3slim.models.arithmetic import HALVES, compute_in
 from sam3slim.models.compiled import compiled
 from sam3slim.results.metrics import METRICS, main_metric
 from sam3slim.results.record import Artifact, Data, Latency, Metrics, ModelSummary, RunRecord
 from sam3slim.results.recording import begin
 from sam3slim.runs.reference import Reference, fill_drop, save_samples
 from sam3slim.runs.specs import EvaluateSpec
+from sam3slim.runtimes import runtime_named
 
 EMULATION = "torchao's INT8 products emulated in FP32 (latency: the kernel itself)"
-
-ModelT = TypeVar("ModelT", Sam3, Sam3 | GraphSam3)
-
-
-def to_device(model: ModelT, device: torch.device, precision: str, arithmetic: str = "auto") -> ModelT:
-    """``model`` on ``device``, its values as stored in ``precision``, computing there in ``arithmetic``; says which.
-
-    ``auto`` is the half type it is stored in on a GPU, and FP32 on the CPU, where half arithmetic is seven times
-    slower. Graphs stay on the CPU, the only place they are run on.
-
-    Raises:
-        UserError: half arithmetic of INT8 weights or of graphs.
-    """
-    if arithmetic in HALVES and (isinstance(model, GraphSam3) or any(map(is_quantised, model.parameters()))):
-        raise UserError(f"arithmetic={arithmetic}: INT8 weights and graphs have their own; use arithmetic=auto")
-    if isinstance(model, GraphSam3):
-        print(f"{precision} {model.what} on the CPU")
-        return model
-    if arithmetic == "auto":
-        arithmetic = precision if precision in HALVES and device.type == "cuda" else "fp32"
-    moved: Any = model.to(device)  # type: ignore[arg-type]
-    compute_in(moved, arithmetic)
-    if precision in HALVES or arithmetic in HALVES:
-        print(f"stored in {precision}, computes in {arithmetic} on {device.type}")
-    return moved
 
 
 def back_to_cpu(*models: Sam3) -> None:
@@ -86,19 +59,22 @@ def measure(
     """
     device = model.device
     with ExitStack() as around:
-        if isinstance(model, torch.nn.Module):
+        if isinstance(model, Sam3):
             around.enter_context(compiled(model, spec.compile, device))
         elif spec.compile:
             print(f"compile={str(spec.compile).lower()} does not concern graphs, which run as they are")
         if isinstance(model, Sam3):
             record.artifact = replace(record.artifact, arithmetic=getattr(model, "arithmetic", "fp32"))
+        elif told := getattr(model, "computes_in", None):
+            record.artifact = replace(record.artifact, arithmetic=told)
+        record.artifact = replace(record.artifact, runtime=spec.runtime)
         dataset = data.dataset(spec.data.split)
         dataset.check_limit(spec.limit, "limit")
         record.data = data_summary(spec.data, data)
         begin(record, folder)
         reset_peak_memory(device)
         loader = data.loader(spec.data.split)
-        on_cpu = isinstance(model, torch.nn.Module) and device.type == "cpu"
+        on_cpu = isinstance(model, Sam3) and device.type == "cpu"
         with emulated(model) if on_cpu else nullcontext(0) as count:  # type: ignore[arg-type]
             result = evaluate_model(model, loader, limit=spec.limit, top_k=spec.max_detections)
         if count:
@@ -136,9 +112,9 @@ def data_summary(spec: DataSpec, data: ConceptData) -> Data:
     )  # fmt: skip
 
 
-def model_summary(model: Sam3 | GraphSam3) -> ModelSummary:
-    """The record's ``model`` entry."""
-    parts = count_params(model.spec) if isinstance(model, GraphSam3) else params_by_part(model)
+def model_summary(model: Any) -> ModelSummary:
+    """The record's ``model`` entry, of a ``Sam3`` or whatever else has a ``spec``."""
+    parts = params_by_part(model) if isinstance(model, Sam3) else count_params(model.spec)
     return ModelSummary(model.spec.name, sum(parts.values()), parts)
 
 
@@ -166,6 +142,12 @@ def print_set(record: RunRecord, metric_name: str | None = None) -> None:
     metric = main_metric(record, metric_name)
     if record.data.data_set and (value := record.metrics.value(metric)) is not None:
         print(f"{record.data.data_set} ({record.data.split}): {metric.sentence(value)}")
+
+
+def measured_on(spec: EvaluateSpec, device: torch.device) -> torch.device:
+    """``device``, or the CPU where no device is named and the runtime knows no other."""
+    only = spec.runtime is not None and device.type not in runtime_named(spec.runtime).devices
+    return torch.device("cpu") if only and spec.device == "auto" else device
 
 
 def measuring_device(spec: EvaluateSpec) -> torch.device:

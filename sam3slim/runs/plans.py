@@ -23,9 +23,10 @@ from sam3slim.report.table import drop_cells, to_markdown, write_table
 from sam3slim.results.metrics import METRICS, main_metric, main_of
 from sam3slim.results.record import Budget, Drop, RunRecord
 from sam3slim.results.samples import paired_bootstrap
-from sam3slim.runs.measure import back_to_cpu, to_device
+from sam3slim.runs.measure import back_to_cpu
 from sam3slim.runs.reference import Found
 from sam3slim.runs.specs import BudgetSpec
+from sam3slim.runtimes.eager import to_device
 
 
 class PrecisionEvaluator:

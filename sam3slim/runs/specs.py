@@ -11,8 +11,8 @@ from sam3slim.distill import DistillSpec
 from sam3slim.launch.compose import check_options
 from sam3slim.losses import LossSpec
 from sam3slim.models.compiled import Compile
-from sam3slim.precisions import arithmetics
 from sam3slim.results.metrics import check_metric
+from sam3slim.runtimes.registry import RUNTIMES, all_arithmetics
 from sam3slim.slimming import Depth, Importance, check_rule
 from sam3slim.specs import ModelSpec
 from sam3slim.strict import SpecError, spec_from_dict
@@ -216,7 +216,8 @@ class EvaluateSpec:
     Attributes:
         overrides: those of ``checkpoints.load``; image_size: another one than the checkpoint's, in pixels.
         reference: output folder of the run that drops are counted against.
-        arithmetic: see ``measure.to_device``.
+        runtime: what runs the model, see ``runtimes``; None: PyTorch, and for ONNX graphs ONNX Runtime.
+        arithmetic: what it computes in; ``auto``: as stored.
         compile: see ``models.compiled.compile_layers``.
         predictions: also write what was found, for other evaluators: ``coco`` results, or SA-Co's (``saco``).
         max_detections: kept per image; None: 100, or 300 in a federated set.
@@ -230,6 +231,7 @@ class EvaluateSpec:
     device: str = "auto"
     threads: int | None = None
     latency: bool = True
+    runtime: str | None = None
     compile: Compile = False
     overrides: dict[str, Any] | None = None
     image_size: int | None = None
@@ -248,9 +250,27 @@ class EvaluateSpec:
         object.__setattr__(self, "data", self.data.measured())  # one of several sets
         if self.image_size is not None:
             object.__setattr__(self, "overrides", {**(self.overrides or {}), IMAGE_SIZE: self.image_size})
-        known = ("auto", *arithmetics())
+        known = ("auto", *all_arithmetics())
         if self.arithmetic not in known:
             raise SpecError(f"arithmetic={self.arithmetic} must be one of {', '.join(known)}")
+        if self.runtime is not None:
+            self._check_runtime(self.runtime)
+
+    def _check_runtime(self, name: str) -> None:
+        if name not in RUNTIMES:
+            raise SpecError(f"runtime={name} must be one of {', '.join(RUNTIMES)}, or null for the checkpoint's own")
+        able = RUNTIMES[name].arithmetics
+        if self.arithmetic not in ("auto", *able):
+            others = [other.name for other in RUNTIMES.values() if self.arithmetic in other.arithmetics]
+            raise SpecError(
+                f"arithmetic={self.arithmetic}: {RUNTIMES[name].title} computes in {', '.join(able)}; set one of them "
+                f"or auto, or runtime={'|'.join(others)}"
+            )
+        if self.compile and name != "eager":
+            raise SpecError(
+                f"compile={str(self.compile).lower()} compiles PyTorch's layers as they are called, which runtime="
+                f"{name} {'does anyway' if name == 'compile' else 'does not have'}; set compile=false"
+            )
 
 
 @dataclass(frozen=True)

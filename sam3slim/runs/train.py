@@ -39,7 +39,6 @@ from sam3slim.runs.measure import (
     data_summary,
     model_summary,
     print_set,
-    to_device,
     written_artifact,
 )
 from sam3slim.runs.reference import load_samples, save_samples
@@ -48,6 +47,7 @@ from sam3slim.runs.specs import CompressSpec, TrainSpec
 from sam3slim.runs.teacher import check_teaching, teacher_of, training_data
 from sam3slim.runs.trained import tell_untrained, training_summary
 from sam3slim.runs.vocabulary import with_vocabulary
+from sam3slim.runtimes.eager import to_device
 from sam3slim.slimming import Greedy, VisionFit
 from sam3slim.strict import spec_from_dict
 from sam3slim.training import (
