@@ -144,7 +144,8 @@ def test_compile_layers__inductor() -> None:
     assert compile_layers(models[1], True, stacks=STACKS[:1]) == 2
     plain, fast = (step(model, False) for model in models)
     assert fast[0] == pytest.approx(plain[0], rel=1e-5)
+    # The biases of keys change nothing: their gradient is rounding alone, small beside all others.
+    noise = 1e-7 * max(float(gradient.abs().max()) for gradient in plain[1].values())
     for name, gradient in plain[1].items():
-        torch.testing.assert_close(
-            fast[1][name], gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max()), msg=name
-        )
+        atol = max(1e-4 * float(gradient.abs().max()), noise)
+        torch.testing.assert_close(fast[1][name], gradient, rtol=1e-3, atol=atol, msg=name)

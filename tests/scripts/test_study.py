@@ -10,6 +10,7 @@ from sam3slim.launch.compose import compose_plain
 from sam3slim.results.record import Code, Metrics, ModelSummary, RunRecord, Status
 from sam3slim.results.recording import config_hash
 from sam3slim.specs import ModelSpec
+from scripts import steps
 from scripts.study import cells, run, table
 from scripts.study.cells import Cell, all_cells, axis_cells, table_cells
 from scripts.study.results import Result, read_results, write_results
@@ -39,7 +40,7 @@ def test_all_cells__names_are_folders_and_every_group_has_every_seed() -> None:
 def test_all_cells__compose_and_are_as_small_as_their_names_say() -> None:
     nano = ModelSpec.from_dict(compose_plain("train", ["model=nano"])["model"])
     for cell in table_cells()[: len(cells.INITS)] + axis_cells():
-        config = compose_plain("train", run.overrides_of(cell))
+        config = compose_plain("train", run.step_of(cell).overrides)
         spec = ModelSpec.from_dict(config["model"])
         assert spec != nano
         assert config["seed"] == cell.seed
@@ -81,7 +82,7 @@ def test_write_study__only_between_the_markers(tmp_path: Path) -> None:
 
 def test_finished__only_the_same_configuration(tmp_path: Path) -> None:
     cell, kept = axis_cells()[0], tmp_path / "t.csv"
-    config = config_hash(compose_plain("train", [*run.overrides_of(cell), "resume=auto"], tmp_path / cell.name))
+    config = config_hash(compose_plain("train", [*run.step_of(cell).overrides, "resume=auto"], tmp_path / cell.name))
     trained(tmp_path, cell, config)
     assert run.finished(cell, tmp_path, kept) == Result(cell.name, 0, 7, 50.0, 25.0, "abc", config)
     assert run.finished(cell, tmp_path, kept, ["trainer.max_steps=7"]) is None
@@ -91,7 +92,7 @@ def test_finished__only_the_same_configuration(tmp_path: Path) -> None:
 
 def test_finished__what_the_table_keeps_of_the_same_configuration(tmp_path: Path) -> None:
     cell, kept, elsewhere = axis_cells()[0], tmp_path / "t.csv", tmp_path / "elsewhere"
-    config = config_hash(compose_plain("train", [*run.overrides_of(cell), "resume=auto"], tmp_path / cell.name))
+    config = config_hash(compose_plain("train", [*run.step_of(cell).overrides, "resume=auto"], tmp_path / cell.name))
     trained(tmp_path, cell, config)
     found = run.finished(cell, tmp_path, kept)
     assert found is not None
@@ -120,9 +121,9 @@ def test_run__another_configuration_is_not_gone_on_from(tmp_path: Path, monkeypa
         started.append(kept.is_file())
         return SimpleNamespace(returncode=0)
 
-    monkeypatch.setattr(run.subprocess, "run", fake)
+    monkeypatch.setattr(steps.subprocess, "run", fake)
     for more in ([], ["trainer.max_steps=7"]):
-        config = compose_plain("train", [*run.overrides_of(cell), "resume=auto"], tmp_path / cell.name)
+        config = compose_plain("train", [*run.step_of(cell).overrides, "resume=auto"], tmp_path / cell.name)
         RunRecord("train", "", status="interrupted", config_hash=config_hash(config)).write(tmp_path / cell.name)
         kept.parent.mkdir(parents=True, exist_ok=True)
         kept.touch()
@@ -134,13 +135,13 @@ def test_run_cells__a_failure_is_told_and_the_others_go_on(tmp_path: Path, monke
     chosen = list(axis_cells()[:3])
     ran: list[str] = []
 
-    def fake(cell: Cell, out: Path, more: object) -> str | None:
-        ran.append(cell.name)
-        return "disk full" if cell is chosen[1] else None
+    def fake(step: steps.Step, out: Path) -> str | None:
+        ran.append(step.name)
+        return "disk full" if step.name == chosen[1].name else None
 
-    monkeypatch.setattr(run, "_run", fake)
+    monkeypatch.setattr(steps.Step, "run", fake)
     said: list[str] = []
     failed = run.run_cells(chosen, tmp_path, tmp_path / "t.csv", jobs=2, say=said.append)
     assert failed == {chosen[1].name: "disk full"}
     assert sorted(ran) == sorted(cell.name for cell in chosen)
-    assert said[0] == "0 of 3 cells are finished; 3 to go, 2 at a time"
+    assert said[0] == "0 of 3 are finished; 3 to go, 2 at a time"
