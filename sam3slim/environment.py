@@ -17,7 +17,17 @@ from sam3slim.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-LIBRARIES = ("sam3slim", "torch", "torchvision", "transformers", "lightning", "pycocotools", "torchao", "onnxruntime")
+LIBRARIES = (
+    "sam3slim",
+    "torch",
+    "torchvision",
+    "transformers",
+    "lightning",
+    "pycocotools",
+    "torchao",
+    "onnxruntime",
+    "openvino",
+)
 
 
 def git_state(folder: str | Path) -> dict[str, Any] | None:
@@ -91,6 +101,35 @@ def _cpu_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+# What the speed of products in FP32, bfloat16 and INT8 depends on.
+CPU_FLAGS = (
+    "avx2",
+    "avx512f",
+    "avx_vnni",
+    "avx512_vnni",
+    "avx512_bf16",
+    "amx_bf16",
+    "amx_int8",
+    "asimddp",
+    "i8mm",
+    "bf16",
+)
+
+
+def cpu_flags() -> tuple[str, ...]:
+    """Those of ``CPU_FLAGS`` that the CPU has; empty where the system does not tell."""
+    info = Path("/proc/cpuinfo")
+    text = info.read_text(errors="replace") if info.is_file() else ""
+    line = next((line for line in text.splitlines() if line.lower().startswith(("flags", "features"))), "")
+    there = set(line.partition(":")[2].split())
+    return tuple(flag for flag in CPU_FLAGS if flag in there)
+
+
+def has_bf16() -> bool:
+    """Whether the CPU multiplies in bfloat16 by itself."""
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(cpu_flags()))
 
 
 def release_memory() -> None:

@@ -21,7 +21,7 @@ FLOORS = [
     {"runtimes"},
     {"predict"},
     {"export"},
-    {"runs", "planning", "cli"},
+    {"runs", "planning", "cli", "benchmarking"},
     {"__main__"},
 ]
 PURE = ("models", "losses", "slimming", "distill/losses.py")

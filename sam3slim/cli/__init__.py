@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from sam3slim.cli.benchmark import BENCHMARK
 from sam3slim.cli.command import Command
 from sam3slim.cli.compare import COMPARE
 from sam3slim.cli.data import DATA
@@ -21,7 +22,7 @@ from sam3slim.cli.predict import PREDICT
 from sam3slim.cli.text import TEXT
 from sam3slim.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, UserError
 
-COMMANDS: tuple[Command, ...] = (INSPECT, DATA, EXTRACT, TEXT, COMPARE, EXPORT, PREDICT, METRICS_COMMAND)
+COMMANDS: tuple[Command, ...] = (INSPECT, DATA, EXTRACT, TEXT, COMPARE, EXPORT, PREDICT, BENCHMARK, METRICS_COMMAND)
 # The three scripts, for those who have no checkout; Hydra reads their arguments.
 RUNS = {
     "train": "train or retrain a model, as python train.py does",

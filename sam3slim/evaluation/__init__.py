@@ -10,7 +10,7 @@ from sam3slim.evaluation.evaluating import (
     ground_truths,
 )
 from sam3slim.evaluation.inference import Segmenter, TextCache, predict_batch
-from sam3slim.evaluation.latency import measure_latency, peak_memory_bytes, reset_peak_memory
+from sam3slim.evaluation.latency import measure_latency, peak_memory_bytes, reset_peak_memory, timed
 
 __all__ = [
     "Calibration",
@@ -26,4 +26,5 @@ __all__ = [
     "peak_memory_bytes",
     "predict_batch",
     "reset_peak_memory",
+    "timed",
 ]

@@ -22,7 +22,7 @@ FP32_PARTS = (
 
 def full_precision(device: torch.device) -> AbstractContextManager[object]:
     """Without autocast inside; nothing at all where there is none, as in an exported graph."""
-    if torch.is_autocast_enabled(device.type):
+    if device.type != "meta" and torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
 

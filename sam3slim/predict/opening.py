@@ -12,7 +12,7 @@ import torch
 from sam3slim.checkpoints import ARTIFACT_FILE, IMAGE_SIZE, locate, weight_files
 from sam3slim.checkpoints.load_report import CheckpointError
 from sam3slim.checkpoints.locating import graph_format, read_metadata
-from sam3slim.environment import choose_device
+from sam3slim.environment import choose_device, has_bf16
 from sam3slim.errors import UserError
 from sam3slim.precisions import halves
 from sam3slim.runtimes import check_runtime, open_runtime, runtime_named
@@ -75,11 +75,6 @@ def choose_dtype(name: str, device: torch.device, runtime: str | None = None, so
     if name in halves() and device.type == "cpu" and not (name == "bf16" and has_bf16()):
         raise UserError(f"dtype {name} is seven times slower than fp32 on a CPU; use auto or fp32")
     return name
-
-
-def has_bf16() -> bool:
-    """Whether this CPU multiplies in bfloat16 (AVX512-BF16, AMX)."""
-    return bool(torch.cpu._is_avx512_bf16_supported())
 
 
 def identity(source: str | Path) -> str:

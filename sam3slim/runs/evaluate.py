@@ -15,8 +15,10 @@ from sam3slim.runs.specs import EvaluateSpec
 from sam3slim.runtimes import check_runtime, open_runtime
 
 
-def evaluate(spec: EvaluateSpec, run: Run) -> RunRecord:
+def evaluate(spec: EvaluateSpec, run: Run, opened: tuple[Any, LoadReport] | None = None) -> RunRecord:
     """mAP of ``checkpoint`` on ``data.split``; writes ``record.json`` and the matches others are compared with.
+
+    ``opened`` is what ``open_runtime`` has given for it already.
 
     Raises:
         UserError: bad input.
@@ -27,7 +29,7 @@ def evaluate(spec: EvaluateSpec, run: Run) -> RunRecord:
         require_compiler(spec.compile, device)
         check_runtime(spec.runtime)
         reference = load_reference(spec.reference, spec.data) if spec.reference else None
-        model, report = open_runtime(
+        model, report = opened or open_runtime(
             spec.checkpoint, spec.runtime, device=measured_on(spec, device), arithmetic=spec.arithmetic,
             overrides=spec.overrides,
         )  # fmt: skip
