@@ -21,7 +21,7 @@ from scripts.steps import Step, run_steps
 from scripts.study.page import put_between
 
 SETS = ("carparts", "facades", "coco609")
-METHODS = ("weights_only", "fp16", "bf16", "int8_weight", "int8_dynamic", "int4_weight", "int8_onnx")
+METHODS = ("weights_only", "fp16", "bf16", "int8_weight", "int8_dynamic", "int8_onnx")
 FIT = "init.fit_batches=12"
 STEPS = 400
 TAUGHT = ("distill=full", f"trainer.max_steps={STEPS}", f"trainer.val_check_interval={STEPS}", "optim.lr=2e-4")
@@ -146,9 +146,9 @@ def tables(rows: Sequence[Row], out: Path) -> tuple[dict[str, str], list[dict[st
     lines = []
     for row in rows:
         page = pages.setdefault(row.table, _heading(HEADS[row.table]))
-        if row.step.composed(out).finished() is None:
-            continue
         folder = out / row.step.name / row.step.part
+        if not folder.is_dir() or row.step.composed(out).finished() is None:
+            continue
         first = numbers(folder, out / "full_carparts")
         other = folder / "sets/facades"
         second = numbers(other, out / "full_facades") if (other / "record.json").is_file() else None
