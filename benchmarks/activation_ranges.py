@@ -4,9 +4,10 @@
 
 For every Linear that prompts and pictures of the data reach:
 
-- ``outlier``: the largest absolute input of a channel over the median channel's. Activations are quantised with one
-  scale for all channels of a token, so a ratio of 100 leaves the median channel about one step of INT8.
-- ``int8_input``: relative squared error of the output with inputs rounded to INT8, a scale per token.
+- ``outlier``: the largest absolute input of a channel over the median channel's, of those that are ever used.
+  Activations are quantised with one scale for all channels of a token, so a ratio of 100 leaves the median channel
+  about one step of INT8.
+- ``int8_input``: squared error of the output, of its energy, with inputs rounded to INT8, a scale per token.
 - ``int8_weight``, ``int4_weight``: the same with weights rounded, a scale per output channel; ``int4_group32``: a
   scale per 32 inputs. Symmetric, plain rounding.
 
@@ -65,7 +66,7 @@ class Ranges:
         """A line of the CSV."""
         x, weight = torch.cat(self.rows), self.layer.weight.detach().float()
         y = x @ weight.T
-        whole = (y - y.mean(0)).square().sum().clamp(min=1e-20)
+        whole = y.square().sum()
 
         def error(other: Tensor) -> float:
             return float(f"{float((other - y).square().sum() / whole):.3e}")
@@ -73,7 +74,7 @@ class Ranges:
         return {
             "part": part_of(f"{name}.weight"), "layer": name, "inputs": self.layer.in_features,
             "outputs": self.layer.out_features, "largest": round(float(self.top.max()), 3),
-            "outlier": round(float(self.top.max() / self.top.median().clamp(min=1e-9)), 2),
+            "outlier": round(float(self.top.max() / self.top[self.top > 0].median()), 2),
             "int8_input": error(rounded(x, 8) @ weight.T), "int8_weight": error(x @ rounded(weight, 8).T),
             "int4_weight": error(x @ rounded(weight, 4).T), "int4_group32": error(x @ grouped(weight, 4, 32).T),
         }  # fmt: skip
