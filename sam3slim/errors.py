@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
+UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 
@@ -15,8 +17,12 @@ class UserError(Exception):
     """Bad input, told in one line: what was given, what was expected, and the fix.
 
     Entry points print the message without a traceback and exit with status 2; anything else that
-    escapes is a bug and keeps its traceback.
+    escapes is a bug and keeps its traceback. What no terminal or file takes (escape codes, halves of characters) is
+    written as ``\\x1b``, for a message quotes names out of files.
     """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), message))
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import pytest
 
 from sam3slim.cli import main
 from sam3slim.cli.inspect import size_table
+from sam3slim.errors import UserError
 from sam3slim.files import size_text
 from sam3slim.launch.compose import compose_model
 
@@ -79,3 +80,10 @@ def test_help__imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", ["a\x1b[31mb", "half \ud83d", "bell\x07", "\x9b31m"])
+def test_user_error__can_be_printed_and_written(name: str) -> None:
+    told = str(UserError(f"file {name}"))
+    assert told.isprintable()
+    assert told.encode() == f"file {name.encode('unicode_escape').decode()}".encode()

@@ -18,6 +18,7 @@ from sam3slim.checkpoints.locating import ADAPTER_CONFIG, locate, read_metadata,
 from sam3slim.checkpoints.names import LORA, SAVED, WRAPPERS
 from sam3slim.checkpoints.reference_keys import place_of
 from sam3slim.checkpoints.storage import tensors_of
+from sam3slim.data.values import short
 from sam3slim.files import at_home
 
 WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -89,9 +90,29 @@ def read_config(folder: Path) -> dict[str, Any]:
             "it: PeftModel.from_pretrained(Sam3Model.from_pretrained(BASE), ADAPTER).merge_and_unload()"
             ".save_pretrained(OUT)"
         )
-    if not isinstance(config.get("lora_alpha"), int | float):
-        raise CheckpointError(f"{folder / ADAPTER_CONFIG} has no lora_alpha; give --lora-alpha, or copy the file again")
+    if not _is_factor(config.get("lora_alpha")):
+        raise CheckpointError(
+            f"{folder / ADAPTER_CONFIG} has no lora_alpha that is a number; copy the file again, or add it"
+        )
+    patterns = config.get("alpha_pattern") or {}
+    if not (isinstance(patterns, dict) and all(map(_is_pattern, patterns)) and all(map(_is_factor, patterns.values()))):
+        raise CheckpointError(
+            f"{folder / ADAPTER_CONFIG} has alpha_pattern {short(patterns)}, expected {{module: number}}; copy the "
+            "file again"
+        )
     return config
+
+
+def _is_factor(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9  # NaN is not
+
+
+def _is_pattern(text: Any) -> bool:
+    try:
+        re.compile(text)
+    except (re.error, TypeError, RecursionError, OverflowError):
+        return False
+    return True
 
 
 def merged(tensors: Mapping[str, Tensor], adapter: Adapter) -> dict[str, Tensor]:

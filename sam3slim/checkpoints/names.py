@@ -25,6 +25,7 @@ LORA = re.compile(
     r"(?:\.(?P<name>(?!weight$)[\w-]+))?(?:\.weight)?$"
 )
 SAVED = re.compile(r"^(?P<module>.+)\.modules_to_save\.(?P<name>[\w-]+)\.(?P<tensor>\w+)$")
+MOST_EXPANDED = 2**34  # bytes that a tensor may have of a storage that has fewer
 ENOUGH = 0.5  # of the tensors of the largest set: from here on a second one is no accident
 
 
@@ -55,8 +56,12 @@ def named(tensors: Mapping[str, Tensor], file: Path, prefix: str | None = None) 
         prefix: of the set to take, where the file has several that differ.
 
     Raises:
-        CheckpointError: no tensor of SAM 3; a LoRA adapter alone; several sets that differ, or none of that prefix.
+        CheckpointError: no tensor of SAM 3; a LoRA adapter alone; several sets that differ, or none of that prefix;
+            a tensor that holds no plain values.
     """
+    for name, tensor in tensors.items():
+        if odd := _odd(tensor):
+            raise CheckpointError(f"checkpoint {file}: {name} is {odd}")
     adapter = {name: tensor for name, tensor in tensors.items() if LORA.match(name) or SAVED.match(name)}
     if prefix is not None:
         start = f"{prefix.rstrip('.')}."
@@ -109,6 +114,19 @@ def _unwrapped(tensors: Mapping[str, Tensor], file: Path) -> tuple[dict[str, Ten
             continue
         clean[short], written[short] = tensor, name
     return clean, written, copies
+
+
+def _odd(tensor: Tensor) -> str | None:
+    """What a tensor is that no weight can be, and what to do about it."""
+    if tensor.is_meta:
+        return "a tensor without values (device meta); save the model after its weights are there"
+    if tensor.layout != torch.strided:
+        return "a sparse tensor; save tensor.to_dense()"
+    if tensor.is_quantized:
+        return "a quantised tensor; save tensor.dequantize()"
+    if tensor.nbytes > MOST_EXPANDED and tensor.nbytes > tensor.untyped_storage().nbytes():
+        return f"a tensor of {tensor.nbytes:,} bytes, of which the file holds {tensor.untyped_storage().nbytes():,}"
+    return None
 
 
 def _start(*names: str) -> str:

@@ -34,6 +34,7 @@ from sam3slim.checkpoints.storage import read_safetensors, tensors_of
 from sam3slim.models.build import state_shapes
 from sam3slim.precisions import name_of
 from sam3slim.specs import ModelSpec
+from sam3slim.strict import SpecError
 
 Overrides = Mapping[str, Any]
 SCHEMA = 1  # of sam3slim.json
@@ -94,11 +95,14 @@ def read(located: Located, overrides: Overrides | None = None) -> RawCheckpoint:
 
     Raises:
         CheckpointError: anything damaged or unknown, in one line.
-        SpecError: an override that cannot be.
+        SpecError: sizes that cannot be, the file's or an override.
     """
     sizes = dict(overrides or {})
     chosen = sizes.pop(WEIGHTS, None)
-    return READERS[located.kind](located.path, sizes, None if chosen is None else str(chosen))
+    try:
+        return READERS[located.kind](located.path, sizes, None if chosen is None else str(chosen))
+    except SpecError as error:
+        raise SpecError(f"checkpoint {located.path}: {error}") from error
 
 
 def read_artifact(folder: Path, overrides: Overrides, chosen: str | None = None) -> RawCheckpoint:

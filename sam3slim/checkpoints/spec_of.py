@@ -22,7 +22,7 @@ from sam3slim.specs import (
     VocabularySpec,
     mlp_ratio,
 )
-from sam3slim.strict import spec_from_dict
+from sam3slim.strict import SpecError, spec_from_dict
 
 # What a ModelSpec has no word for; a config that differs here computes something else.
 FIXED = {
@@ -61,8 +61,10 @@ def spec_from_file(path: Path, values: Mapping[str, Any], name: str) -> ModelSpe
     """
     try:
         return spec_from_config(Sam3Config.from_dict(dict(values)), name)
-    except UserError:
+    except SpecError:
         raise
+    except UserError as error:
+        raise CheckpointError(f"checkpoint {path.parent}: {error}") from error
     except Exception as error:  # which one transformers raises depends on where the odd value is
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CheckpointError(f"{path} is not a SAM 3 configuration: {reason}; correct it there") from error

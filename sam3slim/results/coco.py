@@ -5,7 +5,6 @@ faster-coco-eval computes both, one category at a time, so that memory does not 
 
 from __future__ import annotations
 
-import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,8 +23,6 @@ from sam3slim.results.samples import Samples
 if TYPE_CHECKING:
     from sam3slim.data.batch import GroundTruth
     from sam3slim.data.detections import Detections
-
-logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)  # it tells the time of every category's every step
 
 IouType = Literal["bbox", "segm"]
 FIXED_DETECTIONS = 10_000  # of a category
