@@ -1,4 +1,4 @@
-"""What fitting a cut vision tower costs at SAM 3's width: seconds and memory of ``fit_vision`` on the CPU.
+"""What fitting a cut vision tower costs at SAM 3's width: seconds and memory on the CPU.
 
     python benchmarks/fit_full_size.py [--blocks 8] [--images 1] [--threads 2]
 
@@ -21,7 +21,8 @@ from sam3slim.evaluation.latency import peak_memory_bytes
 from sam3slim.files import write_csv
 from sam3slim.launch.compose import compose_model
 from sam3slim.models.build import empty_model
-from sam3slim.slimming import fit_vision, inherit
+from sam3slim.slimming import inherit
+from sam3slim.slimming.fitting.vision import VisionTower
 
 RESULT = Path(__file__).parent / "results" / "fit_full_size.csv"
 REST = [
@@ -53,7 +54,8 @@ def main() -> None:
     images = [torch.randn(1, 3, 1008, 1008, generator=generator) for _ in range(arguments.images)]
     before = peak_memory_bytes("cpu")
     started = time.perf_counter()
-    fit_vision(source, target, plan, images)
+    with torch.no_grad():
+        VisionTower(source, target, plan).fit_all(images)
     seconds, beyond = time.perf_counter() - started, peak_memory_bytes("cpu") - before
     row = {
         "blocks": blocks[0], "to": blocks[1], "images": arguments.images,

@@ -56,14 +56,10 @@ def decode(
     all_hidden, all_boxes, all_presence = [], [], []
     map_size = decoder.config.num_attention_heads * hidden.shape[1] * memory.shape[1]
     for layer in decoder.layers:
-        step = partial(_step, decoder, layer, grid, one_to_many)
+        step = partial(step_of, decoder, layer, grid, one_to_many)
         rows = (hidden, boxes, prompt, memory, memory_pos, text_mask)
         hidden = recomputed(step, *rows, elements=map_size) if recompute else step(*rows)
-        normed = decoder.output_layer_norm(hidden[:, 1:])
-        present = decoder.presence_layer_norm(hidden[:, :1])
-        with full_precision(boxes.device):
-            new_boxes = (decoder.box_head(as_weights(normed, decoder.box_head)) + inverse_sigmoid(boxes)).sigmoid()
-            presence = decoder.presence_head(as_weights(present, decoder.presence_head)).squeeze(-1)
+        normed, new_boxes, presence = read_out(decoder, hidden, boxes)
         boxes = new_boxes.detach()
         limit = decoder.clamp_presence_logit_max_val
         all_hidden.append(normed)
@@ -72,7 +68,17 @@ def decode(
     return torch.stack(all_hidden), torch.stack(all_boxes), torch.stack(all_presence)
 
 
-def _step(
+def read_out(decoder: Any, hidden: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What the heads say of a layer's output [P, 1 + Q, d]: normalised queries, refined ``boxes``, presence logits."""
+    normed = decoder.output_layer_norm(hidden[:, 1:])
+    present = decoder.presence_layer_norm(hidden[:, :1])
+    with full_precision(boxes.device):
+        new_boxes = (decoder.box_head(as_weights(normed, decoder.box_head)) + inverse_sigmoid(boxes)).sigmoid()
+        presence = decoder.presence_head(as_weights(present, decoder.presence_head)).squeeze(-1)
+    return normed, new_boxes, presence
+
+
+def step_of(
     decoder: Sam3DetrDecoder,
     layer: Any,
     grid: tuple[int, int],

@@ -32,7 +32,7 @@ from sam3slim.slimming import (
     check_slimmer,
     check_vision,
     collect_scores,
-    fit_vision,
+    fit_model,
     greedy_blocks,
     inherit,
 )
@@ -199,12 +199,11 @@ def with_blocks(model: ModelSpec, source: ModelSpec, greedy: Greedy) -> ModelSpe
 
 
 def fitted(source: Sam3, model: Sam3, plan: Plan, spec: TrainSpec, data: ConceptData) -> Fit:
-    """Fit the vision tower that was cut on the first ``init.fit_batches`` training batches, as ``data_scores`` does."""
+    """Fit what was cut on the first ``init.fit_batches`` training batches, as ``data_scores`` does."""
     device = training_device(spec)
     with torch.random.fork_rng():
-        batches = islice(_batches(data, source), spec.init.fit_batches)
-        images = [batch.pixel_values.to(device) for batch in batches]
-        found = fit_vision(source.to(device), model.to(device), plan, images)  # type: ignore[arg-type]
+        batches = [batch.to(device) for batch in islice(_batches(data, source), spec.init.fit_batches)]
+        found = fit_model(source.to(device), model.to(device), plan, batches)  # type: ignore[arg-type]
     back_to_cpu(source, model)
     return found
 

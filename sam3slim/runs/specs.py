@@ -37,7 +37,7 @@ class InitSpec:
         protect_global: False lets ``depth=greedy`` remove blocks with global attention, too.
         fresh_box_labels: draw the vectors of positive and negative boxes anew, see ``models.init.fresh_box_labels``;
             for checkpoints that were not trained with boxes.
-        fit_batches: training batches to fit a cut vision tower on, see ``slimming.fit_vision``; 0: not at all.
+        fit_batches: training batches to fit the cut model on, see ``slimming.fit_model``; 0: not at all.
         vision: a pre-trained plain ViT that the vision tower starts from, see ``checkpoints.plain_vit``; None: none.
         vision_batches: training batches to fit it on, see ``slimming.adopt_vision``.
     """

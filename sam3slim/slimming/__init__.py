@@ -3,7 +3,7 @@
 from sam3slim.slimming.check import check_slimmer
 from sam3slim.slimming.collect import DATA_IMPORTANCES, DataScores, collect_scores
 from sam3slim.slimming.depth import Depth
-from sam3slim.slimming.fit import fit_vision
+from sam3slim.slimming.fitting import fit_model
 from sam3slim.slimming.greedy import greedy_blocks
 from sam3slim.slimming.inheritance import check_rule, inherit
 from sam3slim.slimming.plan import Fit, Greedy, Kept, Plan
@@ -27,7 +27,7 @@ __all__ = [
     "check_slimmer",
     "check_vision",
     "collect_scores",
-    "fit_vision",
+    "fit_model",
     "greedy_blocks",
     "inherit",
 ]

@@ -19,7 +19,7 @@ from sam3slim.errors import UserError
 from sam3slim.evaluation.inference import eval_mode
 from sam3slim.models import Sam3
 from sam3slim.progress import progress_bar
-from sam3slim.slimming.fit import _capture_io, _set, _spatial
+from sam3slim.slimming.fitting.blocks import capture, set_linear, spatial
 from sam3slim.slimming.least_squares import LeastSquares
 from sam3slim.slimming.plan import Greedy
 
@@ -117,7 +117,7 @@ class _Tower:
         its, mine = self.layers[block], copy.deepcopy(self.layers[block])
         middles = []
         for streams in self.streams:
-            with _capture_io({"norm": its.layer_norm2}) as seen:
+            with capture({"norm": its.layer_norm2}) as seen:
                 its(streams[block])
             middles.append(seen["norm"][0])
         ends = [streams[end] for streams in self.streams]
@@ -125,12 +125,12 @@ class _Tower:
             layer = mine.get_submodule(name)
             fit = LeastSquares(layer.weight, layer.bias)
             for stream, want in zip(slim, wanted, strict=True):
-                with _capture_io({name: layer, "norm": mine.layer_norm2}) as seen:
+                with capture({name: layer, "norm": mine.layer_norm2}) as seen:
                     mine(stream)
                 read = seen[name][0]
                 if name == "attention.o_proj":
-                    fit.add(_spatial(read, stream, mine.window_size), want - stream)
+                    fit.add(spatial(read, mine, stream), want - stream)
                 else:
                     fit.add(read, want - seen["norm"][0])
-            _set(layer, *fit.solve())
+            set_linear(layer, *fit.solve())
         return mine

@@ -27,14 +27,19 @@ class LeastSquares:
         self._inputs = weight.new_zeros(size, size, dtype=torch.float64)
         self._residuals = weight.new_zeros(size, weight.shape[0], dtype=torch.float64)
 
-    def add(self, inputs: Tensor, wanted: Tensor) -> None:
-        """Rows ``inputs`` [..., inputs] and the outputs they should have [..., outputs]."""
+    def add(self, inputs: Tensor, wanted: Tensor, weights: Tensor | None = None) -> None:
+        """Rows [..., inputs], the outputs they should have [..., outputs], and what the rows weigh [...]."""
         x = inputs.flatten(0, -2).float()
-        y = wanted.flatten(0, -2).float() - (x @ self._weight.T + self._bias)
+        y = wanted.flatten(0, -2).float()
+        w = None if weights is None else weights.flatten().float()
+        if w is not None and not bool(w.all()):  # rows that do not count need no product
+            x, y, w = x[w != 0], y[w != 0], w[w != 0]
+        y = y - (x @ self._weight.T + self._bias)
         if self._intercept:
             x = torch.cat([x, x.new_ones(len(x), 1)], dim=1)
-        self._inputs += x.T @ x
-        self._residuals += x.T @ y
+        left = x.T if w is None else x.T * w
+        self._inputs += left @ x
+        self._residuals += left @ y
 
     def solve(self) -> tuple[Tensor, Tensor]:
         """Weight and bias, float64."""

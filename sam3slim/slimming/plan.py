@@ -44,9 +44,9 @@ class Fit:
 
     Attributes:
         images: pictures it was done on.
-        variance: share of the stream's variance that the kept directions hold; None where the width is whole.
-        before, after: error of the neck's maps that the detector reads, finest first, as a share of their variance; on
-            the same pictures.
+        variance: share of the vision tower's stream that the kept directions hold; None where the width is whole.
+        before, after: squared error as a share of the variance, on the same pictures: of the neck's maps that the
+            detector reads, finest first, of the encoder's output, and of the decoder's last queries.
     """
 
     images: int
@@ -58,7 +58,10 @@ class Fit:
         """One line."""
         kept = "" if self.variance is None else f", {100 * self.variance:.1f} % of the stream's variance kept"
         before, after = (" / ".join(f"{value:.3f}" for value in values) for values in (self.before, self.after))
-        return f"  vision tower fitted on {self.images} images{kept}; error of its maps {before} → {after}"
+        return (
+            f"  fitted on {self.images} images{kept}; error of the neck's three maps, the encoder's output and the "
+            f"decoder's: {before} → {after}"
+        )
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ class Plan:
     params_before: int
     params_after: int
     kept: tuple[Kept, ...]
-    fit: Fit | None = None  # what was done to the vision tower after the cut
+    fit: Fit | None = None  # what was done after the cut
     greedy: Greedy | None = None  # how its blocks were chosen
 
     def __getitem__(self, axis: str) -> Kept:

@@ -33,7 +33,7 @@ from sam3slim.evaluation.inference import eval_mode
 from sam3slim.models import Sam3
 from sam3slim.models.plain_vit import PlainBlock, PlainVit
 from sam3slim.progress import progress_bar
-from sam3slim.slimming.fit import _capture_io, _set, _spatial
+from sam3slim.slimming.fitting.blocks import capture, set_linear, spatial
 from sam3slim.slimming.least_squares import LeastSquares
 from sam3slim.specs import VitSpec, mlp_ratio
 
@@ -184,7 +184,7 @@ class _Adoption:
         wanted: list[dict[str, Tensor]] = []
         handed_on = []
         for stream in self.full:
-            with _capture_io(watched) as seen:
+            with capture(watched) as seen:
                 handed_on.append(its(stream))
             ends = {name: self.vit.patches(seen[name][1]) for name in watched if name != "norm"}
             middle, end = self.vit.patches(seen["norm"][0]), self.vit.patches(handed_on[-1])
@@ -193,18 +193,18 @@ class _Adoption:
             layers = {name: mine.get_submodule(name) for name in step}
             fits = {name: LeastSquares(layer.weight, layer.bias) for name, layer in layers.items()}
             for stream, want in zip(self.slim[:-1], wanted[:-1], strict=True):
-                with _capture_io({**layers, "norm1": mine.layer_norm1, "norm": mine.layer_norm2}) as seen:
+                with capture({**layers, "norm1": mine.layer_norm1, "norm": mine.layer_norm2}) as seen:
                     mine(stream)
                 for name, fit in fits.items():
                     read = seen["norm1"][1] if name in names else seen[name][0]
                     if name == "attention.o_proj":
-                        fit.add(_spatial(read, stream, mine.window_size), _centred(want[name] - stream))
+                        fit.add(spatial(read, mine, stream), _centred(want[name] - stream))
                     elif name == "mlp.fc2":
                         fit.add(read, _centred(want[name] - seen["norm"][0]))
                     else:
                         fit.add(read, want[name])
             for name, fit in fits.items():
-                _set(layers[name], *fit.solve())
+                set_linear(layers[name], *fit.solve())
         return handed_on
 
     def _error(self) -> float:
