@@ -1,4 +1,4 @@
-"""PyTorch FP32, ONNX Runtime FP32 and ONNX Runtime INT8 on the CPU, in turns.
+"""PyTorch FP32, ONNX Runtime (FP32, INT8) and OpenVINO (FP32, bfloat16, W8A16, W8A8) on the CPU, in turns.
 
     python benchmarks/onnx_vision.py vit [--blocks 4] [--rounds 5] [--threads 2]
     python benchmarks/onnx_vision.py nano [--rounds 20] [--threads 2]
@@ -6,7 +6,8 @@
 ``vit`` is a ViT of SAM 3's width (1,024; 16 heads; 5,184 tokens; blocks as asked, every fourth global) with random
 weights; ``nano`` is the whole of ``assets/nano`` on one image and 23 phrases: both towers, encoder, decoder, masks. One
 call of each per round, after ``WARM_UP`` rounds that do not count; every other round runs in the opposite order. The
-error is that of the output against PyTorch's, as a share of its norm.
+error is that of the output against PyTorch's, as a share of its norm. Beside the clock, the processor time of every
+call is measured: on a machine that does other work it is what can be compared.
 """
 
 from __future__ import annotations
@@ -29,18 +30,21 @@ from torch import Tensor, nn
 from sam3slim.checkpoints import load
 from sam3slim.compression import Int8Rules
 from sam3slim.compression.int8_weight import quantised_names
-from sam3slim.environment import describe_device
+from sam3slim.environment import cpu_flags, describe_device
 from sam3slim.files import write_csv
 from sam3slim.graphs import export_onnx, load_onnx
 from sam3slim.graphs.quantise import quantise
 from sam3slim.graphs.trace import trace
 from sam3slim.models import build_model
+from sam3slim.runtimes import open_runtime
+from sam3slim.runtimes.openvino_models import compile_graph
 from sam3slim.specs import ModelSpec, TextSpec
 
 WARM_UP = 1
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results"
 Run = Callable[[], Tensor]
+OPENVINO = ("fp32", "bf16", "w8a16", "w8a8")
 
 
 class Backbone(nn.Module):
@@ -75,11 +79,22 @@ def vit(folder: Path, blocks: int, threads: int) -> dict[str, Run]:
     names = [f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     quantise(folder / "fp32.onnx", folder / "int8.onnx", names)
     feed = {"pixel_values": pixels.numpy()}
+    compiled = {
+        f"openvino {arithmetic}": partial(
+            _first, compile_graph(folder / "fp32.onnx", arithmetic, tower=True, threads=threads), feed
+        )
+        for arithmetic in OPENVINO
+    }
     return {
         "torch fp32": lambda: model(pixels),
         "onnxruntime fp32": session(folder / "fp32.onnx", feed, threads),
         "onnxruntime int8": session(folder / "int8.onnx", feed, threads),
+        **compiled,
     }
+
+
+def _first(request: Any, feed: dict[str, Any]) -> Tensor:
+    return torch.from_numpy(next(iter(request.infer(feed, share_inputs=True).values())))
 
 
 def nano(folder: Path) -> dict[str, Run]:
@@ -98,6 +113,10 @@ def nano(folder: Path) -> dict[str, Run]:
         "torch fp32": model,
         "onnxruntime fp32": load_onnx(folder / "fp32")[0],
         "onnxruntime int8": load_onnx(folder / "int8")[0],
+        **{
+            f"openvino {arithmetic}": open_runtime(folder / "fp32", "openvino", arithmetic=arithmetic)[0]
+            for arithmetic in OPENVINO
+        },
     }
     return {name: partial(lambda model: model(**inputs).pred_masks, m) for name, m in models.items()}
 
@@ -116,17 +135,20 @@ def main() -> None:
         runs = (
             vit(Path(folder), arguments.blocks, arguments.threads) if arguments.subject == "vit" else nano(Path(folder))
         )
-        times, outputs = measure(runs, arguments.rounds)
+        times, own, outputs = measure(runs, arguments.rounds)
     reference = outputs["torch fp32"]
     for name, seconds in times.items():
         error = float((outputs[name] - reference).norm() / reference.norm())
+        cpu = [base / mine for base, mine in zip(own["torch fp32"], own[name], strict=True)]
         ratios = [base / own for base, own in zip(times["torch fp32"], seconds, strict=True)]
         rows.append({
             "subject": subject, "run": name, "rounds": len(seconds), "error": f"{error:.2g}",
             "median_ms": round(1000 * statistics.median(seconds), 1), "min_ms": round(1000 * min(seconds), 1),
             "max_ms": round(1000 * max(seconds), 1), "speedup_median": round(statistics.median(ratios), 2),
             "speedup_min": round(min(ratios), 2), "speedup_max": round(max(ratios), 2),
-            "device": describe_device("cpu"),
+            "processor_ms": round(1000 * statistics.median(own[name]), 1),
+            "processor_speedup": round(statistics.median(cpu), 2), "device": describe_device("cpu"),
+            "flags": " ".join(cpu_flags()), "openvino": version("openvino"),
             "torch": version("torch"), "onnxruntime": version("onnxruntime"),
         })  # fmt: skip
         print(rows[-1], flush=True)
@@ -134,17 +156,21 @@ def main() -> None:
     write_csv(result, rows)
 
 
-def measure(runs: dict[str, Run], rounds: int) -> tuple[dict[str, list[float]], dict[str, Tensor]]:
-    """Seconds of every counted call, and the last outputs."""
+def measure(
+    runs: dict[str, Run], rounds: int
+) -> tuple[dict[str, list[float]], dict[str, list[float]], dict[str, Tensor]]:
+    """Seconds of every counted call by the clock and of the processor, and the last outputs."""
     times: dict[str, list[float]] = {name: [] for name in runs}
+    own: dict[str, list[float]] = {name: [] for name in runs}
     outputs: dict[str, Tensor] = {}
     for number in range(WARM_UP + rounds):
         for name in runs if number % 2 else reversed(runs):
-            started = time.perf_counter()
+            started, before = time.perf_counter(), time.process_time()
             outputs[name] = runs[name]()
             if number >= WARM_UP:
                 times[name].append(time.perf_counter() - started)
-    return times, outputs
+                own[name].append(time.process_time() - before)
+    return times, own, outputs
 
 
 if __name__ == "__main__":

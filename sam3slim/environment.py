@@ -67,14 +67,14 @@ def library_versions() -> dict[str, str | None]:
     return versions
 
 
-def describe_device(device: torch.device | str | None = None) -> str:
-    """Name of the GPU, or of the CPU with torch's threads; None: the GPU if there is one."""
+def describe_device(device: torch.device | str | None = None, threads: int | None = None) -> str:
+    """Name of the GPU, or of the CPU with its ``threads`` (None: torch's); None: the GPU if there is one."""
     import torch  # seconds, which reading records has no use for
 
     kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if kind.type == "cuda":
         return torch.cuda.get_device_name(kind)
-    return f"{_cpu_name()}, {torch.get_num_threads()} threads"
+    return f"{_cpu_name()}, {threads or torch.get_num_threads()} threads"
 
 
 def choose_device(name: str = "auto") -> torch.device:

@@ -23,6 +23,13 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     add("--format", default="hf", metavar="FORMAT", help="hf, reference, onnx or torch-export (default: %(default)s)")
     add("--max-drop", type=float, metavar="POINTS", help="most points of the metric lost against the full model")
     add("--max-bytes", metavar="SIZE", help="largest size of the export, e.g. 500MB or 1.5GiB")
+    add(
+        "--max-latency",
+        metavar="TIME",
+        help="longest median of one forward, e.g. 120ms or 0.5s, measured on this machine",
+    )
+    add("--on", choices=("cpu", "cuda"), help="with --max-latency: where it was measured")
+    add("--any-machine", action="store_true", help="with --max-latency: also latencies of other machines")
     add("--best", metavar="WHAT", help="map: the best metric, size: the smallest, of those within the limits")
     add("--metric", metavar="NAME", help="the metric that decides (default: segm; bbox where no run has masks)")
     add("--group", metavar="N", help="number or words of the data and protocol, where records have several")
@@ -34,12 +41,14 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from sam3slim.export.sizes import parse_bytes
+    from sam3slim.export.sizes import parse_bytes, parse_milliseconds
     from sam3slim.results.select import ExportCriteria
 
     max_bytes = None if arguments.max_bytes is None else parse_bytes(arguments.max_bytes)
     limits = {"max_drop": arguments.max_drop, "max_bytes": max_bytes, "best": arguments.best}
-    limits["metric"] = arguments.metric
+    latency = None if arguments.max_latency is None else parse_milliseconds(arguments.max_latency)
+    limits |= {"metric": arguments.metric, "max_latency_ms": latency, "on": arguments.on}
+    limits["any_machine"] = arguments.any_machine
     criteria = ExportCriteria(arguments.format, **limits)
     if arguments.dry_run:
         from sam3slim.results.select import choose

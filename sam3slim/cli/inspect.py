@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from sam3slim.cli.command import Command, plain_console, quick_imports
@@ -76,10 +77,12 @@ def _inspect_architecture(overrides: list[str], as_json: bool) -> None:
     with quick_imports():
         from sam3slim.launch.compose import compose_model
 
+    from sam3slim.models.flops import count_flops
+
     spec = compose_model(overrides)
     table = size_table(spec)
     if as_json:
-        print(json.dumps({"model": spec.to_dict(), **table}, indent=2))
+        print(json.dumps({"model": spec.to_dict(), **table, "flops": asdict(count_flops(spec))}, indent=2))
     else:
         _print_sizes(spec, table)
 
@@ -148,8 +151,33 @@ def _print_sizes(spec: ModelSpec, table: dict[str, Any]) -> None:
     shown.add_row("total", f"{params['total']:,}", "100.0%", *totals)
     console = plain_console()
     console.print(shown)
-    for line in architecture_lines(spec):
+    for line in [*architecture_lines(spec), *flops_lines(spec)]:
         console.print(line, soft_wrap=True)
+
+
+def flops_lines(spec: ModelSpec) -> list[str]:
+    """Operations of one image, phrase and prompt, by part."""
+    from sam3slim.models.flops import count_flops
+
+    found = count_flops(spec)
+    rows = {"image": found.image, "phrase": found.phrase, "prompt": found.prompt}
+    return [
+        f"per {what:<7}{operations_text(sum(parts.values()))}"
+        + (
+            f" ({', '.join(f'{part} {operations_text(n)}' for part, n in parts.items() if n)})"
+            if len(parts) > 1
+            else ""
+        )
+        for what, parts in rows.items()
+    ]
+
+
+def operations_text(count: int) -> str:
+    """``5.61 TFLOP``."""
+    for scale, unit in ((1e12, "TFLOP"), (1e9, "GFLOP")):
+        if count >= scale:
+            return f"{count / scale:.3g} {unit}"
+    return f"{count / 1e6:.3g} MFLOP"
 
 
 def _print_checkpoint(found: Inspection) -> None:
@@ -172,7 +200,7 @@ def _print_checkpoint(found: Inspection) -> None:
     console.print(f"{report.source}: {report.kind}, {report.precision}", soft_wrap=True)
     console.print(shown)
     types = [f"{name} {row['params'] / total:.1%}" for name, row in found.dtypes.items()]
-    for line in [*architecture_lines(report.spec), f"types     {', '.join(types)}"]:
+    for line in [*architecture_lines(report.spec), *flops_lines(report.spec), f"types     {', '.join(types)}"]:
         console.print(line, soft_wrap=True)
     complete = f"complete  every tensor {'that is read ' if report.absent else ''}is there"
     for line in report.notes():
@@ -182,7 +210,7 @@ def _print_checkpoint(found: Inspection) -> None:
 
 INSPECT = Command(
     "inspect",
-    "parameters and bytes of an architecture or a checkpoint, by part",
+    "parameters, bytes and operations of an architecture or a checkpoint, by part",
     _arguments,
     _run,
     epilog="sam3slim inspect model=slim model/encoder=l6   or   sam3slim inspect sam3.pt",

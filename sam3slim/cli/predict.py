@@ -45,6 +45,13 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--overlays", action=argparse.BooleanOptionalAction, default=True, help="write pictures with detections"
     )
+    parser.add_argument("--tile", type=int, metavar="PIXELS", help="cut larger pictures into tiles of this side")
+    parser.add_argument(
+        "--overlap", type=float, default=0.2, metavar="SHARE", help="of neighbouring tiles (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--shard", metavar="I/N", help="this is process I of N that share the pictures and --out (torchrun sets it)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="begin again in a folder that has predictions")
 
 
@@ -69,6 +76,9 @@ def _run(arguments: argparse.Namespace) -> None:
         dtype=arguments.dtype,
         runtime=arguments.runtime,
         overlays=arguments.overlays,
+        tile=arguments.tile,
+        overlap=arguments.overlap,
+        shard=arguments.shard,
         overwrite=arguments.overwrite,
     )
     _print(predict_files(spec))
@@ -79,6 +89,8 @@ def _print(done: Done) -> None:
     before = f" ({done.kept} from before)" if done.kept else ""
     print(f"{done.images + done.kept} images{before}, {done.detections} detections{rate}")
     print(f"written: {done.path}")
+    if done.waiting:
+        print(f"not finished yet: shards {', '.join(done.waiting)}; the last one writes the common detections.json")
     if done.unasked:
         print(f"warning: {done.unasked} images have no boxes, so nothing was asked of them", file=sys.stderr)
     if done.skipped:

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sam3slim.errors import UserError
 from sam3slim.export.builder import builder_sizes
@@ -42,6 +42,9 @@ def export(
     max_bytes: int | None = None,
     best: str | None = None,
     metric: str | None = None,
+    max_latency_ms: float | None = None,
+    on: Literal["cpu", "cuda"] | None = None,
+    any_machine: bool = False,
     group: str | None = None,
     reference: str | Path | None = None,
     data: str | Path | None = None,
@@ -63,6 +66,7 @@ def export(
         max_bytes: of the export's weights.
         best: ``map`` or ``size``; see ``ExportCriteria``.
         metric: name of the metric that decides; None: mask mAP, box mAP without masks.
+        max_latency_ms, on, any_machine: see ``ExportCriteria``.
         group, reference: see ``choose``.
         data: where the data lie now, if not where the records say.
         check_images: how many of the record's images both models are evaluated on; 0: none.
@@ -74,7 +78,9 @@ def export(
         UserError: bad input, a format that a package is missing for, or an export that is not what was picked.
     """
     path = at_home(out)
-    criteria = ExportCriteria(format, max_drop, max_bytes, best, metric)  # type: ignore[arg-type]
+    # Words are checked there.
+    wanted: Any = (format, max_drop, max_bytes, best, metric, max_latency_ms, on, any_machine)
+    criteria = ExportCriteria(*wanted)
     if check_images < 0:
         raise UserError(f"--check-images {check_images}: expected 0 or more")
     _check_out(path, overwrite)

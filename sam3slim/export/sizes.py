@@ -1,4 +1,4 @@
-"""Sizes as people write them."""
+"""Sizes and times as people write them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ UNITS = {"": 1, "b": 1} | {
     for infix, base in (("", 1000), ("i", 1024))
 }
 _SIZE = re.compile(r"\s*(?P<number>\d+(?:[.,_]\d+)*(?:e\d+)?)\s*(?P<unit>[a-z]*)\s*", re.IGNORECASE)
+_TIME = re.compile(r"\s*(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>ms|s)?\s*", re.IGNORECASE)
 
 
 def parse_bytes(text: str | int, what: str = "--max-bytes") -> int:
@@ -38,3 +39,15 @@ def parse_bytes(text: str | int, what: str = "--max-bytes") -> int:
     if size < 1:
         raise UserError(f"{what} {text}: expected at least one byte")
     return size
+
+
+def parse_milliseconds(text: str, what: str = "--max-latency") -> float:
+    """``120ms`` → 120, ``0.5s`` → 500; a bare number is milliseconds.
+
+    Raises:
+        UserError: not a time, or none above 0.
+    """
+    match = _TIME.fullmatch(text)
+    if match is None or not float(match["number"]) > 0:
+        raise UserError(f"{what} {text}: expected a time such as 120ms or 0.5s")
+    return float(match["number"]) * (1000 if (match["unit"] or "ms").lower() == "s" else 1)

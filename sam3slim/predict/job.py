@@ -10,6 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from sam3slim.data.detections import Detections
+from sam3slim.environment import this_process
 from sam3slim.errors import UserError
 from sam3slim.predict.images import Picture, find_pictures, shared_folder
 from sam3slim.predict.opening import choose_dtype, device_for, identity
@@ -17,6 +21,8 @@ from sam3slim.predict.overlay import write_overlay
 from sam3slim.predict.predictor import Predictor
 from sam3slim.predict.prompts import Prompts, read_boxes, read_phrases
 from sam3slim.predict.reading import Decoded, Unread, batches, decode
+from sam3slim.predict.shards import check_out, merge, shard_of
+from sam3slim.predict.tiles import Tiling, merge_tiles
 from sam3slim.predict.writer import FINAL_FILE, OutputFolder
 from sam3slim.progress import progress_bar
 
@@ -34,6 +40,9 @@ class PredictSpec:
         batch_size, prompt_chunk: pictures and prompts that pass the model together.
         device, dtype, runtime: see ``Predictor``.
         overlays: also write pictures with the detections on them.
+        tile, overlap: side of the tiles that larger pictures are cut into, in pixels, and how much they overlap (see
+            ``Tiling``); None: pictures are squashed whole.
+        shard: ``i/n``: this process takes the i-th of every n pictures; None: what torchrun says, or all.
         overwrite: begin again in a folder that has predictions.
 
     Raises:
@@ -56,6 +65,9 @@ class PredictSpec:
     dtype: str = "auto"
     runtime: str | None = None
     overlays: bool = True
+    tile: int | None = None
+    overlap: float = 0.2
+    shard: str | None = None
     overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -66,6 +78,13 @@ class PredictSpec:
         for name in ("max_per_image", "batch_size", "prompt_chunk"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected at least 1")
+        if self.tile is not None:
+            Tiling(self.tile, self.overlap)
+            if self.boxes_file:
+                raise UserError(
+                    "--tile with --boxes: a box may lie across tiles; ask for phrases alone, or leave --tile out"
+                )
+        shard_of(self.shard)
         if not (self.prompts or self.prompts_file or self.boxes_file):
             raise UserError("nothing to look for; give --prompt PHRASE, --prompts FILE or --boxes FILE")
 
@@ -79,6 +98,7 @@ class Done:
         detections: in ``path``, the COCO file.
         skipped: picture's name → why it could not be read, or is left out.
         unasked: pictures that only boxes were to be asked of, and that have none.
+        waiting: shards that have not finished, so that the common file is not written yet.
         seconds: of prediction, without opening the model.
     """
 
@@ -87,6 +107,7 @@ class Done:
     kept: int = 0
     detections: int = 0
     unasked: int = 0
+    waiting: list[str] = field(default_factory=list)
     seconds: float = 0.0
     skipped: dict[str, str] = field(default_factory=dict)
 
@@ -105,7 +126,10 @@ def predict_files(spec: PredictSpec, *, progress: bool = True) -> Done:
     phrases = read_phrases(spec.prompts, spec.prompts_file)
     boxes, digest = read_boxes(spec.boxes_file, pictures) if spec.boxes_file else ({}, "")
     prompts = Prompts(phrases, boxes, digest)
+    shard = shard_of(spec.shard)
     device = device_for(spec.source, spec.device, spec.runtime)
+    if device.type == "cuda" and device.index is None and shard is not None:
+        device = torch.device("cuda", this_process().local_rank % torch.cuda.device_count())
     dtype = choose_dtype(spec.dtype, device, spec.runtime, spec.source)
     settings: dict[str, Any] = {
         "model": identity(spec.source), "dtype": dtype, "prompts": list(phrases), "boxes": digest,
@@ -119,22 +143,33 @@ def predict_files(spec: PredictSpec, *, progress: bool = True) -> Done:
         settings["image_size"] = spec.image_size
     if spec.runtime is not None:
         settings["runtime"] = spec.runtime
-    with OutputFolder(out, settings, overwrite=spec.overwrite) as folder:
+    if spec.tile is not None:
+        settings |= {"tile": spec.tile, "overlap": spec.overlap}
+    check_out(out, shard)
+    everything, place = pictures, out
+    if shard is not None:
+        pictures, place, settings["shard"] = shard.of(pictures), shard.folder(out), str(shard)
+    with OutputFolder(place, settings, overwrite=spec.overwrite) as folder:
         todo = [p for p in pictures if not _finished(folder, p, spec.overlays)]
-        done = Done(out / FINAL_FILE, kept=len(pictures) - len(todo))
+        done = Done(place / FINAL_FILE, kept=len(pictures) - len(todo))
         try:
             if todo:
-                _work(spec, folder, todo, prompts, done, progress)
+                _work(spec, device, folder, todo, prompts, done, progress)
         except KeyboardInterrupt:
-            print(f"{len(folder)} images are kept in {out}; the same command goes on", file=sys.stderr)
+            print(f"{len(folder)} images are kept in {place}; the same command goes on", file=sys.stderr)
             raise
         lost = [p.name for p in pictures if p.name not in done.skipped and not folder.is_done(p)]
         done.skipped |= dict.fromkeys(lost, "was changed meanwhile; the same command does it again")
-        if len(done.skipped) == len(pictures):
+        if len(done.skipped) == len(pictures) and shard is None:
             name, why = next(iter(done.skipped.items()))
             raise UserError(f"none of the {len(pictures)} images can be read; the first, {name}, {why}")
         done.unasked = 0 if phrases else sum(p.name not in boxes and p.name not in done.skipped for p in pictures)
         done.detections = folder.finish(pictures, prompts.categories, done.skipped)
+    if shard is not None:
+        found, waiting = merge(out, shard, everything, prompts.categories, folder.settings)
+        done.waiting = [str(other) for other in waiting]
+        if not waiting:
+            done.detections, done.path = found, out / FINAL_FILE
     return done
 
 
@@ -143,10 +178,16 @@ def _finished(folder: OutputFolder, picture: Picture, overlays: bool) -> bool:
 
 
 def _work(
-    spec: PredictSpec, folder: OutputFolder, todo: Sequence[Picture], prompts: Prompts, done: Done, progress: bool
+    spec: PredictSpec,
+    device: torch.device,
+    folder: OutputFolder,
+    todo: Sequence[Picture],
+    prompts: Prompts,
+    done: Done,
+    progress: bool,
 ) -> None:
     predictor = Predictor(
-        spec.source, spec.device, dtype=spec.dtype, batch_size=spec.batch_size, prompt_chunk=spec.prompt_chunk,
+        spec.source, str(device), dtype=spec.dtype, batch_size=spec.batch_size, prompt_chunk=spec.prompt_chunk,
         image_size=spec.image_size, presence_threshold=spec.presence_threshold,
         runtime=spec.runtime,
     )  # fmt: skip
@@ -156,10 +197,11 @@ def _work(
     started = time.perf_counter()
     with progress_bar(show=progress) as bar:
         task = bar.add_task("predicting", total=len(todo))
-        pictures = decode(todo, predictor, prompts, ahead=2 * spec.batch_size, keep=spec.overlays)
+        tiling = None if spec.tile is None else Tiling(spec.tile, spec.overlap)
+        pictures = decode(todo, predictor, prompts, ahead=2 * spec.batch_size, keep=spec.overlays, tiling=tiling)
         for batch in batches(pictures, spec.batch_size):
             good = [one for one in batch if isinstance(one, Decoded)]
-            found = predictor.answer([one.asked for one in good], spec.threshold, spec.max_per_image) if good else []
+            found = _answers(predictor, good, spec)
             for one, detections in zip(good, found, strict=True):
                 info = one.asked.info
                 if one.image is not None:
@@ -171,3 +213,22 @@ def _work(
             done.skipped |= {one.picture.name: one.reason for one in batch if isinstance(one, Unread)}
             bar.advance(task, len(batch))
     done.seconds = time.perf_counter() - started
+
+
+def _answers(predictor: Predictor, asked: Sequence[Decoded], spec: PredictSpec) -> list[Detections]:
+    """Of every picture; tiles pass the model as pictures do, ``batch_size`` together."""
+    plain = [one for one in asked if not one.tiles]
+    answers = predictor.answer([one.asked for one in plain], spec.threshold, spec.max_per_image) if plain else []
+    found = {one.picture.image_id: detections for one, detections in zip(plain, answers, strict=True)}
+    for one in asked:
+        if one.tiles:
+            parts: list[Detections] = []
+            for start in range(0, len(one.tiles), spec.batch_size):
+                requests = [request for request, _ in one.tiles[start : start + spec.batch_size]]
+                parts += predictor.answer(requests, spec.threshold, spec.max_per_image)
+            places = [place for _, place in one.tiles]
+            info = one.asked.info
+            found[one.picture.image_id] = merge_tiles(
+                list(zip(parts, places, strict=True)), info.height, info.width, spec.max_per_image
+            )
+    return [found[one.picture.image_id] for one in asked]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -18,6 +18,7 @@ from sam3slim.predict.images import Picture
 from sam3slim.predict.overlay import preview
 from sam3slim.predict.predictor import Predictor, PredictRequest
 from sam3slim.predict.prompts import Prompts, questions
+from sam3slim.predict.tiles import Place, Tiling
 from sam3slim.predict.writer import stamp
 
 READERS = min(4, os.cpu_count() or 1)
@@ -30,6 +31,7 @@ class Decoded:
 
     Attributes:
         asked: for the model.
+        tiles: what is asked of each tile of a large picture instead, and where it lies.
         image: to draw on, or None.
         stamp: of the file before it was read.
     """
@@ -38,6 +40,7 @@ class Decoded:
     asked: PredictRequest
     image: Image.Image | None
     stamp: list[int]
+    tiles: Sequence[tuple[PredictRequest, Place]] = ()
 
 
 @dataclass(frozen=True)
@@ -49,12 +52,19 @@ class Unread:
 
 
 def decode(
-    pictures: Iterable[Picture], predictor: Predictor, prompts: Prompts, *, ahead: int, keep: bool
+    pictures: Iterable[Picture],
+    predictor: Predictor,
+    prompts: Prompts,
+    *,
+    ahead: int,
+    keep: bool,
+    tiling: Tiling | None = None,
 ) -> Iterator[Decoded | Unread]:
     """``pictures`` in their order, at most ``ahead`` of them read in advance by other threads.
 
     Args:
         keep: also a picture to draw on.
+        tiling: how pictures larger than a tile are cut; None: they are not.
     """
     categories = prompts.categories
 
@@ -67,7 +77,20 @@ def decode(
         info = ImageInfo(picture.image_id, picture.name, pixels.shape[0], pixels.shape[1])
         asked = questions(prompts.phrases, prompts.boxes.get(picture.name, ()), categories)
         image = preview(pixels) if keep else None
-        return Decoded(picture, PredictRequest(predictor.prepare(pixels), info, asked), image, before)
+        places = [] if tiling is None else tiling.places(info.height, info.width)
+        tiles = [
+            (
+                PredictRequest(
+                    predictor.prepare(pixels[p.y : p.y + p.height, p.x : p.x + p.width]),
+                    ImageInfo(picture.image_id, picture.name, p.height, p.width),
+                    asked,
+                ),
+                p,
+            )
+            for p in places
+        ]
+        whole = tiles[0][0] if tiles else PredictRequest(predictor.prepare(pixels), info, asked)
+        return Decoded(picture, whole, image, before, tiles)
 
     waiting: deque[Future[Decoded | Unread]] = deque()
     pool = ThreadPoolExecutor(READERS, thread_name_prefix="read")

@@ -6,7 +6,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
@@ -169,29 +169,7 @@ class OutputFolder:
             skipped: picture's name → why it could not be read.
         """
         done = [picture for picture in pictures if self.is_done(picture)]
-        count = 0
-        with atomic_path(self.folder / FINAL_FILE) as temporary, temporary.open("w", encoding="utf-8") as file:
-            info = {"description": "sam3slim predict", "settings": self._brief(), "skipped": dict(skipped)}
-            kinds = [{"id": number, "name": phrase} for phrase, number in categories.items()]
-            file.write(f'{{"info": {json.dumps(info)},\n"categories": {json.dumps(kinds)},\n"images": [')
-            for i, picture in enumerate(done):
-                line = self._line(picture)
-                image = {
-                    "id": picture.image_id, "file_name": picture.name, "height": line["height"], "width": line["width"],
-                }  # fmt: skip
-                file.write((",\n" if i else "\n") + json.dumps(image))
-            file.write('\n],\n"annotations": [')
-            for picture in done:
-                for entry in self._line(picture)["detections"]:
-                    count += 1
-                    row = {"id": count, "image_id": picture.image_id, **entry}
-                    file.write((",\n" if count > 1 else "\n") + json.dumps(row))
-            file.write("\n]}\n")
-        return count
-
-    def _brief(self) -> dict[str, Any]:
-        # The phrases are the file's categories already.
-        return {key: value for key, value in self.settings.items() if key != "prompts"}
+        return write_final(self.folder / FINAL_FILE, done, self._line, categories, self.settings, skipped)
 
     def _line(self, picture: Picture) -> dict[str, Any]:
         self._reader.seek(self._starts[str(picture.path)][0])
@@ -199,15 +177,54 @@ class OutputFolder:
         return line
 
 
-def read_index(path: Path) -> dict[str, tuple[int, list[int]]]:
+def write_final(
+    path: Path,
+    done: Sequence[Picture],
+    line: Callable[[Picture], Mapping[str, Any]],
+    categories: Mapping[str, int],
+    settings: Mapping[str, Any],
+    skipped: Mapping[str, str],
+) -> int:
+    """Write the COCO file of finished pictures, one at a time; returns the number of detections.
+
+    Args:
+        line: of ``parts.jsonl``, of a picture.
+        settings, skipped: for ``info``, which is the first line.
+    """
+    count = 0
+    # The phrases are the file's categories already.
+    brief = {key: value for key, value in settings.items() if key != "prompts"}
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        info = {"description": "sam3slim predict", "settings": brief, "skipped": dict(skipped)}
+        kinds = [{"id": number, "name": phrase} for phrase, number in categories.items()]
+        file.write(f'{{"info": {json.dumps(info)},\n"categories": {json.dumps(kinds)},\n"images": [')
+        for i, picture in enumerate(done):
+            found = line(picture)
+            image = {
+                "id": picture.image_id, "file_name": picture.name, "height": found["height"], "width": found["width"],
+            }  # fmt: skip
+            file.write((",\n" if i else "\n") + json.dumps(image))
+        file.write('\n],\n"annotations": [')
+        for picture in done:
+            for entry in line(picture)["detections"]:
+                count += 1
+                row = {"id": count, "image_id": picture.image_id, **entry}
+                file.write((",\n" if count > 1 else "\n") + json.dumps(row))
+        file.write("\n]}\n")
+    return count
+
+
+def read_index(path: Path, *, repair: bool = True) -> dict[str, tuple[int, list[int]]]:
     """Picture's path → where its line starts, and its stamp; a last line cut off by a kill is removed.
+
+    ``repair=False`` leaves the file as it is, and a cut line out.
 
     Raises:
         UserError: a broken line before the last.
     """
     starts: dict[str, tuple[int, list[int]]] = {}
     start = 0
-    with path.open("r+b") as file:
+    with path.open("r+b" if repair else "rb") as file:
         for number, raw in enumerate(file, start=1):
             try:
                 line = _parse(raw)
@@ -222,7 +239,8 @@ def read_index(path: Path) -> dict[str, tuple[int, list[int]]]:
                 break  # its line break is missing, so it is written again
             starts[line["path"]] = (start, line["stamp"])
             start += len(raw)
-        file.truncate(start)
+        if repair:
+            file.truncate(start)
     return starts
 
 

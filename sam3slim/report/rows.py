@@ -30,7 +30,7 @@ def drop_columns() -> tuple[str, ...]:
 def comparison_columns() -> tuple[str, ...]:
     """Of ``compare.csv``."""
     return (
-        "group", "name", "precision", "arithmetic", "kind", "status", "params", "bytes", *metric_columns(),
+        "group", "name", "precision", "arithmetic", "kind", "status", "params", "flops", "bytes", *metric_columns(),
         *drop_columns(), "latency_p50_ms", "latency_p90_ms", "machine", "peak_memory_bytes", "seconds", "pareto",
         "copies", "conflict", "config_hash", "started", "run", "error",
     )  # fmt: skip
@@ -74,6 +74,7 @@ def _compared(run: Run, group: str) -> dict[str, Any]:
         "arithmetic": " ".join(filter(None, (record.artifact.runtime, record.artifact.arithmetic))) or None,
         "precision": record.artifact.precision or ("fp32" if record.kind == "train" else None),
         "params": record.model.params,
+        "flops": _flops(record),
         "bytes": record.artifact.bytes,
         "latency_p50_ms": record.latency_ms.p50,
         "latency_p90_ms": record.latency_ms.p90,
@@ -87,6 +88,12 @@ def _compared(run: Run, group: str) -> dict[str, Any]:
     for key in ("kind", "status", "error", "peak_memory_bytes", "seconds", "config_hash", "started"):
         row[key] = getattr(record, key)
     return row | metric_cells(record)
+
+
+def _flops(record: RunRecord) -> int | None:
+    """Operations of one image with one prompt; None in records from before they were counted."""
+    known = record.model.flops
+    return sum(sum(known[key].values()) for key in ("image", "prompt")) if known else None
 
 
 def _note(run: Run) -> str:

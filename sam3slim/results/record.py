@@ -51,11 +51,16 @@ class Code(Part):
 
 @dataclass(frozen=True)
 class ModelSummary(Part):
-    """The model's name and parameters."""
+    """The model's name and sizes.
+
+    Attributes:
+        flops: {"image", "phrase", "prompt"} → part → operations, see ``models.flops``.
+    """
 
     name: str | None = None
     params: int | None = None
     params_by_part: Mapping[str, int] = field(default_factory=dict)
+    flops: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from sam3slim.errors import UserError
 from sam3slim.files import size_text
 from sam3slim.results.collect import Collected, Group, Run, collect
 from sam3slim.results.formats import KEPT, Format, bytes_as, cannot_become
+from sam3slim.results.latency_limit import LatencyLimit, is_here
 from sam3slim.results.metrics import Metric, main_metric
 from sam3slim.results.record import Drop, RunRecord, read_record
 
@@ -31,6 +32,9 @@ class ExportCriteria:
         best: ``map`` (the best metric) or ``size`` (the smallest); None: ``size`` where only ``max_drop`` is given,
             else ``map``.
         metric: name of the metric; None: see ``main_metric``.
+        max_latency_ms: most milliseconds of one forward (the median in the record's ``latency_ms``).
+        on: kind of device it was measured on, ``cpu`` or ``cuda``; None: any of this machine.
+        any_machine: a latency counts wherever it was measured.
     """
 
     format: Format = "hf"
@@ -38,26 +42,38 @@ class ExportCriteria:
     max_bytes: int | None = None
     best: Best | None = None
     metric: str | None = None
+    max_latency_ms: float | None = None
+    on: Literal["cpu", "cuda"] | None = None
+    any_machine: bool = False
 
     def __post_init__(self) -> None:
+        if self.max_latency_ms is None and (self.on is not None or self.any_machine):
+            raise UserError(
+                "--on and --any-machine are about a latency; give --max-latency 120ms too, or leave them out"
+            )
         if self.format not in get_args(Format):
             raise UserError(f"--format {self.format}: expected {', '.join(get_args(Format))}")
         if self.best is not None and self.best not in get_args(Best):
             raise UserError(f"--best {self.best}: expected {' or '.join(get_args(Best))}")
-        if self.max_drop is None and self.max_bytes is None and self.best is None:
-            raise UserError("nothing says which run to take; give --max-drop 1.0, --max-bytes 500MB or --best map")
+        if self.max_drop is None and self.max_bytes is None and self.max_latency_ms is None and self.best is None:
+            raise UserError(
+                "nothing says which run to take; give --max-drop 1.0, --max-bytes 500MB, --max-latency 120ms or "
+                "--best map"
+            )
         if self.max_drop is not None and not 0 <= self.max_drop <= 100:
             raise UserError(f"--max-drop {self.max_drop:g}: expected points of mAP in 0..100")
 
     @property
     def order(self) -> Best:
         """``best``, or what follows from the limits."""
-        return self.best or ("size" if self.max_drop is not None and self.max_bytes is None else "map")
+        only_drop = self.max_drop is not None and self.max_bytes is None and self.max_latency_ms is None
+        return self.best or ("size" if only_drop else "map")
 
     def limits(self) -> str:
         """``--max-drop 1 and --max-bytes 500,000,000``, or nothing."""
         words = [] if self.max_drop is None else [f"--max-drop {self.max_drop:g}"]
         words += [] if self.max_bytes is None else [f"--max-bytes {self.max_bytes:,}"]
+        words += [] if self.max_latency_ms is None else [f"--max-latency {self.max_latency_ms:g}ms"]
         return " and ".join(words)
 
 
@@ -318,6 +334,10 @@ def _judge(run: Run, criteria: ExportCriteria, metric: Metric, against: Baseline
     if criteria.max_bytes is not None and candidate.bytes is not None and candidate.bytes > criteria.max_bytes:
         candidate.broken.append(f"{size_text(candidate.bytes)} > {size_text(criteria.max_bytes)}")
         candidate.excess += candidate.bytes / criteria.max_bytes - 1
+    if criteria.max_latency_ms is not None:
+        broken = LatencyLimit(criteria.max_latency_ms, criteria.on, criteria.any_machine).broken_by(record)
+        candidate.broken += broken
+        candidate.excess += sum(broken.values())
     return candidate
 
 
@@ -340,7 +360,9 @@ def _why(best: Candidate, fitting: int, criteria: ExportCriteria, metric: Metric
     top = "highest" if metric.higher_is_better else "lowest"
     what = f"the {top} {metric.title}" if criteria.order == "map" else f"the smallest as {criteria.format}"
     kept = f" that keep {criteria.limits()}" if criteria.limits() else ""
-    return f"picked {best.name} ({best.run.folder}): {what} of {fitting} runs{kept}; {best.summary(metric)}"
+    latency = best.run.record.latency_ms.p50
+    taken = f", {latency:.3g} ms" if criteria.max_latency_ms is not None and latency is not None else ""
+    return f"picked {best.name} ({best.run.folder}): {what} of {fitting} runs{kept}; {best.summary(metric)}{taken}"
 
 
 def _warnings(best: Candidate, criteria: ExportCriteria) -> list[str]:
@@ -350,6 +372,11 @@ def _warnings(best: Candidate, criteria: ExportCriteria) -> list[str]:
         found.append(f"the drop's 95 % interval reaches {high:.2f} points, beyond --max-drop {criteria.max_drop:g}")
     if best.run.conflict:
         found.append("another run of the same configuration has other numbers")
+    record = best.run.record
+    if criteria.max_latency_ms is not None and not is_here(record):
+        found.append(f"the latency was measured on another machine: {record.device}")
+    if criteria.max_latency_ms is not None and record.artifact.format not in KEPT[criteria.format]:
+        found.append(f"the latency is that of the picked run's artifact, not of what is written as {criteria.format}")
     return found
 
 
@@ -364,4 +391,5 @@ def _explain_no_match(
     return (
         f"no run keeps {criteria.limits()} as {criteria.format}; the nearest is {nearest.name} "
         f"({nearest.run.folder}): {nearest.summary(metric)}"
+        + (f"; {'; '.join(nearest.broken)}" if criteria.max_latency_ms is not None else "")
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from sam3slim.evaluation import (
 from sam3slim.evaluation import evaluate as evaluate_model
 from sam3slim.models import Sam3, count_params, params_by_part
 from sam3slim.models.compiled import compiled
+from sam3slim.models.flops import count_flops
 from sam3slim.results.metrics import METRICS, main_metric
 from sam3slim.results.record import Artifact, Data, Latency, Metrics, ModelSummary, RunRecord
 from sam3slim.results.recording import begin
@@ -115,7 +116,7 @@ def data_summary(spec: DataSpec, data: ConceptData) -> Data:
 def model_summary(model: Any) -> ModelSummary:
     """The record's ``model`` entry, of a ``Sam3`` or whatever else has a ``spec``."""
     parts = params_by_part(model) if isinstance(model, Sam3) else count_params(model.spec)
-    return ModelSummary(model.spec.name, sum(parts.values()), parts)
+    return ModelSummary(model.spec.name, sum(parts.values()), parts, asdict(count_flops(model.spec)))
 
 
 def written_artifact(info: ArtifactInfo, precision: str) -> Artifact:

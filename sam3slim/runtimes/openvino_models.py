@@ -49,33 +49,41 @@ class OpenVinoSam3(GraphSam3):
 
     def __init__(self, folder: Path, spec: ModelSpec, *, arithmetic: str = "fp32", threads: int | None = None) -> None:
         super().__init__(spec)
-        openvino = require("openvino", EXTRA)
         self.computes_in = arithmetic
-        core = openvino.Core()
-        self.requests: dict[str, Any] = {}
-        for name in self.signatures:
-            options = {
-                "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY",
-                # Left to itself, OpenVINO computes in bfloat16 wherever the CPU can.
-                "INFERENCE_PRECISION_HINT": "bf16" if arithmetic == "bf16" else "f32",
-                "DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUP if arithmetic == W8A8 and name in TOWERS else 0,
-            }  # fmt: skip
-            try:
-                graph = core.read_model(folder / f"{name}.onnx")
-                if arithmetic in (W8A16, W8A8):
-                    graph = _int8_weights(graph)
-                self.requests[name] = core.compile_model(graph, "CPU", options).create_infer_request()
-            except RuntimeError as error:
-                line = str(error).strip().splitlines()[-1][:160]
-                raise UserError(
-                    f"OpenVINO refuses {name}.onnx of {folder} ({line}); use the runtime onnx, or write it again"
-                ) from error
+        self.requests: dict[str, Any] = {
+            name: compile_graph(folder / f"{name}.onnx", arithmetic, tower=name in TOWERS, threads=threads)
+            for name in self.signatures
+        }
         self.eval()
 
     def _run(self, graph: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         signature = self.signatures[graph]
         found = self.requests[graph].infer(arrays_of(inputs, signature), share_inputs=True)
         return {name: torch.from_numpy(found[name]) for name in signature.outputs}
+
+
+def compile_graph(file: Path, arithmetic: str, *, tower: bool, threads: int | None = None) -> Any:
+    """An ONNX file as OpenVINO's ``InferRequest``; ``tower``: ``w8a8`` quantises its activations, too.
+
+    Raises:
+        UserError: openvino or nncf is not installed, or OpenVINO refuses the graph.
+    """
+    openvino = require("openvino", EXTRA)
+    core = openvino.Core()
+    options = {
+        "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY",
+        # Left to itself, OpenVINO computes in bfloat16 wherever the CPU can.
+        "INFERENCE_PRECISION_HINT": "bf16" if arithmetic == "bf16" else "f32",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUP if arithmetic == W8A8 and tower else 0,
+    }  # fmt: skip
+    try:
+        graph = core.read_model(file)
+        if arithmetic in (W8A16, W8A8):
+            graph = _int8_weights(graph)
+        return core.compile_model(graph, "CPU", options).create_infer_request()
+    except RuntimeError as error:
+        line = str(error).strip().splitlines()[-1][:160]
+        raise UserError(f"OpenVINO refuses {file} ({line}); use the runtime onnx, or write it again") from error
 
 
 def open_openvino(opening: Opening) -> tuple[OpenVinoSam3, LoadReport]:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from sam3slim.errors import UserError
-from sam3slim.export.sizes import parse_bytes
+from sam3slim.export.sizes import parse_bytes, parse_milliseconds
 
 
 @pytest.mark.parametrize(
@@ -34,3 +34,14 @@ def test_parse_bytes__not_a_size(text: str) -> None:
 def test_parse_bytes__nothing(text: str) -> None:
     with pytest.raises(UserError, match="expected at least one byte"):
         parse_bytes(text)
+
+
+@pytest.mark.parametrize(("text", "found"), [("120ms", 120.0), ("0.5s", 500.0), ("80", 80.0), (" 1.5 MS", 1.5)])
+def test_parse_milliseconds__times(text: str, found: float) -> None:
+    assert parse_milliseconds(text) == found
+
+
+@pytest.mark.parametrize("text", ["fast", "0ms", "-3ms", "1m", ""])
+def test_parse_milliseconds__no_times(text: str) -> None:
+    with pytest.raises(UserError, match=r"expected a time such as 120ms or 0\.5s"):
+        parse_milliseconds(text)

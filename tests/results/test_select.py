@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from sam3slim.environment import describe_device
 from sam3slim.errors import UserError
 from sam3slim.results.select import ExportCriteria, Selection, choose, common_folder
 from tests.report.compare_runs import add_failed, add_newer, add_run
@@ -232,7 +233,10 @@ def test_choose__bad_records(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "nothing says which run to take; give --max-drop 1.0, --max-bytes 500MB or --best map"),
+        (
+            {},
+            "nothing says which run to take; give --max-drop 1.0, --max-bytes 500MB, --max-latency 120ms or --best map",
+        ),
         ({"format": "tflite", "best": "map"}, "--format tflite: expected hf, reference, onnx, torch-export"),
         ({"best": "latency"}, "--best latency: expected map or size"),
         ({"max_drop": -1.0}, r"--max-drop -1: expected points of mAP in 0\.\.100"),
@@ -259,3 +263,33 @@ def test_dry_run__needs_no_torch(runs: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code, str(runs)], capture_output=True, text=True, check=True)
     assert "picked nano fp32" in done.stdout
     assert done.stdout.strip().endswith("\n[]")
+
+
+def test_choose__by_latency_of_this_machine(tmp_path: Path) -> None:
+    def add(name: str, segm: float, taken: float | None, device: str) -> None:
+        latency = None if taken is None else {"p50": taken, "p90": taken, "threads": 2, "batch": 1, "prompts": 23}
+        add_run(tmp_path, name, segm=segm, latency_ms=latency, device=device, bytes=int(1000 * segm))
+
+    here = describe_device("cpu", 2)
+    add("slow", 0.9, 200.0, here)
+    add("fast", 0.7, 90.0, here)
+    add("elsewhere", 0.8, 50.0, "Another CPU, 2 threads")
+    add("unmeasured", 0.85, None, here)
+    chosen = choose([tmp_path], ExportCriteria(max_latency_ms=120, on="cpu"))
+    assert chosen.chosen.run.folder.name == "fast"
+    assert chosen.why.endswith(", 90 ms")
+    assert not chosen.warnings
+    verdicts = {candidate.run.folder.name: candidate.verdict for candidate in chosen.candidates}
+    assert verdicts["slow"].startswith("200 ms > 120 ms (")
+    assert verdicts["unmeasured"] == "no latency recorded"
+    assert verdicts["elsewhere"].startswith(
+        "its latency was measured on another machine (Another CPU, 2 threads; this is"
+    )
+    anywhere = choose([tmp_path], ExportCriteria("onnx", max_latency_ms=120, any_machine=True))
+    assert anywhere.chosen.run.folder.name == "elsewhere"
+    assert anywhere.warnings[0] == "the latency was measured on another machine: Another CPU, 2 threads"
+    assert "not of what is written as onnx" in anywhere.warnings[1]
+    with pytest.raises(UserError, match=r"no run keeps --max-latency 20ms as hf; .*; 90 ms > 20 ms"):
+        choose([tmp_path], ExportCriteria(max_latency_ms=20, on="cpu"))
+    with pytest.raises(UserError, match=r"--on and --any-machine are about a latency; give --max-latency 120ms too"):
+        ExportCriteria(best="map", on="cpu")
