@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ TURNS = {
     2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM, 5: Transpose.TRANSPOSE,
     6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90,
 }  # fmt: skip
+# Markers of a JPEG: the segments that hold metadata, but for JFIF's and Adobe's, and the start of the pixels.
+APPLICATION, SCAN = (*range(0xE1, 0xEE), 0xEF), 0xDA
 SIDEWAYS = (Transpose.TRANSPOSE, Transpose.ROTATE_270, Transpose.TRANSVERSE, Transpose.ROTATE_90)
 
 
@@ -95,8 +98,47 @@ def _upright(image: Image.Image) -> tuple[Image.Image, Transpose | None]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    with _told(), Image.open(path) as image:
-        yield image
+    with _told():
+        try:
+            image = Image.open(path)
+        except OSError:  # not a picture, or Pillow stumbled over what it does not need
+            if not path.is_file() or (data := _without_metadata(path.read_bytes())) is None:
+                raise
+            image = Image.open(BytesIO(data))
+        with image:
+            yield image
+
+
+def _without_metadata(data: bytes) -> bytes | None:
+    """A JPEG whose only metadata are the orientation; None if ``data`` is none.
+
+    Pillow looks for the resolution among the EXIF entries while it opens a JPEG, and refuses the file where, say, a
+    text stands there.
+    """
+    if data[:2] != b"\xff\xd8":
+        return None
+    kept, turn, place = [data[:2]], b"", 2
+    while data[place : place + 1] == b"\xff" and data[place + 1] != SCAN:
+        marker, end = data[place + 1], place + 2 + int.from_bytes(data[place + 2 : place + 4])
+        segment = data[place:end]
+        if segment[4:10] == b"Exif\0\0":
+            turn = turn or _orientation_alone(segment[4:])
+        elif marker not in APPLICATION:
+            kept.append(segment)
+        place = end
+    return b"".join([kept[0], turn, *kept[1:], data[place:]])
+
+
+def _orientation_alone(exif: bytes) -> bytes:
+    """A JPEG's EXIF segment that has the orientation of ``exif`` and nothing else; empty if there is none."""
+    found, alone = Image.Exif(), Image.Exif()
+    try:
+        found.load(exif)
+        alone[EXIF_ORIENTATION] = int(found[EXIF_ORIENTATION])
+        body = alone.tobytes()
+    except Exception:  # as in _turn
+        return b""
+    return b"\xff\xe1" + (len(body) + 2).to_bytes(2) + body
 
 
 @contextmanager

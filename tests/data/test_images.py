@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sam3slim.data.images import EXIF_ORIENTATION, UnreadableImage, read_image, read_upright, rgb_of, upright_size
 
@@ -210,6 +210,20 @@ def test_read_upright__a_text_where_exif_has_a_number(tmp_path: Path, suffix: st
     assert upright_size(path) == (8, 6)
     assert read_image(path, 8, 6).shape == (8, 6, 3)
     assert read_image(path, 6, 8).shape == (6, 8, 3)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_read_upright__a_jpeg_that_pillow_does_not_open(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[EXIF_ORIENTATION], exif[0x0128], exif[0x011A] = orientation, 2, 72.0
+    Image.fromarray(RGB).save(tmp_path / "sound.jpg", exif=exif)
+    data = (tmp_path / "sound.jpg").read_bytes()
+    entry = data.index(struct.pack(">HHI", 0x011A, 5, 1))
+    (tmp_path / "a.jpg").write_bytes(data[: entry + 2] + b"\0\2" + data[entry + 4 :])  # the resolution is a text
+    with pytest.raises(UnidentifiedImageError):
+        Image.open(tmp_path / "a.jpg")
+    assert np.array_equal(read_upright(tmp_path / "a.jpg"), read_upright(tmp_path / "sound.jpg"))
+    assert upright_size(tmp_path / "a.jpg") == upright_size(tmp_path / "sound.jpg")
 
 
 @pytest.mark.parametrize(

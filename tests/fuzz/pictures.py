@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -79,16 +80,18 @@ def entries_of(data: bytes) -> list[tuple[int, str]]:
     return found
 
 
-def broken_picture(number: int) -> tuple[str, bytes]:
-    """A picture with some odd entries: ending and bytes."""
+def broken_picture(number: int) -> tuple[str, bytes, bool]:
+    """A picture with some odd entries: ending, bytes, and whether all else is sound."""
     rng = np.random.default_rng((1, number))
     kind, data = encoded(rng)
     raw = bytearray(data)
     entries = entries_of(data)
     odd = [0, 1, 2, 255, 256, 32_767, 65_535, 2**31 - 1, 2**31, 2**32 - 1]
+    sound = True
     for _ in range(int(rng.integers(1, 4))):
         how = rng.random()
         there = [entry for entry in entries if entry[0] + 12 <= len(raw)]
+        sound &= bool(there) and how < 0.75
         if there and how < 0.75:
             place, order = there[int(rng.integers(len(there)))]
             field = int(rng.integers(4))
@@ -107,12 +110,16 @@ def broken_picture(number: int) -> tuple[str, bytes]:
         else:
             place = int(rng.integers(len(raw)))
             raw[place:place] = bytes(rng.integers(0, 256, int(rng.integers(1, 40)), dtype=np.uint8))
-    return kind, bytes(raw)
+    at = raw.find(b"eXIf")
+    if kind == "png" and sound and at > 0:  # a PNG's chunk of entries ends with its check sum
+        end = at + 4 + int.from_bytes(raw[at - 4 : at])
+        raw[end : end + 4] = zlib.crc32(raw[at:end]).to_bytes(4)
+    return kind, bytes(raw), sound
 
 
 def read_picture(number: int, folder: Path) -> str:
     """``read`` or ``unreadable``, whatever the picture; anything else escapes."""
-    kind, data = broken_picture(number)
+    kind, data, sound = broken_picture(number)
     path = folder / f"{number}.{kind}"
     path.write_bytes(data)
     outcomes = []
@@ -133,4 +140,6 @@ def read_picture(number: int, folder: Path) -> str:
             assert "memory" not in told.lower(), told
             outcomes.append("unreadable")
     path.unlink()
+    # The entries of a TIFF say where its pixels are; those of other pictures are no reason to lose one.
+    assert outcomes[-1] == "read" or kind == "tif" or not sound, told
     return outcomes[-1]
