@@ -89,6 +89,26 @@ def loading(format: str) -> str:
     return LOAD_ONNX if format == ONNX else LOAD_PROGRAMS
 
 
+def tensorrt_lines(metadata: Mapping[str, Any]) -> list[str]:
+    """Markdown: how static ONNX graphs become engines; nothing for other artifacts."""
+    onnx = metadata.get(ONNX) or {}
+    if not (fixed := onnx.get("fixed")):
+        return []
+    half = metadata["precision"] == "fp16"
+    typed = " --stronglyTyped" if half else ""
+    return [
+        f"Static graphs of opset {onnx['opset']}: {fixed['images']} images, {fixed['prompts']} prompts (and phrases), "
+        f"{fixed['boxes']} boxes per prompt (label -10 pads), whole contexts. "
+        + ("Attention is written out; its products are FP16, its softmax FP32." if half else "They are FP32."),
+        "",
+        "```bash",
+        *(f"trtexec --onnx={name}.onnx --saveEngine={name}.plan{typed}" for name in onnx["graphs"]),
+        "```",
+        "",
+        "The engines were not built here; the graphs were compared with PyTorch in ONNX Runtime on the CPU.",
+    ]
+
+
 def model_card(
     title: str, library: str, intro: str, sections: Iterable[tuple[str, Sequence[str]]], license_note: str
 ) -> str:
@@ -125,6 +145,7 @@ def artifact_card(metadata: Mapping[str, Any], spec: ModelSpec, license_note: st
             ("Running it", [loading(str(format)), "", *inputs_lines(spec)])
             if graphs
             else ("Loading", _loading_weights(metadata, spec)),
+            ("TensorRT", tensorrt_lines(metadata)),
         ],
         license_note,
     )

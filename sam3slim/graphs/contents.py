@@ -7,14 +7,14 @@ from typing import Any
 
 from sam3slim.checkpoints.locating import GRAPH_FILES, ONNX
 from sam3slim.files import file_sha256
-from sam3slim.graphs.modules import signatures
+from sam3slim.graphs.modules import Lengths, signatures
 from sam3slim.graphs.packages import require
 from sam3slim.models import part_of
 from sam3slim.models.count import PARTS
 from sam3slim.specs import ModelSpec
 
 
-def graph_files(folder: Path, spec: ModelSpec, format: str = ONNX) -> dict[str, Any]:
+def graph_files(folder: Path, spec: ModelSpec, format: str = ONNX, fixed: Lengths | None = None) -> dict[str, Any]:
     """Graph → its inputs and outputs, and name, bytes and sha256 of its files."""
     return {
         name: {
@@ -25,7 +25,7 @@ def graph_files(folder: Path, spec: ModelSpec, format: str = ONNX) -> dict[str, 
                 if file.is_file()
             ],
         }
-        for name, signature in signatures(spec).items()
+        for name, signature in signatures(spec, fixed).items()
     }
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from sam3slim.artifacts.metadata import ArtifactInfo, Origin, folder_bytes, write_metadata
 from sam3slim.checkpoints.locating import ONNX
 from sam3slim.graphs.contents import graph_files
+from sam3slim.graphs.modules import Lengths
 from sam3slim.models.count import count_params
 from sam3slim.specs import ModelSpec
 
@@ -24,6 +26,7 @@ def complete(
     precision: str,
     dtypes: Mapping[str, Mapping[str, int]],
     parts: Mapping[str, int],
+    fixed: Lengths | None = None,
     **details: Any,
 ) -> dict[str, Any]:
     """Write what belongs beside the graphs that lie in ``folder``; returns what ``sam3slim.json`` says.
@@ -31,9 +34,11 @@ def complete(
     Args:
         dtypes: storage type → numbers and bytes.
         parts: part → bytes.
+        fixed: of static graphs.
         details: what this format alone has to say.
     """
-    files = graph_files(folder, spec, format)
+    files = graph_files(folder, spec, format, fixed)
+    lengths = {} if fixed is None else {"fixed": asdict(fixed)}
     weights = {
         "precision": precision,
         "format": format,
@@ -42,7 +47,7 @@ def complete(
         "opens_in": ["sam3slim", "onnxruntime" if format == ONNX else "torch"],
         "bytes": sum(file["bytes"] for graph in files.values() for file in graph["files"]),
         "bytes_by_part": dict(parts),
-        format.replace("-", "_"): {"graphs": files, **details},
+        format.replace("-", "_"): {"graphs": files, **lengths, **details},
     }
     return write_metadata(folder, spec, origin, weights, libraries=RUNTIMES[format])
 

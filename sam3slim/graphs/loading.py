@@ -10,6 +10,7 @@ from sam3slim.checkpoints import IMAGE_SIZE, CheckpointError, LoadReport, load, 
 from sam3slim.checkpoints.locating import ONNX, PROGRAMS, Located, graph_format
 from sam3slim.checkpoints.readers import Overrides, read_artifact_metadata
 from sam3slim.errors import UserError
+from sam3slim.graphs.modules import Lengths
 from sam3slim.graphs.programs import ProgramSam3
 from sam3slim.graphs.runner import GraphSam3, OnnxSam3
 from sam3slim.models import Sam3
@@ -78,6 +79,8 @@ def load_graphs(
         key, found, wanted = differences[0]
         raise CheckpointError(f"checkpoint of another architecture: {key} is {found} in {located.path}, not {wanted}")
     runner: Any = _open(located.path, spec, format, run or RUNNERS[format])
+    if lengths := metadata[key].get("fixed"):
+        runner.fixed = Lengths(**lengths)
     parts = {str(part): int(size) for part, size in metadata.get("bytes_by_part", {}).items()}
     return runner, LoadReport(located.path, format, str(metadata["precision"]), spec, bytes_by_part=parts)
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput, box_cxcywh_to_xyxy
 
+from sam3slim.errors import UserError
 from sam3slim.models import Sam3
 from sam3slim.specs import PADDED_BOX_LABEL, ModelSpec
 
@@ -66,8 +67,48 @@ def _length(side: str | int) -> int:
     return EXAMPLE[side] if isinstance(side, str) else side
 
 
-def signatures(spec: ModelSpec) -> dict[str, Signature]:
-    """Inputs and outputs of ``vision``, ``text`` and ``prompts`` for an architecture."""
+@dataclass(frozen=True)
+class Lengths:
+    """Of static graphs: every call has so many images, prompts (and phrases) and boxes per prompt, and whole contexts.
+
+    Raises:
+        UserError: one below 1.
+    """
+
+    images: int = 1
+    prompts: int = 32
+    boxes: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("images", "prompts", "boxes"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)} of static graphs: expected at least 1")
+
+    def of(self, spec: ModelSpec) -> dict[str, int]:
+        """Word → length."""
+        return {
+            "images": self.images, "phrases": self.prompts, "prompts": self.prompts, "boxes": self.boxes,
+            "tokens": spec.text.context_length,
+        }  # fmt: skip
+
+
+def signatures(spec: ModelSpec, fixed: Lengths | None = None) -> dict[str, Signature]:
+    """Inputs and outputs of ``vision``, ``text`` and ``prompts`` for an architecture; ``fixed`` of static graphs."""
+    found = _signatures(spec)
+    return found if fixed is None else {name: _fixed(one, fixed.of(spec)) for name, one in found.items()}
+
+
+def _fixed(signature: Signature, lengths: dict[str, int]) -> Signature:
+    def numbers(shapes: dict[str, Shape]) -> dict[str, Shape]:
+        return {
+            name: tuple(lengths[side] if isinstance(side, str) else side for side in shape)
+            for name, shape in shapes.items()
+        }
+
+    return Signature(numbers(signature.inputs), numbers(signature.outputs), signature.integers)
+
+
+def _signatures(spec: ModelSpec) -> dict[str, Signature]:
     size, width, queries = spec.vit.image_size, spec.d_model, spec.decoder.num_queries
     sides = [spec.vit.grid_size * level for level in LEVELS]
     # The rows of a prompt bank are compared whole.

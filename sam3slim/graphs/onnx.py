@@ -19,13 +19,16 @@ from sam3slim.evaluation.inference import eval_mode
 from sam3slim.files import at_home, atomic_path
 from sam3slim.graphs.contents import shares
 from sam3slim.graphs.folder import complete, info
-from sam3slim.graphs.modules import MODULES, signatures, traceable
+from sam3slim.graphs.halves import HALF_TOLERANCE, halve
+from sam3slim.graphs.modules import MODULES, Lengths, signatures, traceable
 from sam3slim.graphs.packages import require
 from sam3slim.graphs.quantise import quantise
 from sam3slim.graphs.runner import OnnxSam3
 from sam3slim.graphs.trace import OPSET, trace
 from sam3slim.graphs.verify import verify
 from sam3slim.models import Sam3
+from sam3slim.precisions import FP16
+from sam3slim.specs import ModelSpec
 
 
 def export_onnx(
@@ -35,6 +38,7 @@ def export_onnx(
     precision: str = "fp32",
     int8: Collection[str] = (),
     external_data: bool | None = None,
+    fixed: Lengths | None = None,
     **origin: Any,
 ) -> ArtifactInfo:
     """Write ``model`` to ``folder`` as ONNX, whole or not at all; an artifact already there is replaced.
@@ -43,9 +47,10 @@ def export_onnx(
 
     Args:
         model: in any float type, on any device, in any mode; left as it was.
-        precision: its name in ``sam3slim.json``.
+        precision: its name in ``sam3slim.json``; ``fp16``: products in FP16, see ``halve``.
         int8: names of the Linear and embedding weights to store in INT8; empty: FP32.
         external_data: weights beside each graph in ``<graph>.onnx.data``; None: only those above 1.5 GB.
+        fixed: lengths of static graphs, for runtimes that want them (TensorRT); None: any length from call to call.
         origin: fields of ``Origin``.
 
     Returns:
@@ -60,26 +65,39 @@ def export_onnx(
     for package in ("onnx", "onnxscript", "onnxruntime"):
         require(package)
     model = plain_model(model, "ONNX export")
+    half = precision == FP16.name
     with atomic_path(path) as temporary:
         temporary.mkdir()
+        more: dict[str, Any] = {}
         with tempfile.TemporaryDirectory(dir=temporary) as work:
-            floats = Path(work) if int8 else temporary
-            trace_graphs(model, floats, external_data=external_data)
-            differences = verify(model, OnnxSam3(floats, model.spec, lean=True))
+            floats = Path(work) if int8 or half else temporary
+            trace_graphs(model, floats, external_data=external_data, fixed=fixed)
+            differences = verify(model, _opened(floats, model.spec, fixed))
             quantised = quantise_graphs(floats, temporary, int8, external_data) if int8 else 0
+            if half:
+                for name in MODULES:
+                    halve(floats / f"{name}.onnx", temporary / f"{name}.onnx", external_data=external_data)
+                found = verify(model, _opened(temporary, model.spec, fixed), HALF_TOLERANCE)
+                more["max_difference_fp16"] = found
         dtypes, parts = shares(temporary, model.spec)
         metadata = complete(
             temporary, model.spec, Origin(**origin), format=ONNX, precision=precision, dtypes=dtypes, parts=parts,
-            opset=OPSET, max_difference_fp32=differences, int8_weights=quantised,
+            fixed=fixed, opset=OPSET, max_difference_fp32=differences, int8_weights=quantised, **more,
         )  # fmt: skip
     return info(path, metadata)
 
 
-def trace_graphs(model: Sam3, folder: Path, *, external_data: bool | None = None) -> None:
+def _opened(folder: Path, spec: ModelSpec, fixed: Lengths | None) -> OnnxSam3:
+    runner = OnnxSam3(folder, spec, lean=True)
+    runner.fixed = fixed
+    return runner
+
+
+def trace_graphs(model: Sam3, folder: Path, *, external_data: bool | None = None, fixed: Lengths | None = None) -> None:
     """Write ``vision.onnx``, ``text.onnx`` and ``prompts.onnx`` of an FP32 model on the CPU."""
     limits = {"tokens": model.spec.text.context_length}
     with eval_mode(model), traceable(model):
-        for name, signature in signatures(model.spec).items():
+        for name, signature in signatures(model.spec, fixed).items():
             trace(
                 MODULES[name](model).eval(), signature.examples(), folder / f"{name}.onnx",
                 inputs=list(signature.inputs), outputs=list(signature.outputs),

@@ -9,13 +9,15 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
 
-from sam3slim.graphs.modules import Signature, signatures
+from sam3slim.errors import UserError
+from sam3slim.graphs.modules import Lengths, Signature, signatures
 from sam3slim.graphs.packages import require
 from sam3slim.models import Sam3Prediction
 from sam3slim.models.prompted import PromptedModel
-from sam3slim.specs import ModelSpec
+from sam3slim.specs import PADDED_BOX_LABEL, ModelSpec
 
 
 class GraphSam3(nn.Module, PromptedModel):
@@ -26,12 +28,14 @@ class GraphSam3(nn.Module, PromptedModel):
 
     Attributes:
         what: the graphs, in words.
+        fixed: lengths of static graphs: calls are padded to them and cut into them; None: any length.
         computes_in: the arithmetic, where a runtime was told one.
     """
 
     what: ClassVar[str]
     device = torch.device("cpu")
     computes_in: str | None = None
+    fixed: Lengths | None = None
     dtype = torch.float32
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -40,13 +44,19 @@ class GraphSam3(nn.Module, PromptedModel):
 
     def get_vision_features(self, pixel_values: Tensor) -> Sam3VisionEncoderOutput:
         """Feature maps of images [B, 3, S, S], for ``vision_embeds``; without position encodings."""
-        return Sam3VisionEncoderOutput(
-            fpn_hidden_states=tuple(self._run("vision", {"pixel_values": pixel_values}).values())
-        )
+        most = None if self.fixed is None else self.fixed.images
+        levels = self._in_parts("vision", {"pixel_values": pixel_values}, most)
+        return Sam3VisionEncoderOutput(fpn_hidden_states=tuple(levels.values()))
 
     def text_features(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        return self._run("text", {"input_ids": input_ids, "attention_mask": mask})["text_features"]
+        tokens = input_ids.shape[1]
+        if self.fixed is not None:  # what is masked changes nothing before it
+            rest = (0, self.spec.text.context_length - tokens)
+            input_ids, mask = F.pad(input_ids, rest), F.pad(mask, rest)
+        given = {"input_ids": input_ids, "attention_mask": mask}
+        most = None if self.fixed is None else self.fixed.prompts
+        return self._in_parts("text", given, most)["text_features"][:, :tokens]
 
     def forward(
         self,
@@ -75,18 +85,81 @@ class GraphSam3(nn.Module, PromptedModel):
         index = self.image_index_of(image_index, len(text), len(levels[0]))
         boxes = torch.zeros(len(text), 0, 4) if input_boxes is None else input_boxes
         labels = torch.ones(boxes.shape[:2]) if input_boxes_labels is None else input_boxes_labels
-        predictions = self._run("prompts", {
-            **{f"fpn_{number}": level for number, level in enumerate(levels)},
-            "text_features": text,
-            "attention_mask": mask,
+        given = {
+            "text_features": text, "attention_mask": mask, "input_boxes": boxes, "input_boxes_labels": labels,
             "image_index": torch.arange(len(text)) if index is None else index,
-            "input_boxes": boxes,
-            "input_boxes_labels": labels,
-        })  # fmt: skip
+        }  # fmt: skip
+        if self.fixed is None:
+            maps = {f"fpn_{number}": level for number, level in enumerate(levels)}
+            predictions = self._run("prompts", {**maps, **given})
+        else:
+            predictions = self._fixed_prompts(self.fixed, levels, given)
         prediction = Sam3Prediction(**predictions)
         if not with_masks:
             prediction.pred_masks = prediction.semantic_seg = None
         return prediction
+
+    def _in_parts(self, graph: str, inputs: Mapping[str, Tensor], most: int | None) -> dict[str, Tensor]:
+        """``_run``, by static graphs ``most`` rows at a time; the last are padded."""
+        if most is None:
+            return self._run(graph, inputs)
+        rows = len(next(iter(inputs.values())))
+        parts = [
+            self._run(graph, {name: _padded(value[start : start + most], most) for name, value in inputs.items()})
+            for start in range(0, rows, most)
+        ]
+        return {name: torch.cat([part[name] for part in parts])[:rows] for name in parts[0]}
+
+    def _fixed_prompts(
+        self, fixed: Lengths, levels: tuple[Tensor, ...], given: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Answers of static graphs, whose images are asked ``fixed.images`` at a time.
+
+        Raises:
+            UserError: more prompts of those images, or more boxes of a prompt, than the graphs were exported for.
+        """
+        index = given["image_index"].cpu()
+        boxes, tokens = given["input_boxes"].shape[1], given["text_features"].shape[1]
+        if boxes > fixed.boxes:
+            raise UserError(
+                f"{boxes} boxes of a prompt, and the static graphs were exported for {fixed.boxes}; give fewer, or "
+                f"export again with compress.onnx.boxes={boxes}"
+            )
+        padding = {
+            "text_features": (0, 0, 0, self.spec.text.context_length - tokens),
+            "attention_mask": (0, self.spec.text.context_length - tokens),
+            "input_boxes": (0, 0, 0, fixed.boxes - boxes), "input_boxes_labels": (0, fixed.boxes - boxes),
+        }  # fmt: skip
+        whole = {
+            name: F.pad(
+                value.float() if value.is_floating_point() else value.long(), padding[name],
+                value=PADDED_BOX_LABEL if name == "input_boxes_labels" else 0,
+            )
+            for name, value in given.items()
+            if name in padding
+        }  # fmt: skip
+        order: list[Tensor] = []
+        parts: list[dict[str, Tensor]] = []
+        for start in range(0, len(levels[0]), fixed.images):
+            rows = ((index >= start) & (index < start + fixed.images)).nonzero().squeeze(1)
+            if len(rows) > fixed.prompts:
+                raise UserError(
+                    f"{len(rows)} prompts at once, and the static graphs were exported for {fixed.prompts}; ask fewer "
+                    f"(--prompt-chunk {fixed.prompts}), or export again with compress.onnx.prompts={len(rows)}"
+                )
+            if not len(rows):
+                continue
+            maps = {
+                f"fpn_{number}": _padded(level[start : start + fixed.images], fixed.images)
+                for number, level in enumerate(levels)
+            }
+            asked = {name: _padded(value[rows], fixed.prompts) for name, value in whole.items()}
+            asked["image_index"] = _padded(index[rows] - start, fixed.prompts)
+            answers = self._run("prompts", {**maps, **asked})
+            parts.append({name: value[: len(rows)] for name, value in answers.items()})
+            order.append(rows)
+        back = torch.cat(order).argsort()
+        return {name: torch.cat([part[name] for part in parts])[back] for name in parts[0]}
 
     def _run(self, graph: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Outputs by name of the graph called ``graph``; inputs of any type and place."""
@@ -129,6 +202,11 @@ class OnnxSam3(GraphSam3):
         signature = self.signatures[graph]
         outputs = self.sessions[graph].run(list(signature.outputs), arrays_of(inputs, signature))
         return {name: torch.from_numpy(value) for name, value in zip(signature.outputs, outputs, strict=True)}
+
+
+def _padded(value: Tensor, rows: int) -> Tensor:
+    """``value`` with its last row repeated up to ``rows`` of them."""
+    return value if len(value) == rows else torch.cat([value, value[-1:].expand(rows - len(value), *value.shape[1:])])
 
 
 def arrays_of(inputs: Mapping[str, Tensor], signature: Signature) -> dict[str, np.ndarray]:
