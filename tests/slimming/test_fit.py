@@ -190,7 +190,7 @@ def test_fit__nothing_was_cut() -> None:
         TextTower(source, target, plan).fit_all(PHRASES)
         detector = Detector(source, target, plan, asked, answers)
         source.shares_images = target.shares_images = False
-        for part in ("geometry", "encoder", "decoder", "scoring", "masks"):
+        for part in ("geometry", "encoder", "decoder", "scoring"):
             getattr(detector, f"fit_{part}")()
     for key, value in source.state_dict().items():
         torch.testing.assert_close(target.state_dict()[key], value, rtol=0, atol=1e-4)

@@ -5,8 +5,7 @@ what its original hands on for the same data, by least squares on the inputs it 
 arXiv:1707.06168, section 3, do so for channels). A layer that writes the stream is fitted to what the stream still
 lacks, so it makes up for everything that was lost before it: channels, heads, neurons, whole blocks.
 
-Towers, geometry encoder, encoder, decoder and mask head are all fitted by ``fit_stack``; what differs is a list of
-``Step``.
+Towers, geometry encoder, encoder and decoder are all fitted by ``fit_stack``; what differs is a list of ``Step``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Fitting a cut detector: geometry encoder, encoder, decoder, scoring and mask head, in the order data flow."""
+"""Fitting a cut detector: geometry encoder, encoder, decoder and scoring, in the order in which data flow.
+
+The mask head is not cut. To fit it to what the parts in front of it still lack won nothing (EXPERIMENTS.md).
+"""
 
 from __future__ import annotations
 
@@ -23,13 +26,11 @@ from sam3slim.slimming.fitting.blocks import (
     Step,
     arguments,
     attention,
-    capture,
     fit_block,
     fit_stack,
     front,
     mlp,
 )
-from sam3slim.slimming.fitting.vision import fit_kernel
 from sam3slim.slimming.plan import Plan
 from sam3slim.text.phrases import encode_phrases
 
@@ -150,22 +151,6 @@ class Detector:
         ]
         kept = {"text_mlp.layer1": self.plan["scoring.neurons"].entries().to(self.queries.device)}
         fit_block(self.target.dot_product_scoring, self.source.dot_product_scoring, SCORING, pairs, kept=kept)
-
-    def fit_masks(self) -> None:
-        """The mask head's 3 x 3 convolutions, which put the encoder's output and the neck's maps together."""
-        kernels = self.target.mask_decoder.pixel_decoder.conv_layers
-        used = len(self.target.vision_encoder.neck.fpn_layers) - 2  # between the maps; the coarsest is not read
-        for number, kernel in enumerate(kernels[:used]):
-            fit_kernel(kernel, self._pictures(f"mask_decoder.pixel_decoder.conv_layers.{number}"))
-
-    def _pictures(self, name: str) -> Iterator[tuple[Tensor, Tensor]]:
-        """Of every batch: what a convolution reads in the slim model, and what its original makes; [P, C, h, w]."""
-        for batch, mine in self.batches:
-            with capture({name: self.target.get_submodule(name)}, stop=True) as seen:
-                self.target(**mine.inputs())
-            with capture({name: self.source.get_submodule(name)}, stop=True) as original:
-                self.source(**batch.inputs())
-            yield seen[name][0], original[name][1]
 
 
 def _prompt_weights(mine: Batch) -> Tensor:

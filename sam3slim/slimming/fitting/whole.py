@@ -73,7 +73,6 @@ def _fit_parts(
         detector.fit_encoder()
     if first <= ORDER.index("decoder"):
         detector.fit_decoder()
-        detector.fit_masks()
     if "scoring" in parts:
         detector.fit_scoring()
     return variance
