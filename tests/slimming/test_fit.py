@@ -18,7 +18,7 @@ from sam3slim.slimming.fitting.text import TextTower
 from sam3slim.slimming.fitting.vision import VisionTower
 from sam3slim.slimming.least_squares import LeastSquares
 from sam3slim.slimming.principal import Moments, principal_map
-from sam3slim.specs import DecoderSpec, EncoderSpec, GeometrySpec
+from sam3slim.specs import DecoderSpec, EncoderSpec, GeometrySpec, ModelSpec
 from sam3slim.text.phrases import encode_phrases
 from tests.slimming.cuts import cut
 from tests.tiny import SPEC
@@ -41,8 +41,8 @@ def pictures(count: int, seed: int = 0, size: int = 40) -> list[torch.Tensor]:
     return list(nn.functional.interpolate(coarse, size, mode="bicubic").split(2))
 
 
-def deep_model(seed: int = 0) -> Sam3:
-    model = init_for_training(build_model(DEEP), seed).eval()
+def deep_model(seed: int = 0, spec: ModelSpec = DEEP) -> Sam3:
+    model = init_for_training(build_model(spec), seed).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():  # norms and biases that matter
         for parameter in model.parameters():
@@ -177,6 +177,23 @@ def test_fit__nearer_than_the_cut_also_on_other_pictures(name: str) -> None:
     assert all(torch.equal(value, weights[key]) for key, value in source.state_dict().items())
     assert (found.variance is None) == ("vit__embed_dim" not in changes)
     assert "fitted on 12 images" in replace(plan, fit=found).describe()
+
+
+def test_fit__a_tower_much_wider_than_its_maps() -> None:
+    """Then more channels are left in front of a map than it has directions; they stay as something to learn with."""
+    spec = replace(DEEP, vit=replace(DEEP.vit, embed_dim=128, num_heads=8))
+    source = deep_model(spec=spec)
+    target, plan = inherit(source, cut(spec, vit__embed_dim=96, vit__num_heads=6))
+    weight = target.get_parameter("vision_encoder.neck.fpn_layers.1.proj1.weight")
+    assert weight.shape[1] == 48 > weight.shape[0]
+    others, queries = batches(2, seed=1), plan["decoder.queries"].indices
+    before = distances(source, target, others, queries)
+    fit_model(source, target, plan, batches(8))
+    after = distances(source, target, others, queries)
+    for output in ("maps", "finest map", "memory"):
+        assert after[output] < 0.3 * before[output], (output, before[output], after[output])
+    up = target.get_parameter("vision_encoder.neck.fpn_layers.1.scale_layers.0.weight")
+    assert up.flatten(2).norm(dim=(0, 2)).min() > 1e-3
 
 
 def test_fit__nothing_was_cut() -> None:

@@ -93,7 +93,7 @@ class _Level:
         if ups:
             last = ups[-1]
             kept = [self.tower.kept(f"neck[{self.level}].{HIDDEN[name]}") for name in ups]
-            code = self._code() if len(kept[-1]) < self.its.get_submodule(last).weight.shape[1] else None
+            code = self._code(kept[-1]) if len(kept[-1]) < self.its.get_submodule(last).weight.shape[1] else None
             if len(ups) > 1:
                 kept[0] = self._fit_first(kept[0], code)
             if code is not None:
@@ -102,11 +102,12 @@ class _Level:
         self._fit_pixels()
         fit_kernel(self.mine.proj2, self._seen("proj2"))
 
-    def _code(self) -> Tensor:
+    def _code(self, kept: Tensor) -> Tensor:
         """Principal directions of the map in the place of the channels between the last upsampling and it.
 
         No activation stands between the two: what they hand on is best kept by the directions in which it varies most
-        (reduced-rank regression; Izenman 1975, doi 10.1016/0047-259X(75)90042-1).
+        (reduced-rank regression; Izenman 1975, doi 10.1016/0047-259X(75)90042-1). There are no more of those than the
+        map has channels; the last of the ``kept`` ones stay beside them, unread at first, as something to learn with.
 
         Returns:
             From what the full upsampling makes to what the slim one should make; [slim, full] float64.
@@ -120,11 +121,14 @@ class _Level:
             mean += rows.sum(dim=0)
             count += len(rows)
         directions = torch.linalg.eigh(total / count - torch.outer(mean, mean) / count**2)[1]
-        directions = directions[:, -mine.weight.shape[1] :]
-        mine.weight.copy_(directions[:, :, None, None])
+        count = min(mine.weight.shape[1], len(its.weight))
+        directions = directions[:, -count:]
+        mine.weight.zero_()
+        mine.weight[:, :count].copy_(directions[:, :, None, None])
         mine.bias.copy_(its.bias)
-        found: Tensor = directions.T @ its.weight[:, :, 0, 0].double()
-        return found
+        weight = its.weight[:, :, 0, 0].double()
+        spare = torch.eye(weight.shape[1]).to(weight)[kept[count:]]
+        return torch.cat([directions.T @ weight, spare])
 
     def _fit_first(self, kept: Tensor, code: Tensor | None) -> Tensor:
         """The first of two upsamplings; its channels, those that serve the second best where some were cut."""
