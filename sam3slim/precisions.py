@@ -21,7 +21,7 @@ class Precision:
     Attributes:
         name: what a user types, and how the names of precisions of whole artifacts begin (``int8_weight``).
         dtype: torch's name of the stored type, as ``sam3slim.json`` has it.
-        bytes: of one number.
+        bytes: of one number in memory; two INT4 share one on disk.
         color: in plots.
         cast: a plain cast of FP32 numbers, which every format of an export keeps; otherwise only sam3slim's own folder
             does, and the others get the FP32 numbers that it stands for.
@@ -71,6 +71,8 @@ FP16 = register_precision(Precision("fp16", "float16", 2, "#009E73"))
 BF16 = register_precision(Precision("bf16", "bfloat16", 2, "#56B4E9"))
 # One byte per number and an FP32 scale per row, see ``checkpoints.int8``.
 INT8 = register_precision(Precision("int8", "int8", 1, "#D55E00", cast=False, computes=False))
+# Two values a byte and an FP16 scale per group of a row, see ``checkpoints.int4``.
+INT4 = register_precision(Precision("int4", "int4", 1, "#CC79A7", cast=False, computes=False))
 # The products are INT8 too, which no other format can say.
 INT8_DYNAMIC = register_precision(
     Precision("int8_dynamic", "int8", 1, "#D55E00", cast=False, computes=False, only=("hf",))
@@ -106,7 +108,7 @@ def name_of(dtypes: Iterable[str]) -> str:
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor as it will be stored (torchao ``Int8Tensor`` or ``StoredInt8`` where quantised).
+    """A tensor as it will be stored (torchao ``Int8Tensor``, ``StoredInt8`` or ``StoredInt4`` where quantised).
 
     Attributes:
         overflowed: left as it was, because a value lies beyond the type's range (65,504 in FP16).

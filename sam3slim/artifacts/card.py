@@ -207,13 +207,18 @@ def _loading_weights(metadata: Mapping[str, Any], spec: ModelSpec) -> list[str]:
     if "transformers" in metadata["opens_in"]:
         lines += ["or in plain transformers:", "", LOAD_INT8 if "int8" in metadata["dtypes"] else LOAD_PLAIN, ""]
     else:
-        lines += [not_plain(spec), ""]
+        lines += [not_plain(spec, metadata), ""]
     return lines + traps(spec)
 
 
-def not_plain(spec: ModelSpec) -> str:
-    """Why plain transformers cannot open an artifact."""
-    why = "convolutions are stored in INT8" if spec.text.bank is None else "it has no text tower"
+def not_plain(spec: ModelSpec, metadata: Mapping[str, Any]) -> str:
+    """Why plain transformers cannot open an artifact with this ``sam3slim.json``."""
+    if spec.text.bank is not None:
+        why = "it has no text tower"
+    elif "int4" in metadata.get("dtypes", {}):
+        why = "INT4 weights have sam3slim's layout (`sam3slim/checkpoints/int4.py`)"
+    else:
+        why = "convolutions are stored in INT8"
     return f"Plain transformers cannot open it: {why}."
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sam3slim.artifacts.extraction import check_options, part_bytes, provenance
 from sam3slim.artifacts.write import write_folder
-from sam3slim.checkpoints import int8
+from sam3slim.checkpoints import int4, int8
 from sam3slim.checkpoints.load_report import CheckpointError, by_part
 from sam3slim.checkpoints.loading import require_all
 from sam3slim.checkpoints.locating import locate, weight_files
@@ -67,7 +67,7 @@ def cut_text(
     Tensors keep their stored types; a bank's features are FP32. Memory holds the text tower at most.
 
     Args:
-        source: what ``load`` takes, but not INT8.
+        source: what ``load`` takes, but not INT8 or INT4.
         target: a folder.
         bank: store the tower's outputs instead of the tower; otherwise trim its token table.
         unknown: of a trimmed vocabulary, see ``VocabularySpec``.
@@ -75,15 +75,16 @@ def cut_text(
         advance: called with elements just written and elements in all.
 
     Raises:
-        CheckpointError: the source is damaged, lacks a tensor, or is INT8.
+        CheckpointError: the source is damaged, lacks a tensor, or is quantised.
         UserError: no phrases, or one the source cannot read; the target is there or cannot be written to.
     """
     located, path = locate(source), at_home(target)
     check_options(located, path, None, "hf", overwrite)
     raw = read(located, overrides)
-    if any(int8.QDATA.match(key) for key in raw.tensors):
+    if any(int8.QDATA.match(key) or int4.KEY.match(key) for key in raw.tensors):
         raise CheckpointError(
-            f"checkpoint {raw.path} is INT8; cut the text tower of its FP32 or FP16 parent, and compress the result"
+            f"checkpoint {raw.path} is already quantised ({raw.precision}); cut the text tower of its FP32 or FP16 "
+            "parent, and compress the result"
         )
     require_all(raw, raw.tensors)
     ensure_writable_dir(path.parent)

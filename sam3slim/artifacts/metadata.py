@@ -98,6 +98,11 @@ def write_metadata(
     return metadata
 
 
+def opens_in_transformers(spec: ModelSpec, stored: Mapping[str, Tensor]) -> bool:
+    """Its model always has a text tower, and its loader no type for INT8 kernels and INT4 weights."""
+    return spec.text.bank is None and not int8.is_ours_alone(stored)
+
+
 def folder_bytes(path: Path) -> int:
     """Bytes of all files in a folder."""
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
@@ -112,8 +117,8 @@ def check_target(path: Path) -> None:
 
 
 def _write_config(spec: ModelSpec, stored: Mapping[str, Tensor], folder: Path) -> None:
-    """``config.json`` of transformers. None for a prompt bank, which transformers has no words for."""
-    if spec.text.bank is not None:
+    """``config.json`` of transformers. None where it would open the folder with fresh weights in place of others."""
+    if not opens_in_transformers(spec, stored):
         return
     config = to_sam3_config(spec)
     config.architectures = ["Sam3Model"]

@@ -9,7 +9,14 @@ from typing import Any
 from torch import Tensor
 
 from sam3slim.artifacts.lazy import LazyTensors, described, rounding_of
-from sam3slim.artifacts.metadata import ArtifactInfo, Origin, check_target, folder_bytes, write_metadata
+from sam3slim.artifacts.metadata import (
+    ArtifactInfo,
+    Origin,
+    check_target,
+    folder_bytes,
+    opens_in_transformers,
+    write_metadata,
+)
 from sam3slim.artifacts.stream import Written, write_safetensors
 from sam3slim.checkpoints import int8
 from sam3slim.checkpoints.load_report import bytes_by_part
@@ -71,8 +78,7 @@ def write_folder(
             "precision": precision,
             "params": sum(t.numel() for t in plan.values()),
             "dtypes": int8.dtype_shares(plan),
-            # transformers' loader has no tensor type for INT8 kernels, and its model always has a text tower.
-            "opens_in": ["sam3slim", *([] if spec.text.bank or _has_int8_kernels(plan) else ["transformers"])],
+            "opens_in": ["sam3slim", *(["transformers"] if opens_in_transformers(spec, plan) else [])],
             "bytes": written.bytes,
             "bytes_by_part": parts,
             "sha256": written.sha256,
@@ -100,7 +106,3 @@ def _write_weights(tensors: Mapping[str, Tensor], path: Path, advance: Callable[
     flat, header = int8.flatten(described(tensors))
     lazy = LazyTensors(flat, lambda key: int8.stored_part(tensors, key))
     return write_safetensors(path, lazy, metadata=header, advance=advance)
-
-
-def _has_int8_kernels(tensors: Mapping[str, Any]) -> bool:
-    return any(isinstance(tensor, int8.StoredInt8) for tensor in tensors.values())

@@ -68,7 +68,7 @@ def inspect(source: str | Path, overrides: Overrides | None = None) -> Inspectio
     """
     located = locate(source)
     raw = read(located, overrides)
-    tensors = int8.unflatten(raw.tensors, raw.path, dequantize=False)
+    tensors = int8.unflatten(raw.tensors, raw.path, dequantize=False, as_stored=True)
     known = {key: tensor for key, tensor in tensors.items() if by_part([key]) != {"foreign": 1}}
     return Inspection(
         report=compare(raw, tensors, ()),

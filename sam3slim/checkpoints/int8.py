@@ -1,8 +1,9 @@
-"""INT8 weights on disk: torchao's safetensors layout, so that transformers' TorchAO loader reads it too.
+"""Quantised weights on disk. INT8: torchao's safetensors layout, so that transformers' TorchAO loader reads it too.
 
 A quantised ``X.weight`` [rows, columns] is stored as ``X._weight_qdata`` (int8, same shape) and
 ``X._weight_scale`` (float32 [rows, 1]); the weight is ``qdata · scale`` (symmetric, one scale per row).
-The layout is written by torchao and read here, because six lines outlive a prototype module.
+The layout is written by torchao and read here, because six lines outlive a prototype module. INT4 has a layout of its
+own, see ``int4``.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sam3slim.checkpoints import int4
+from sam3slim.checkpoints.int4 import StoredInt4
 from sam3slim.checkpoints.load_report import CheckpointError
 from sam3slim.errors import UserError
 
@@ -26,6 +29,11 @@ class StoredInt8:
 
     qdata: Tensor
     scale: Tensor
+
+    @property
+    def parts(self) -> dict[str, Tensor]:
+        """End of the key on disk → tensor."""
+        return {"qdata": self.qdata, "scale": self.scale}
 
     @property
     def shape(self) -> torch.Size:
@@ -42,7 +50,7 @@ class StoredInt8:
 
 # In the safetensors header: keys, as JSON. No dot in the name: transformers takes dotted ones for tensors.
 DYNAMIC_METADATA = "sam3slim_dynamic_activations"
-STORED = re.compile(r"^(?P<module>.+)\._(?P<name>\w+)_(?P<part>qdata|scale)$")
+STORED = re.compile(r"^(?P<module>.+)\._(?P<name>\w+?)_(?P<part>int4|int4_scale|int4_zero|qdata|scale)$")
 QDATA = re.compile(r"^(?P<module>.+)\._(?P<name>\w+)_qdata$")
 
 
@@ -53,13 +61,29 @@ def stored_part(tensors: Mapping[str, Any], key: str) -> Tensor:
     if match is None or name not in tensors:
         plain: Tensor = tensors[key]
         return plain
-    part: Tensor = getattr(tensors[name], match["part"])
+    tensor = int4.stored(tensors[name]) or tensors[name]
+    part: Tensor = tensor.parts[match["part"]] if hasattr(tensor, "parts") else getattr(tensor, match["part"])
     return part
 
 
 def is_quantised(tensor: Any) -> bool:
-    """True for torchao's ``Int8Tensor`` (also inside a Parameter) and ``StoredInt8``; torchao need not be installed."""
-    return hasattr(tensor, "qdata") and hasattr(tensor, "scale")
+    """True for torchao's tensors of INT8 and INT4 (also inside a Parameter), ``StoredInt8`` and ``StoredInt4``.
+
+    torchao need not be installed.
+    """
+    return isinstance(tensor, StoredInt4) or (hasattr(tensor, "qdata") and hasattr(tensor, "scale"))
+
+
+def stored_type(tensor: Any) -> str:
+    """``int8``, ``int4``, or torch's name of a plain tensor's type."""
+    if isinstance(tensor, StoredInt4) or getattr(tensor, "target_dtype", None) is torch.int4:  # type: ignore[attr-defined]
+        return "int4"
+    return "int8" if is_quantised(tensor) else str(tensor.dtype).removeprefix("torch.")
+
+
+def is_ours_alone(tensors: Mapping[str, Any]) -> bool:
+    """Whether transformers' loader has no words for one of ``tensors``: an INT8 kernel, or an INT4 weight."""
+    return any(isinstance(t, StoredInt8) or stored_type(t) == "int4" for t in tensors.values())
 
 
 def is_dynamic(tensor: Any) -> bool:
@@ -72,11 +96,15 @@ def flatten(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str,
     if not any(is_quantised(t) for t in tensors.values()):
         return dict(tensors), {}
     stored: dict[str, Tensor] = {}
+    others: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
-        if isinstance(tensor, StoredInt8):
-            module, _, name = key.rpartition(".")
-            stored |= {f"{module}._{name}_qdata": tensor.qdata, f"{module}._{name}_scale": tensor.scale}
-    tensors = {key: tensor for key, tensor in tensors.items() if not isinstance(tensor, StoredInt8)}
+        ours = tensor if isinstance(tensor, StoredInt8) else int4.stored(tensor)
+        if ours is None:
+            others[key] = tensor
+            continue
+        module, _, name = key.rpartition(".")
+        stored |= {f"{module}._{name}_{end}": part for end, part in ours.parts.items()}
+    tensors = others
     if not any(is_quantised(t) for t in tensors.values()):
         return {**tensors, **stored}, {}
     from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
@@ -92,7 +120,7 @@ def flatten(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str,
 
 def quantization_config(tensors: Mapping[str, Tensor]) -> Any:
     """The ``transformers.TorchAoConfig`` for config.json: which modules stay float. None if nothing is INT8."""
-    quantised = {k.rsplit(".", 1)[0] for k, t in tensors.items() if is_quantised(t) and not isinstance(t, StoredInt8)}
+    quantised = {k.rsplit(".", 1)[0] for k, t in tensors.items() if is_quantised(t)}
     if not quantised:
         return None
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig
@@ -106,33 +134,49 @@ def quantization_config(tensors: Mapping[str, Tensor]) -> Any:
 
 
 def dtype_shares(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, int]]:
-    """Storage type → parameters and bytes; an INT8 weight's scales are counted in its bytes."""
+    """Storage type → parameters and bytes; a quantised weight's scales are counted in its bytes."""
     shares: dict[str, dict[str, int]] = {}
     for tensor in tensors.values():
-        if is_quantised(tensor):
-            name, size = "int8", tensor.numel() + tensor.scale.numel() * tensor.scale.element_size()  # type: ignore[attr-defined]
+        if (packed := int4.stored(tensor)) is not None:
+            size = sum(part.nbytes for part in packed.parts.values())
+        elif is_quantised(tensor):
+            size = tensor.numel() + tensor.scale.numel() * tensor.scale.element_size()  # type: ignore[attr-defined]
         else:
-            name, size = str(tensor.dtype).removeprefix("torch."), tensor.numel() * tensor.element_size()
-        row = shares.setdefault(name, {"params": 0, "bytes": 0})
+            size = tensor.numel() * tensor.element_size()
+        row = shares.setdefault(stored_type(tensor), {"params": 0, "bytes": 0})
         row["params"] += tensor.numel()
         row["bytes"] += size
     return shares
 
 
 def unflatten(
-    flat: Mapping[str, Tensor], source: object, *, dequantize: bool, dynamic: Collection[str] = ()
-) -> dict[str, Tensor]:
-    """Inverse of ``flatten``: stored tensors under model keys, INT8 ones as ``Int8Tensor`` or FP32.
+    flat: Mapping[str, Tensor],
+    source: object,
+    *,
+    dequantize: bool,
+    dynamic: Collection[str] = (),
+    as_stored: bool = False,
+) -> dict[str, Any]:
+    """Inverse of ``flatten``: stored tensors under model keys, quantised ones as torchao's tensors or FP32.
 
     Args:
         dynamic: keys whose activations are quantised too.
+        as_stored: leave them as ``StoredInt8`` and ``StoredInt4``, for what only counts; nothing is copied.
 
     Raises:
-        CheckpointError: an INT8 weight without its scale.
+        CheckpointError: a quantised weight without its scale.
         UserError: torchao is needed but not installed.
     """
-    tensors = dict(flat)
+    tensors: dict[str, Any] = dict(flat)
     for key in flat:
+        if match := int4.KEY.match(key):
+            stem = f"{match['module']}._{match['name']}_int4"
+            if f"{stem}_scale" not in flat:
+                raise CheckpointError(f"checkpoint {source}: INT4 weight {key} has no {stem}_scale; write it again")
+            ours = StoredInt4(tensors.pop(key), tensors.pop(f"{stem}_scale"), tensors.pop(f"{stem}_zero", None))
+            name = f"{match['module']}.{match['name']}"
+            tensors[name] = ours if as_stored else ours.dequantize() if dequantize else ours.running()
+            continue
         match = QDATA.match(key)
         if match is None:
             continue
@@ -143,7 +187,9 @@ def unflatten(
         tensors.pop(f"{stem}zero_point", None)  # all zeros: the scheme is symmetric
         key = f"{match['module']}.{match['name']}"
         tensors[key] = (
-            qdata.float() * scale.float()
+            StoredInt8(qdata, scale)
+            if as_stored
+            else qdata.float() * scale.float()
             if dequantize or qdata.ndim != 2
             else int8_tensor(qdata, scale, dynamic=key in dynamic)
         )

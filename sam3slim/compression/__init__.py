@@ -1,8 +1,9 @@
 """Fewer bits for the same architecture: a method is a config type, its handler makes the stored tensors."""
 
 from sam3slim.compression.casts import Bf16, Fp16, WeightsOnly
-from sam3slim.compression.graphs import Int8Onnx, Onnx, OnnxGraphs
+from sam3slim.compression.graphs import Int4Onnx, Int8Onnx, Onnx, OnnxGraphs
 from sam3slim.compression.groups import GROUPS, weights_by_group
+from sam3slim.compression.int4_weight import Int4Weight, int4_bytes
 from sam3slim.compression.int8_dynamic import Int8Dynamic, emulated
 from sam3slim.compression.int8_weight import Int8Rules, Int8Weight
 from sam3slim.compression.mixed import Mixed
@@ -12,6 +13,7 @@ from sam3slim.compression.registry import (
     compress,
     method_from_name,
     method_names,
+    needs_batches,
     register,
 )
 
@@ -21,6 +23,8 @@ __all__ = [
     "Compressed",
     "CompressedTensors",
     "Fp16",
+    "Int4Onnx",
+    "Int4Weight",
     "Int8Dynamic",
     "Int8Onnx",
     "Int8Rules",
@@ -31,8 +35,10 @@ __all__ = [
     "WeightsOnly",
     "compress",
     "emulated",
+    "int4_bytes",
     "method_from_name",
     "method_names",
+    "needs_batches",
     "register",
     "weights_by_group",
 ]

@@ -1,14 +1,20 @@
-"""Three ONNX graphs, in FP32 or in ONNX Runtime's dynamic INT8."""
+"""Three ONNX graphs, in FP32, in ONNX Runtime's dynamic INT8, or with INT4 weights."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from torch import nn
+
 from sam3slim.artifacts import ArtifactInfo
+from sam3slim.checkpoints.int4 import StoredInt4
+from sam3slim.compression.int4_weight import Int4Weight, int4_plan
 from sam3slim.compression.int8_weight import Int8Rules, quantised_names
 from sam3slim.compression.registry import register
+from sam3slim.compression.rounding import check_int4_group, store_int4
 from sam3slim.errors import UserError
 from sam3slim.models import Sam3
 
@@ -51,17 +57,36 @@ class Int8Onnx:
     rules: Int8Rules = field(default_factory=lambda: Int8Rules(also=()))
 
 
+@dataclass(frozen=True)
+class Int4Onnx:
+    """``int4_weight`` as graphs: MatMuls with INT4 weights, the token table in INT8, the rest FP32.
+
+    Attributes:
+        group, symmetric, rules: those of ``Int4Weight``.
+    """
+
+    name: ClassVar[str] = "int4_onnx"
+    group: int = 64
+    symmetric: bool = True
+    rules: Int8Rules = field(default_factory=Int8Rules)
+
+    def __post_init__(self) -> None:
+        check_int4_group("compress.int4_onnx.group", self.group)
+
+
 @dataclass
 class OnnxGraphs:
     """What will be exported when it is written; see ``CompressedTensors``.
 
     Attributes:
         int8: names of the weights in INT8.
+        int4: weights in INT4.
         fixed: images, prompts and boxes of static graphs.
     """
 
     precision: str
     int8: tuple[str, ...] = ()
+    int4: Mapping[str, StoredInt4] = field(default_factory=dict)
     fixed: tuple[int, int, int] | None = None
     method: dict[str, Any] = field(default_factory=dict)
 
@@ -70,7 +95,8 @@ class OnnxGraphs:
         static = "" if self.fixed is None else "static, {} images, {} prompts, {} boxes; ".format(*self.fixed)
         if self.precision == "fp16":
             return f"fp16: ONNX graphs, {static}products in FP16, the rest in FP32"
-        return f"{self.precision}: ONNX graphs, {static}{len(self.int8) or 'no'} weights in INT8, the rest in FP32"
+        weights = f"{len(self.int8) or 'no'} weights in INT8" + (f", {len(self.int4)} in INT4" if self.int4 else "")
+        return f"{self.precision}: ONNX graphs, {static}{weights}, the rest in FP32"
 
     def write(self, model: Sam3, folder: str | Path, **metadata: Any) -> ArtifactInfo:
         """``export_onnx``, checked against ``model``; ``metadata`` are its other keywords."""
@@ -81,7 +107,14 @@ class OnnxGraphs:
         fixed = None if self.fixed is None else Lengths(*self.fixed)
         extra = {"method": self.method, **(metadata.pop("extra", None) or {})}
         return export_onnx(
-            model, folder, precision=self.precision, int8=self.int8, fixed=fixed, extra=extra, **metadata
+            model,
+            folder,
+            precision=self.precision,
+            int8=self.int8,
+            int4=self.int4,
+            fixed=fixed,
+            extra=extra,
+            **metadata,
         )
 
 
@@ -93,3 +126,16 @@ def onnx(model: Sam3, method: Onnx) -> OnnxGraphs:
 @register(Int8Onnx)
 def int8_onnx(model: Sam3, method: Int8Onnx) -> OnnxGraphs:
     return OnnxGraphs("int8_onnx", tuple(quantised_names(model, method.rules)))
+
+
+@register(Int4Onnx)
+def int4_onnx(model: Sam3, method: Int4Onnx) -> OnnxGraphs:
+    plan = int4_plan(model, Int4Weight(method.group, method.symmetric, method.rules, int8=()), "compress.int4_onnx")
+    modules = dict(model.named_modules())
+    tables = [key for key, kind in plan.items() if isinstance(modules[key.removesuffix(".weight")], nn.Embedding)]
+    int4 = {
+        key: store_int4(layer.weight.detach().cpu().float(), layer, method.group, symmetric=method.symmetric).tensor
+        for key, kind in plan.items()
+        if kind == "int4" and isinstance(layer := modules[key.removesuffix(".weight")], nn.Linear)
+    }
+    return OnnxGraphs("int4_onnx", tuple(tables), int4)

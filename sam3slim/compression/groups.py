@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 from torch import nn
 
-from sam3slim.models import Sam3, part_of
+from sam3slim.errors import UserError
+from sam3slim.models import part_of
 
 # In the order of computation. Norms, biases and small tables belong to no group: they stay in half precision.
 GROUPS = (
@@ -12,7 +16,16 @@ GROUPS = (
 )  # fmt: skip
 
 
-def weights_by_group(model: Sam3) -> dict[str, list[str]]:
+def check_groups(key: str, groups: Iterable[str]) -> None:
+    """Are all of ``groups``, which ``key`` of the configuration names, groups of weights? Raises UserError."""
+    for group in groups:
+        if group not in GROUPS:
+            near = get_close_matches(group, GROUPS, 1)
+            hint = f"did you mean {near[0]}?" if near else f"groups: {', '.join(GROUPS)}"
+            raise UserError(f"{key}: unknown group {group!r}; {hint}")
+
+
+def weights_by_group(model: nn.Module) -> dict[str, list[str]]:
     """Group → names of its weights; every weight matrix and kernel of ``model`` is in exactly one.
 
     ``vision`` is the ViT's Linears, ``neck`` all of the feature pyramid, ``embeddings`` the token table or the prompt

@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
 from sam3slim.artifacts.lazy import Convert
-from sam3slim.checkpoints.int8 import int8_tensor
-from sam3slim.compression.registry import register
-from sam3slim.errors import UserError
+from sam3slim.compression.compensate import check_compensation, compensated_model
+from sam3slim.compression.gptq import int8_rounder
+from sam3slim.compression.registry import Batches, needs_batches, register
+from sam3slim.compression.rounding import quantise
 from sam3slim.models import Sam3, part_of
 from sam3slim.models.count import check_parts
 from sam3slim.precisions import FP16, Stored
@@ -48,20 +49,38 @@ class Int8Rules:
         """Is the Linear or Embedding weight called ``name`` to be quantised?"""
         wide_enough = weight.ndim == 2 and weight.shape[1] >= self.min_columns
         wanted = part_of(name) in self.parts or any(fnmatchcase(name, pattern) for pattern in self.also)
-        return wanted and wide_enough and not any(fnmatchcase(name, pattern) for pattern in self.keep_float)
+        return wanted and wide_enough and not self.keeps_float(name)
+
+    def keeps_float(self, name: str) -> bool:
+        """Is the weight called ``name`` one of ``keep_float``?"""
+        return any(fnmatchcase(name, pattern) for pattern in self.keep_float)
 
 
 @dataclass(frozen=True)
 class Int8Weight:
-    """Linears and the token embedding in INT8, convolutions and everything else in FP16."""
+    """Linears and the token embedding in INT8, convolutions and everything else in FP16.
+
+    Attributes:
+        compensate: ``gptq`` rounds so that layers make up for it, on unlabelled images; see ``compression.gptq``.
+        calibration_batches: of images, for that.
+    """
 
     name: ClassVar[str] = "int8_weight"
     rules: Int8Rules = field(default_factory=Int8Rules)
+    compensate: Literal["none", "gptq"] = "none"
+    calibration_batches: int = 8
+
+    def __post_init__(self) -> None:
+        check_compensation("compress.int8_weight", self.compensate, self.calibration_batches)
 
 
 @register(Int8Weight)
-def int8_weight(model: Sam3, method: Int8Weight) -> Convert:
-    return store_int8(set(quantised_names(model, method.rules)))
+def int8_weight(model: Sam3, method: Int8Weight, batches: Batches | None = None) -> Convert:
+    names = quantised_names(model, method.rules)
+    plain = store_int8(set(names))
+    if not needs_batches(method):
+        return plain
+    return compensated_model(model, dict.fromkeys(names, int8_rounder), plain, batches, method.calibration_batches)
 
 
 def store_int8(chosen: Collection[str], dynamic: Collection[str] = ()) -> Convert:
@@ -80,16 +99,3 @@ def quantised_names(model: nn.Module, rules: Int8Rules) -> list[str]:
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | nn.Embedding) and rules.selects(f"{name}.weight", module.weight)
     ]
-
-
-def quantise(weight: Tensor, *, dynamic: bool = False) -> Tensor:
-    """torchao's per-row tensor of a float ``weight`` [rows, columns]; see ``int8_tensor`` for ``dynamic``.
-
-    Its zero points (all zero: symmetric) are dropped; they would cost a byte per row for nothing.
-    """
-    try:
-        from torchao.quantization import Int8Tensor, PerRow
-    except ImportError as error:
-        raise UserError("compress=int8_weight needs torchao, which is not installed; pip install torchao") from error
-    quantised = Int8Tensor.from_hp(weight.detach().cpu().float(), granularity=PerRow())
-    return int8_tensor(quantised.qdata, quantised.scale, dynamic=dynamic)

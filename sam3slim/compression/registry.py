@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -12,7 +12,8 @@ import torch
 
 from sam3slim.artifacts import ArtifactInfo, write_artifact
 from sam3slim.artifacts.lazy import Convert, LazyTensors, converted
-from sam3slim.checkpoints.int8 import dtype_shares, is_quantised
+from sam3slim.checkpoints.int8 import dtype_shares, is_quantised, stored_type
+from sam3slim.data.batch import Batch
 from sam3slim.environment import release_memory
 from sam3slim.errors import UserError
 from sam3slim.models import Sam3
@@ -83,7 +84,10 @@ class CompressedTensors:
         return write_artifact(model, folder, precision=self.precision, tensors=self.tensors, extra=extra, **metadata)
 
 
-Handler = Callable[[Sam3, Any], Convert | Compressed]
+# From what a method's handler rounds with data: how many batches, of unlabelled images and their phrases → those.
+Batches = Callable[[int], Iterable[Batch]]
+Handler = Callable[..., Convert | Compressed]
+NONE = "none"  # compensate: plain rounding
 _HANDLERS: dict[type, Handler] = {}
 HandlerT = TypeVar("HandlerT", bound=Callable[..., Any])
 
@@ -98,14 +102,18 @@ def register(config_type: type) -> Callable[[HandlerT], HandlerT]:
     return decorate
 
 
-def compress(model: Sam3, method: Any) -> Any:
+def compress(model: Sam3, method: Any, batches: Batches | None = None) -> Any:
     """Convert the weights of ``model`` (left untouched) by ``method``, a registered config object.
+
+    Args:
+        batches: what a method with ``compensate`` looks at.
 
     Returns:
         What the method's handler makes: ``CompressedTensors``, or ``OnnxGraphs``.
 
     Raises:
-        UserError: the model is already quantised, or a weight is NaN or infinite.
+        UserError: the model is already quantised, a weight is NaN or infinite, or there are no ``batches`` for a
+            method that needs some.
         TypeError: ``method`` has no handler.
     """
     handler = _HANDLERS.get(type(method))
@@ -115,18 +123,25 @@ def compress(model: Sam3, method: Any) -> Any:
     for key, tensor in state.items():
         if is_quantised(tensor):
             raise UserError(
-                f"compress={method.name}: the model is already INT8 ({key}); start from its FP32 or FP16 parent"
+                f"compress={method.name}: the model is already {stored_type(tensor).upper()} ({key}); start from its "
+                "FP32 or FP16 parent"
             )
         if not tensor.isfinite().all():
             raise UserError(f"compress={method.name}: {key} holds NaN or infinity; the checkpoint is broken")
     release_memory()
-    made = handler(model, method)
+    made = handler(model, method, batches) if needs_batches(method) else handler(model, method)
     options = {"name": method.name, **asdict(method)}
     if callable(made):
+        options |= getattr(made, "facts", {})
         sources = LazyTensors(state, lambda key: state[key].detach().to("cpu", torch.float32))
         return CompressedTensors(getattr(method, "precision", method.name), converted(sources, made), options)
     made.method = options
     return made
+
+
+def needs_batches(method: Any) -> bool:
+    """Whether ``method`` looks at images: its handler then takes ``batches`` too."""
+    return getattr(method, "compensate", NONE) != NONE
 
 
 def method_names() -> list[str]:

@@ -50,22 +50,22 @@ def search(
 
     Everything starts in FP16 (in FP32 where FP16 alone breaks the budget). Each group is put into INT8 on its own; the
     groups then follow one another into INT8 in the order of points lost per byte saved, and each stays there only if
-    the drop measured with all those before it is within ``max_drop``. With ``max_bytes`` alone, they follow until the
-    size is reached.
+    the drop measured with all those before it is within ``max_drop``. What is in INT8 then tries INT4 in the same way.
+    With ``max_bytes`` alone, they follow until the size is reached.
 
     Args:
         drop_of: measured drop of a plan in points of mAP.
         bytes_of: size of its weights.
 
     Raises:
-        UserError: no budget or one below 0, or ``max_bytes`` is less than everything in INT8 takes.
+        UserError: no budget or one below 0, or ``max_bytes`` is less than everything in INT4 takes.
     """
     _check(max_drop, max_bytes)
     result = Searched(dict.fromkeys(GROUPS, "fp16"), 0.0, 0, True)
-    smallest = bytes_of(as_method(dict.fromkeys(GROUPS, "int8")))
+    smallest = bytes_of(as_method(dict.fromkeys(GROUPS, "int4")))
     if max_bytes is not None and smallest > max_bytes:
         raise UserError(
-            f"compress.max_bytes={max_bytes}: with every group in INT8 this model still takes {smallest} bytes; "
+            f"compress.max_bytes={max_bytes}: with every group in INT4 this model still takes {smallest} bytes; "
             "allow more, or slim the architecture"
         )
     limit = float("inf") if max_drop is None else max_drop
@@ -77,9 +77,9 @@ def search(
         return drop
 
     result.drop = measured(result.plan)
-    targets: tuple[str, ...] = ("int8",)
+    targets: tuple[str, ...] = ("int8", "int4")
     if result.drop > limit:
-        result.plan, targets = dict.fromkeys(GROUPS, "fp32"), ("fp16", "int8")
+        result.plan, targets = dict.fromkeys(GROUPS, "fp32"), ("fp16", "int8", "int4")
         result.drop = measured(result.plan)
     result.trace[-1]["kept"] = True
     for precision in targets:
@@ -100,14 +100,23 @@ def _lower(
     """Move groups to ``precision``, cheapest first, as far as the budget allows or demands."""
     start = dict(result.plan)
     cost: dict[str, float] = {}
+
+    def small_enough() -> bool:
+        """What follows would only cost."""
+        return max_bytes is not None and limit == float("inf") and bytes_of(as_method(result.plan)) <= max_bytes
+
+    if small_enough():
+        return
     for group in GROUPS:
+        if precision == "int4" and start[group] != "int8":
+            continue  # INT8 already breaks the budget there
         alone: dict[str, str] = {**start, group: precision}
         saved = bytes_of(as_method(start)) - bytes_of(as_method(alone))
         if saved > 0:
             cost[group] = (measured(alone) - result.drop) / saved
     for group in sorted(cost, key=lambda name: cost[name]):
-        if max_bytes is not None and limit == float("inf") and bytes_of(as_method(result.plan)) <= max_bytes:
-            return  # small enough; what follows would only cost
+        if small_enough():
+            return
         plan: dict[str, str] = {**result.plan, group: precision}
         drop = measured(plan)
         if drop <= limit:

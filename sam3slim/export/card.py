@@ -196,9 +196,9 @@ def _use(details: ExportDetails) -> list[str]:
         return [loading(details.criteria.format), "", *inputs_lines(details.spec)]
     lines = [LOAD_SAM3SLIM]
     if details.verified.transformers is None:
-        lines += ["", not_plain(details.spec)]
+        lines += ["", not_plain(details.spec, details.source.metadata)]
     else:
-        lines += ["", "or in plain transformers:", "", LOAD_INT8 if details.source.int8 else LOAD_PLAIN]
+        lines += ["", "or in plain transformers:", "", LOAD_INT8 if details.source.quantised else LOAD_PLAIN]
     return [*lines, "", *traps(details.spec)]
 
 

@@ -19,7 +19,7 @@ from sam3slim.results.formats import KEPT, Format
 from sam3slim.specs import ModelSpec
 
 REFERENCE_FILE = "model.pt"
-INT8_NOTE = "INT8 weights are stored as the FP32 numbers they stand for: the same outputs, more bytes"
+QUANTISED_NOTE = "INT4 and INT8 weights are stored as the FP32 numbers they stand for: the same outputs, more bytes"
 Advance = Callable[[int, int], object]
 
 
@@ -60,7 +60,7 @@ def convert(
         UserError: the disk is full, a package is missing, graphs that differ from PyTorch.
         CheckpointError: the source is damaged.
     """
-    notes = [INT8_NOTE] if source.int8 and format != "hf" and source.graphs is None else []
+    notes = [QUANTISED_NOTE] if source.quantised and format != "hf" and source.graphs is None else []
     overrides: dict[str, Any] = {}
     if (source.graphs or "hf") in KEPT[format] and source.metadata:
         _copy(source, folder)

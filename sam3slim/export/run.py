@@ -102,7 +102,7 @@ def export(
             Opening(source.path, source.overrides), Opening(made.path, made.overrides, opens), record, criteria.format,
             Path(work), images=check_images, root=data,
         )  # fmt: skip
-        verified = replace(verified, int8=source.int8)
+        verified = replace(verified, int8=source.quantised)
         details = ExportDetails(choice, criteria, source, spec, made, verified, command)
         (temporary / "README.md").write_text(export_card(details), encoding="utf-8")
         write_json(temporary / EXPORT_FILE, _export_json(details))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ import torch
 
 from sam3slim.artifacts import ArtifactInfo
 from sam3slim.artifacts.metadata import Origin, check_target
-from sam3slim.checkpoints.int8 import is_quantised
+from sam3slim.checkpoints.int4 import StoredInt4
+from sam3slim.checkpoints.int8 import is_quantised, stored_type
 from sam3slim.checkpoints.locating import ONNX
 from sam3slim.errors import UserError
 from sam3slim.evaluation.inference import eval_mode
@@ -37,6 +38,7 @@ def export_onnx(
     *,
     precision: str = "fp32",
     int8: Collection[str] = (),
+    int4: Mapping[str, StoredInt4] | None = None,
     external_data: bool | None = None,
     fixed: Lengths | None = None,
     **origin: Any,
@@ -49,6 +51,7 @@ def export_onnx(
         model: in any float type, on any device, in any mode; left as it was.
         precision: its name in ``sam3slim.json``; ``fp16``: products in FP16, see ``halve``.
         int8: names of the Linear and embedding weights to store in INT8; empty: FP32.
+        int4: names of the Linear weights to store in INT4 → those.
         external_data: weights beside each graph in ``<graph>.onnx.data``; None: only those above 1.5 GB.
         fixed: lengths of static graphs, for runtimes that want them (TensorRT); None: any length from call to call.
         origin: fields of ``Origin``.
@@ -58,7 +61,7 @@ def export_onnx(
 
     Raises:
         UserError: onnx, onnxscript or onnxruntime is missing; ``model`` is INT8 already; no graph holds a weight
-            of ``int8``; outputs differ from the model's; ``folder`` is not writable or holds something else.
+            of ``int8`` or ``int4``; outputs differ from the model's; ``folder`` is not writable, or holds other files.
     """
     path = at_home(folder)
     check_target(path)
@@ -70,19 +73,23 @@ def export_onnx(
         temporary.mkdir()
         more: dict[str, Any] = {}
         with tempfile.TemporaryDirectory(dir=temporary) as work:
-            floats = Path(work) if int8 or half else temporary
+            packed = bool(int8 or int4)
+            floats = Path(work) if packed or half else temporary
             trace_graphs(model, floats, external_data=external_data, fixed=fixed)
             differences = verify(model, _opened(floats, model.spec, fixed))
-            quantised = quantise_graphs(floats, temporary, int8, external_data) if int8 else 0
+            quantised = quantise_graphs(floats, temporary, int8, external_data, int4) if packed else set()
             if half:
                 for name in MODULES:
                     halve(floats / f"{name}.onnx", temporary / f"{name}.onnx", external_data=external_data)
                 found = verify(model, _opened(temporary, model.spec, fixed), HALF_TOLERANCE)
                 more["max_difference_fp16"] = found
+            if int4:
+                more["int4_weights"] = len(quantised & set(int4))
         dtypes, parts = shares(temporary, model.spec)
         metadata = complete(
             temporary, model.spec, Origin(**origin), format=ONNX, precision=precision, dtypes=dtypes, parts=parts,
-            fixed=fixed, opset=OPSET, max_difference_fp32=differences, int8_weights=quantised, **more,
+            fixed=fixed, opset=OPSET, max_difference_fp32=differences, int8_weights=len(quantised - set(int4 or ())),
+            **more,
         )  # fmt: skip
     return info(path, metadata)
 
@@ -109,17 +116,24 @@ def plain_model(model: Sam3, what: str) -> Sam3:
     """``model`` itself where it is FP32 on the CPU, or else such a copy. Raises UserError for an INT8 one."""
     for name, parameter in model.named_parameters():
         if is_quantised(parameter):
-            raise UserError(f"{what}: the model is already INT8 ({name}); start from its FP32 or FP16 parent")
+            kind = stored_type(parameter).upper()
+            raise UserError(f"{what}: the model is already {kind} ({name}); start from its FP32 or FP16 parent")
     if all(p.dtype == torch.float32 and p.device.type == "cpu" for p in model.parameters()):
         return model
     return copy.deepcopy(model).cpu().float()
 
 
-def quantise_graphs(source: Path, target: Path, weights: Collection[str], external_data: bool | None = None) -> int:
-    """Write the graphs of ``source`` to ``target`` with ``weights`` in INT8.
+def quantise_graphs(
+    source: Path,
+    target: Path,
+    weights: Collection[str],
+    external_data: bool | None = None,
+    int4: Mapping[str, StoredInt4] | None = None,
+) -> set[str]:
+    """Write the graphs of ``source`` to ``target`` with ``weights`` in INT8, and those of ``int4`` in INT4.
 
     Returns:
-        How many of them were found; a model has some that no output depends on, and they are in no graph.
+        Those that were found; a model has some that no output depends on, and they are in no graph.
 
     Raises:
         UserError: none was found.
@@ -127,7 +141,7 @@ def quantise_graphs(source: Path, target: Path, weights: Collection[str], extern
     found: set[str] = set()
     for name in MODULES:
         file = f"{name}.onnx"
-        found.update(quantise(source / file, target / file, weights, external_data=external_data))
+        found.update(quantise(source / file, target / file, weights, int4=int4, external_data=external_data))
     if not found:
         raise UserError("ONNX export: none of the weights to quantise is in a graph; choose other parts")
-    return len(found)
+    return found

@@ -1,4 +1,6 @@
-"""Dynamic INT8 for ONNX Runtime: weights as INT8 per output channel, activations as UINT8 measured at each call.
+"""Quantised graphs for ONNX Runtime: dynamic INT8, and INT4 weights.
+
+INT8: weights per output channel, activations as UINT8 measured at each call.
 
 Reduced range: weights take 7 of the 8 bits. Without VNNI a CPU adds pairs of products in 16 bits, and with all 8 bits
 of the weights those sums saturate (4.8 % error instead of 0.7 %).
@@ -7,25 +9,35 @@ of the weights those sums saturate (4.8 % error instead of 0.7 %).
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sam3slim.checkpoints.int4 import StoredInt4
 from sam3slim.graphs.packages import require
 from sam3slim.graphs.trace import LARGEST_FILE
 
 STEPS = 127
+CONTRIB = "com.microsoft"  # ONNX Runtime's own operators
 
 
-def quantise(source: Path, target: Path, weights: Collection[str], *, external_data: bool | None = None) -> list[str]:
+def quantise(
+    source: Path,
+    target: Path,
+    weights: Collection[str],
+    *,
+    int4: Mapping[str, StoredInt4] | None = None,
+    external_data: bool | None = None,
+) -> list[str]:
     """Write ``source`` (FP32) to ``target`` with the named weights in INT8.
 
     Matrices of MatMuls are multiplied in INT8; rows of an embedding table are only stored so, each with its own scale.
 
     Args:
+        int4: weights that MatMuls are to have in INT4 instead: ONNX Runtime's ``MatMulNBits``, with FP32 products.
         weights: the model's names of parameters, ``….q_proj.weight``; those of other graphs are passed over.
         external_data: weights in ``<target>.data``; None: only where one file cannot hold them.
 
@@ -44,6 +56,10 @@ def quantise(source: Path, target: Path, weights: Collection[str], *, external_d
     found: list[str] = []
     for node in list(graph.node):
         weight = f"{node.name.partition('/')[0]}.weight"
+        if int4 and weight in int4 and node.op_type == "MatMul" and node.input[1] in tables:
+            _pack_matmul(onnx, graph_model, node, tables[node.input[1]], int4[weight])
+            found.append(weight)
+            continue
         if weight not in weights:
             continue
         if node.op_type == "MatMul" and node.input[1] in tables:
@@ -68,6 +84,32 @@ def quantise(source: Path, target: Path, weights: Collection[str], *, external_d
             reduce_range=True, weight_type=quantization.QuantType.QInt8, use_external_data_format=external_data,
         )  # fmt: skip
     return found
+
+
+def _pack_matmul(onnx: Any, model: Any, node: Any, table: Any, weight: StoredInt4) -> None:
+    """x [..., columns] · W [columns, rows] with W in INT4; the layout is ``StoredInt4``'s, by group."""
+    rows, columns = weight.shape
+    assert list(table.dims) == [columns, rows]
+    groups = columns // weight.group
+    packed = weight.packed.view(rows, groups, weight.group // 2).numpy()
+    constants = {"int4": packed, "int4_scale": weight.scale.float().flatten().numpy()}
+    if weight.zero is not None:
+        constants["int4_zero"] = weight.zero.flatten().numpy()
+    graph, name = model.graph, table.name
+    for end, values in constants.items():
+        graph.initializer.append(onnx.numpy_helper.from_array(values, f"{name}_{end}"))
+    # Another node may read the same table.
+    if sum(value == name for other in graph.node for value in other.input) == 1:
+        graph.initializer.remove(table)
+    made = onnx.helper.make_node(
+        "MatMulNBits", [node.input[0], *(f"{name}_{end}" for end in constants)], list(node.output), name=node.name,
+        domain=CONTRIB, K=columns, N=rows, bits=4, block_size=weight.group,
+    )  # fmt: skip
+    place = list(graph.node).index(node)
+    graph.node.remove(node)
+    graph.node.insert(place, made)
+    if not any(known.domain == CONTRIB for known in model.opset_import):
+        model.opset_import.append(onnx.helper.make_opsetid(CONTRIB, 1))
 
 
 @contextmanager

@@ -9,9 +9,10 @@ from torch import nn
 
 from sam3slim.errors import UserError
 from sam3slim.models.build import state_shapes
-from sam3slim.precisions import FP16, FP32, INT8
+from sam3slim.precisions import FP16, FP32, INT4, INT8
 from sam3slim.specs import ModelSpec
 
+INT4_GROUP = 64  # weights that share a scale, as in ``compress=int4_weight``
 # Part → the prefixes of its parameters; the order is the order of computation.
 PARTS: dict[str, tuple[str, ...]] = {
     "vision": ("vision_encoder.",),
@@ -71,12 +72,14 @@ def count_params(spec: ModelSpec) -> dict[str, int]:
 
 
 def bytes_by_part(spec: ModelSpec) -> dict[str, dict[str, int]]:
-    """Weight bytes by part in FP32, FP16 and INT8.
+    """Weight bytes by part in FP32, FP16, INT8 and INT4.
 
     INT8 counts what per-channel weight-only quantisation stores: one byte per weight of a Linear or
-    Embedding with one FP32 scale per output row, everything else in FP16.
+    Embedding with one FP32 scale per output row, everything else in FP16. INT4 counts half a byte per weight of a
+    Linear and an FP16 scale per ``INT4_GROUP`` of them; what has no rows of whole groups, embeddings and kernels in
+    INT8.
     """
-    sizes = {part: dict.fromkeys((FP32.name, FP16.name, INT8.name), 0) for part in PARTS}
+    sizes = {part: dict.fromkeys((FP32.name, FP16.name, INT8.name, INT4.name), 0) for part in PARTS}
     for name, shape in state_shapes(spec).items():
         row = sizes[part_of(name)]
         count = shape.numel()
@@ -84,4 +87,8 @@ def bytes_by_part(spec: ModelSpec) -> dict[str, dict[str, int]]:
         row[FP32.name] += FP32.bytes * count
         row[FP16.name] += FP16.bytes * count
         row[INT8.name] += INT8.bytes * count + FP32.bytes * shape[0] if quantised else FP16.bytes * count
+        if quantised and not shape[1] % INT4_GROUP and "embedding" not in name:
+            row[INT4.name] += count // 2 + FP16.bytes * (count // INT4_GROUP)
+        else:
+            row[INT4.name] += count + FP32.bytes * shape[0] if quantised or len(shape) == 4 else FP16.bytes * count
     return sizes

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from sam3slim.precisions import precision_named
 
-OTHER_COLORS = ("#CC79A7", "#E69F00", "#999999", "#8C564B")  # to be seen on white and on black
+OTHER_COLORS = ("#E69F00", "#999999", "#8C564B")  # to be seen on white and on black
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 INK, GREY = "#222222", "#8a8a8a"
 

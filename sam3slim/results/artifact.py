@@ -11,6 +11,7 @@ from sam3slim.checkpoints.infer import override_spec
 from sam3slim.checkpoints.load_report import CheckpointError
 from sam3slim.checkpoints.locating import Located, graph_format
 from sam3slim.checkpoints.readers import read, read_artifact_metadata
+from sam3slim.precisions import PRECISIONS
 from sam3slim.results.collect import Run
 from sam3slim.specs import ModelSpec
 
@@ -45,9 +46,10 @@ class Source:
         return read(self.located, self.overrides).spec
 
     @property
-    def int8(self) -> bool:
-        """Whether any of its weights is INT8."""
-        return "int8" in self.metadata.get("dtypes", {})
+    def quantised(self) -> bool:
+        """Whether any of its weights is INT8 or INT4."""
+        packed = {precision.dtype for precision in PRECISIONS.values() if not precision.cast}
+        return not packed.isdisjoint(self.metadata.get("dtypes", {}))
 
 
 def source_of(run: Run) -> Source:

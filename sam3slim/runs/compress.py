@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from sam3slim.checkpoints import LoadReport, load
-from sam3slim.compression import Mixed, method_from_name
+from sam3slim.compression import Mixed, method_from_name, needs_batches
 from sam3slim.compression import compress as compress_model
 from sam3slim.compression.search import Searched
+from sam3slim.data.batch import Batch
 from sam3slim.data.module import ConceptData
 from sam3slim.errors import UserError
 from sam3slim.files import ensure_writable_dir
@@ -25,8 +28,16 @@ from sam3slim.results.metrics import main_metric
 from sam3slim.results.record import RunRecord, read_record
 from sam3slim.results.recording import begin
 from sam3slim.runs.evaluate import loaded_artifact
-from sam3slim.runs.measure import measure, measured_on, measuring_device, model_summary, print_metrics, written_artifact
-from sam3slim.runs.plans import PrecisionEvaluator, check_search_split, search_plan, sensitivity, verify_budget
+from sam3slim.runs.measure import (
+    back_to_cpu,
+    measure,
+    measured_on,
+    measuring_device,
+    model_summary,
+    print_metrics,
+    written_artifact,
+)
+from sam3slim.runs.plans import PrecisionEvaluator, check_other_split, search_plan, sensitivity, verify_budget
 from sam3slim.runs.reference import Reference, load_reference, print_drop
 from sam3slim.runs.specs import CompressSpec
 from sam3slim.runtimes import check_runtime, open_runtime
@@ -62,7 +73,9 @@ def compress(spec: CompressSpec, run: Run) -> list[RunRecord]:
     data = spec.data.build(model.spec, spec.seed)
     data.prepare_data()
     if budget.given:
-        check_search_split(data, budget.search_split, spec.data.split)
+        check_other_split(data, "compress.search_split", budget.search_split, spec.data.split)
+    if any(map(needs_batches, methods)):
+        check_other_split(data, "compress.calibration_split", budget.calibration_split, spec.data.split)
     work = _Compression(spec, run, model, report, data, device, reference)
     full = work.measure_source() if reference is None else read_record(str(spec.reference))
     metric = main_metric(full, budget.metric)
@@ -147,7 +160,7 @@ class _Compression:
                 if isinstance(method, Mixed) and self.spec.budget.given:
                     searched = self.search(folder)
                     method = searched.method
-                compressed = compress_model(self.model, method)
+                compressed = self.compressed(method)
                 print(compressed.describe())
                 record.model = model_summary(self.model)
                 begin(record, folder)
@@ -175,6 +188,25 @@ class _Compression:
             source, self.spec.runtime, device=measured_on(self.spec, self.device), arithmetic=self.spec.arithmetic,
             overrides=overrides, expect=self.model.spec,
         )[0]  # fmt: skip
+
+    def compressed(self, method: Any) -> Any:
+        """What ``method`` makes of the model; with images, on the device."""
+        if not needs_batches(method):
+            return compress_model(self.model, method)
+        to_device(self.model, self.device, "fp32")
+        try:
+            return compress_model(self.model, method, self.calibration)
+        finally:
+            back_to_cpu(self.model)
+
+    def calibration(self, count: int) -> Iterator[Batch]:
+        """The first batches of the calibration split as training has them; the seed decides which.
+
+        Labels only decide which phrases are asked, where there are some. Leaves the random state as it was.
+        """
+        split = self.spec.budget.calibration_split
+        with torch.random.fork_rng():
+            yield from islice((b for b in self.data.loader(split, training=True) if len(b.input_ids)), count)
 
     def sensitivity(self) -> None:
         """What each group of weights costs in INT8, on the evaluated split."""

@@ -117,24 +117,24 @@ def sensitivity(evaluator: PrecisionEvaluator, folder: Path, groups: Sequence[st
     return rows
 
 
-def check_search_split(data: ConceptData, search: str, verify: str) -> None:
-    """A plan must be searched on other images than those it is judged by.
+def check_other_split(data: ConceptData, key: str, search: str, verify: str) -> None:
+    """A plan must be searched, and rounding calibrated, on other images than those it is judged by.
 
     Raises:
         UserError: the same split, shared images, or no images.
     """
     if search == verify:
         raise UserError(
-            f"compress.search_split={search} is also data.split; a budget kept on the images it was searched on says "
-            "nothing: choose another split for one of them"
+            f"{key}={search} is also data.split; numbers of the images that a method has looked at say nothing: "
+            "choose another split for one of them"
         )
     searched, verified = _images(data, search), _images(data, verify)
     if not searched:
-        raise UserError(f"compress.search_split={search} has no images; choose another split")
+        raise UserError(f"{key}={search} has no images; choose another split")
     shared = sorted(searched & verified)
     if shared:
         raise UserError(
-            f"compress.search_split={search} shares {len(shared)} images with data.split={verify} (the first: "
+            f"{key}={search} shares {len(shared)} images with data.split={verify} (the first: "
             f"{shared[0]}); choose splits without common images"
         )
 

@@ -275,18 +275,20 @@ class EvaluateSpec:
 
 @dataclass(frozen=True)
 class BudgetSpec:
-    """What ``mixed`` may cost, and where its search measures.
+    """What ``mixed`` may cost, and where methods measure and look.
 
     Attributes:
         max_drop: points of ``metric``.
         max_bytes: of the stored weights.
         search_split: split of the data.
+        calibration_split: whose images compensated rounding looks at, unlabelled.
         metric: the one that decides, also which method the table recommends; None: mask mAP, box mAP without masks.
     """
 
     max_drop: float | None = None
     max_bytes: int | None = None
     search_split: str = "val"
+    calibration_split: str = "train"
     metric: str | None = None
 
     def __post_init__(self) -> None:

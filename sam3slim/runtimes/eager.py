@@ -58,7 +58,7 @@ def to_device(model: ModelT, device: torch.device, precision: str, arithmetic: s
         UserError: half arithmetic of INT8 weights or of graphs.
     """
     if arithmetic in HALVES and (isinstance(model, GraphSam3) or any(map(is_quantised, model.parameters()))):
-        raise UserError(f"arithmetic={arithmetic}: INT8 weights and graphs have their own; use arithmetic=auto")
+        raise UserError(f"arithmetic={arithmetic}: quantised weights and graphs have their own; use arithmetic=auto")
     if isinstance(model, GraphSam3):
         print(f"{precision} {model.what} on the CPU")
         return model

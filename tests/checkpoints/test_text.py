@@ -147,7 +147,11 @@ def test_cut_text__refusals(model: Sam3, full: Path, tmp_path: Path) -> None:
     banked(model, tmp_path)
     out = tmp_path / "out"
     for source, phrases, message in (
-        (tmp_path / "int8", PHRASES, "is INT8; cut the text tower of its FP32 or FP16 parent"),
+        (
+            tmp_path / "int8",
+            PHRASES,
+            "is already quantised .int8_weight.; cut the text tower of its FP32 or FP16 parent",
+        ),
         (full, [], "at least one phrase"),
         (tmp_path / "bank", PHRASES, "a prompt bank has no token table to trim"),
         (tmp_path / "nowhere", PHRASES, "does not exist"),

@@ -36,7 +36,18 @@ def reload(model: Sam3, compressed: CompressedTensors, folder: Path, **options: 
 
 
 def test_method_names__what_the_user_types() -> None:
-    names = {"weights_only", "fp16", "bf16", "int8_weight", "int8_dynamic", "mixed", "onnx", "int8_onnx"}
+    names = {
+        "weights_only",
+        "fp16",
+        "bf16",
+        "int8_weight",
+        "int8_dynamic",
+        "int4_weight",
+        "mixed",
+        "onnx",
+        "int8_onnx",
+        "int4_onnx",
+    }
     assert set(method_names()) == names
 
 

@@ -66,5 +66,5 @@ def test_mixed__unnamed_groups_are_fp16(model: Sam3, tmp_path: Path) -> None:
 def test_mixed__bad_plans() -> None:
     with pytest.raises(UserError, match=r"unknown group 'decodr'; did you mean decoder\?"):
         Mixed({"decodr": "int8"})  # type: ignore[dict-item]
-    with pytest.raises(UserError, match=r"groups\.text=int4; expected fp32, fp16, int8"):
-        Mixed({"text": "int4"})  # type: ignore[dict-item]
+    with pytest.raises(UserError, match=r"groups\.text=int2; expected fp32, fp16, int8, int4"):
+        Mixed({"text": "int2"})  # type: ignore[dict-item]

@@ -9,14 +9,14 @@ import pytest
 from sam3slim.compression import Int8Rules, method_from_name, method_names
 from sam3slim.errors import UserError
 
-WITH_RULES = ("int8_weight", "int8_dynamic", "int8_onnx")
+WITH_RULES = ("int8_weight", "int8_dynamic", "int8_onnx", "int4_weight", "int4_onnx")
 
 
 @pytest.mark.parametrize("name", method_names())
 def test_method_from_name__every_option_refuses_what_it_is_not(name: str) -> None:
     options = [item.name for item in dataclasses.fields(method_from_name(name))]
     for option in options:
-        for value in (None, 7, "x"):
+        for value in (None, -7, "x"):
             with pytest.raises(UserError, match=rf"^compress\.{name}\.{option}\b[^\n]* must be [^\n]*$"):
                 method_from_name(name, **{option: value})
     with pytest.raises(UserError, match=rf"^unknown key compress\.{name}\.foreign"):

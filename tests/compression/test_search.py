@@ -9,18 +9,24 @@ from sam3slim.compression.search import Searched, search
 from sam3slim.errors import UserError
 
 SIZES = dict(zip(GROUPS, (400, 100, 300, 50, 20, 30, 40, 10, 5, 60), strict=True))
-WIDTH = {"fp32": 4, "fp16": 2, "int8": 1}
+WIDTH = {"fp32": 4, "fp16": 2, "int8": 1, "int4": 0.5}
+WHOLE = ("embeddings", "convolutions")  # never INT4
 
 
 def bytes_of(method: Mixed) -> int:
-    return sum(WIDTH[method.groups[group]] * size for group, size in SIZES.items())
+    width = {g: "int8" if p == "int4" and g in WHOLE else p for g, p in method.groups.items()}
+    return int(sum(WIDTH[width[group]] * size for group, size in SIZES.items()))
 
 
-def run(int8: dict[str, float], fp16: float = 0.0, **budget: float) -> Searched:
-    """Drops that add up: ``int8[group]`` points for a group in INT8, ``fp16`` for each that is not FP32."""
+def run(int8: dict[str, float], fp16: float = 0.0, int4: float = 100.0, **budget: float) -> Searched:
+    """Drops that add up: ``int8[group]`` points for a group in INT8, ``fp16`` for each that is not FP32.
+
+    ``int4``: for each in INT4.
+    """
 
     def drop_of(method: Mixed) -> float:
         lost = sum(int8.get(group, 0.01) for group, precision in method.groups.items() if precision == "int8")
+        lost += int4 * sum(precision == "int4" for precision in method.groups.values())
         return lost + fp16 * sum(precision != "fp32" for precision in method.groups.values())
 
     return search(drop_of, bytes_of, **budget)  # type: ignore[arg-type]
@@ -58,14 +64,15 @@ def test_max_bytes__cheapest_groups_until_it_fits() -> None:
     assert found.bytes <= 1500
     assert found.plan["vision"] == "fp16"
     assert found.plan["scoring"] == "fp16" or found.bytes + 5 > 1500  # no more than needed
-    with pytest.raises(UserError, match=r"max_bytes=10: with every group in INT8 this model still takes 1015 bytes"):
+    with pytest.raises(UserError, match=r"max_bytes=10: with every group in INT4 this model still takes 562 bytes"):
         run({}, max_bytes=10)
 
 
 def test_trace__every_measurement() -> None:
     found = run({}, max_drop=1.0)
-    assert len(found.trace) == 1 + 2 * len(GROUPS)
-    assert found.trace[-1]["kept"]
+    assert len(found.trace) == 1 + 2 * len(GROUPS) + 2 * (len(GROUPS) - len(WHOLE)) <= 40
+    assert not found.trace[-1]["kept"]
+    assert run({}, int4=0.01, max_drop=1.0).trace[-1]["kept"]
 
 
 def test_budget__is_needed() -> None:
@@ -73,3 +80,19 @@ def test_budget__is_needed() -> None:
         run({})
     with pytest.raises(UserError, match=r"max_drop=-1 must be at least 0"):
         run({}, max_drop=-1)
+
+
+def test_int4__what_int8_allows_and_the_budget() -> None:
+    found = run({"decoder": 40.0, "embeddings": 0.1}, int4=0.1, max_drop=1.2)
+    assert found.within
+    assert found.plan["decoder"] == "fp16"  # INT8 broke the budget, so INT4 is not tried
+    assert all(found.plan[group] == "int8" for group in WHOLE)
+    assert {found.plan[group] for group in GROUPS} == {"fp16", "int8", "int4"}
+    assert not any(row["groups"]["decoder"] == "int4" for row in found.trace)
+
+
+def test_int4__max_bytes_takes_int8_first() -> None:
+    assert "int4" not in run({}, max_bytes=1100).plan.values()
+    found = run({}, int4=1.0, max_bytes=700)
+    assert found.bytes <= 700
+    assert found.plan["vision"] == "int4"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ import onnx
 import pytest
 import torch
 
-from sam3slim.compression import Int8Rules
+from sam3slim.compression import Int4Onnx, Int8Rules, compress
 from sam3slim.compression.int8_weight import quantised_names
 from sam3slim.errors import UserError
+from sam3slim.graphs import load_onnx
 from sam3slim.graphs.modules import TextGraph, signatures
-from sam3slim.graphs.onnx import _quantise_all
+from sam3slim.graphs.onnx import quantise_graphs
 from sam3slim.graphs.quantise import quantise
 from sam3slim.graphs.trace import trace
 from tests.graphs.conftest import Exported
@@ -108,7 +110,7 @@ def test_large_model__graphs_with_files_of_their_own(floats: Exported, tmp_path:
 
 def test_quantise__nothing_found(floats: Exported, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="none of the weights to quantise is in a graph"):
-        _quantise_all(floats.folder, tmp_path, ["text_encoder.text_projection.weight"], None)
+        quantise_graphs(floats.folder, tmp_path, ["text_encoder.text_projection.weight"], None)
 
 
 def test_quantise__embedding_alone(floats: Exported, tmp_path: Path) -> None:
@@ -122,3 +124,27 @@ def test_quantise__embedding_alone(floats: Exported, tmp_path: Path) -> None:
         for folder in (floats.folder, tmp_path)
     ]
     assert 0 < np.abs(outputs[0] - outputs[1]).max() < 0.05
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_int4__the_values_of_the_packed_weights(floats: Exported, tmp_path: Path, symmetric: bool) -> None:
+    model = copy.deepcopy(floats.model)
+    graphs = compress(model, Int4Onnx(group=32, symmetric=symmetric))
+    assert f"{len(graphs.int4)} in INT4" in graphs.describe()
+    info = graphs.write(model, tmp_path / "a")
+    runner, report = load_onnx(info.path)
+    assert report.precision == "int4_onnx"
+    nodes = [n for name in ("vision", "text", "prompts") for n in onnx.load(str(info.path / f"{name}.onnx")).graph.node]
+    found = {f"{node.name.partition('/')[0]}.weight" for node in nodes if node.op_type == "MatMulNBits"}
+    # CLIP's own projection, which no output depends on.
+    assert found == set(graphs.int4) - {"text_encoder.text_projection.weight"}
+    table = model.get_parameter(EMBEDDING).data
+    scale = table.abs().amax(1, keepdim=True) / 127
+    table.copy_((table / scale).round() * scale)
+    for name, stored in graphs.int4.items():
+        model.get_parameter(name).data.copy_(stored.dequantize())
+    inputs = ask(2, 5, 1)
+    with torch.inference_mode():
+        ours, theirs = model(**inputs), runner(**inputs)
+    for name in ("pred_logits", "pred_boxes", "pred_masks", "presence_logits"):
+        torch.testing.assert_close(getattr(theirs, name), getattr(ours, name), rtol=1e-3, atol=1e-3)
