@@ -32,7 +32,7 @@ def train(root: Path, folder: str, *more: str) -> tuple[RunRecord, Path]:
     given = [
         f"data.root={root / 'shapes'}", "data.shapes.image_size=32", "data.shapes.train_images=8",
         "data.shapes.val_images=3", "data.shapes.test_images=4", "data.batch_size=2", "model.vit.depth=3",
-        "init=pruned", f"init.checkpoint={root / 'deep'}", "init.depth=greedy", "init.fit_batches=1",
+        "init=pruned", f"init.checkpoint={root / 'deep'}", "init.depth=greedy", "init.fit_batches=3",
         "trainer.enable_progress_bar=false", "logger=csv", "trainer.limit_val_batches=0", "trainer.max_steps=2",
         "schedule.warmup_steps=1",
     ]  # fmt: skip

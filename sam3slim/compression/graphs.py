@@ -36,6 +36,9 @@ class Onnx:
     boxes: int = 1
 
     def __post_init__(self) -> None:
+        for key in ("images", "prompts", "boxes"):
+            if getattr(self, key) < 1:
+                raise UserError(f"compress.onnx.{key}={getattr(self, key)} must be at least 1")
         changed = [k for k, v in {"images": 1, "prompts": 32, "boxes": 1}.items() if getattr(self, k) != v]
         if changed and not self.static:
             key = changed[0]
@@ -43,9 +46,6 @@ class Onnx:
                 f"compress.onnx.{key}={getattr(self, key)} is a length of static graphs; set "
                 "compress.onnx.static=true, or leave it out"
             )
-        for key in ("images", "prompts", "boxes"):
-            if getattr(self, key) < 1:
-                raise UserError(f"compress.onnx.{key}={getattr(self, key)} must be at least 1")
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,12 @@ def test_bank__has_no_tower(model: Sam3, tmp_path: Path) -> None:
     tokens = sum(map(len, bank.spec.text.bank.tokens))
     parts = params_by_part(bank)
     assert parts == count_params(bank.spec) == {**params_by_part(model), "text": tokens * 32}
-    assert bytes_by_part(bank.spec)["text"] == {"fp32": 128 * tokens, "fp16": 64 * tokens, "int8": 36 * tokens}
+    assert bytes_by_part(bank.spec)["text"] == {
+        "fp32": 128 * tokens,
+        "fp16": 64 * tokens,
+        "int8": 36 * tokens,
+        "int4": 36 * tokens,
+    }
 
 
 def test_bank__other_rows_are_refused(model: Sam3, tmp_path: Path) -> None:
