@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from full_size import random_model
 from torch import nn
 
 from sam3slim.compression.calibrate import calibrate
@@ -25,7 +26,6 @@ from sam3slim.environment import describe_device, library_versions
 from sam3slim.evaluation.latency import peak_memory_bytes
 from sam3slim.files import write_csv
 from sam3slim.launch.compose import compose_model
-from sam3slim.models.build import empty_model
 
 RESULT = Path(__file__).parent / "results" / "compensate_full_size.csv"
 SMALL = [
@@ -40,11 +40,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    model = empty_model(compose_model(SMALL)).eval()
     generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0, 0.02, generator=generator)
+    model = random_model(compose_model(SMALL), generator).eval()
     backbone = model.vision_encoder.backbone
     names = [name for name, module in backbone.named_modules() if isinstance(module, nn.Linear)]
     passes = [partial(backbone, torch.randn(1, 3, 1008, 1008, generator=generator)) for _ in range(arguments.images)]

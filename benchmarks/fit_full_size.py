@@ -15,12 +15,12 @@ import time
 from pathlib import Path
 
 import torch
+from full_size import random_model
 
 from sam3slim.environment import describe_device, library_versions
 from sam3slim.evaluation.latency import peak_memory_bytes
 from sam3slim.files import write_csv
 from sam3slim.launch.compose import compose_model
-from sam3slim.models.build import empty_model
 from sam3slim.slimming import inherit
 from sam3slim.slimming.fitting.vision import VisionTower
 
@@ -45,11 +45,8 @@ def main() -> None:
         compose_model([f"model={name}", *REST, f"model.vit.depth={depth}", "model.vit.num_global_blocks=1"])
         for name, depth in zip(("full", "slim"), blocks, strict=True)
     )
-    source = empty_model(full)
     generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in source.parameters():
-            parameter.normal_(0, 0.02, generator=generator)
+    source = random_model(full, generator)
     target, plan = inherit(source, slim)
     images = [torch.randn(1, 3, 1008, 1008, generator=generator) for _ in range(arguments.images)]
     before = peak_memory_bytes("cpu")
