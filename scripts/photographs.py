@@ -17,8 +17,8 @@ from sam3slim.results.metrics import METRICS
 from sam3slim.results.record import Drop, RunRecord, read_record
 from sam3slim.results.samples import paired_bootstrap
 from sam3slim.runs.reference import load_samples
+from scripts.page import put_between
 from scripts.steps import Step, run_steps
-from scripts.study.page import put_between
 
 SETS = ("carparts", "facades", "coco609")
 METHODS = ("weights_only", "fp16", "bf16", "int8_weight", "int8_dynamic", "int8_onnx")

@@ -38,7 +38,7 @@ class Shard:
         """Its pictures; they keep their ids."""
         return list(pictures[self.number - 1 :: self.count])
 
-    def others(self) -> list[Shard]:
+    def all(self) -> list[Shard]:
         """All shards."""
         return [Shard(number, self.count) for number in range(1, self.count + 1)]
 
@@ -99,7 +99,7 @@ def merge(
         places: dict[str, tuple[Path, int]] = {}
         skipped: dict[str, str] = {}
         waiting: list[Shard] = []
-        for other in shard.others():
+        for other in shard.all():
             folder = other.folder(out)
             ended = _ended(folder, settings, other)
             starts = read_index(folder / PARTS_FILE, repair=False) if ended is not None else {}

@@ -19,9 +19,11 @@ from sam3slim.errors import UserError
 from sam3slim.evaluation.inference import eval_mode
 from sam3slim.models import Sam3
 from sam3slim.progress import progress_bar
-from sam3slim.slimming.fitting.blocks import capture, set_linear, spatial
-from sam3slim.slimming.least_squares import LeastSquares
+from sam3slim.slimming.fitting.blocks import Pair, Side, Step, fit_block
 from sam3slim.slimming.plan import Greedy
+
+# The layers of a block that write the stream.
+ATTENTION, MLP = Step(("attention.o_proj",), "layer_norm2"), Step(("mlp.fc2",), "")
 
 
 @torch.no_grad()
@@ -64,6 +66,12 @@ def greedy_blocks(source: Sam3, depth: int, batches: Sequence[Tensor], *, protec
             removed.append(best)
             errors.append(found[best])
     return Greedy(tuple(kept), tuple(removed), tuple(errors), sum(map(len, batches)))
+
+
+def _call(block: Any, stream: Tensor) -> Tensor:
+    """The stream after a block."""
+    made: Tensor = block(stream)
+    return made
 
 
 class _Tower:
@@ -115,22 +123,10 @@ class _Tower:
     def _fitted(self, block: int, slim: Sequence[Tensor], end: int) -> Any:
         """A copy of the block that hands on the full tower's stream in front of block ``end``, as far as it can."""
         its, mine = self.layers[block], copy.deepcopy(self.layers[block])
-        middles = []
-        for streams in self.streams:
-            with capture({"norm": its.layer_norm2}) as seen:
-                its(streams[block])
-            middles.append(seen["norm"][0])
-        ends = [streams[end] for streams in self.streams]
-        for name, wanted in (("attention.o_proj", middles), ("mlp.fc2", ends)):
-            layer = mine.get_submodule(name)
-            fit = LeastSquares(layer.weight, layer.bias)
-            for stream, want in zip(slim, wanted, strict=True):
-                with capture({name: layer, "norm": mine.layer_norm2}) as seen:
-                    mine(stream)
-                read = seen[name][0]
-                if name == "attention.o_proj":
-                    fit.add(spatial(read, mine, stream), want - stream)
-                else:
-                    fit.add(read, want - seen["norm"][0])
-            set_linear(layer, *fit.solve())
+        pairs = [
+            Pair(Side(streams[block], _call), Side(stream, _call))
+            for streams, stream in zip(self.streams, slim, strict=True)
+        ]
+        fit_block(mine, its, [ATTENTION], pairs)
+        fit_block(mine, its, [MLP], pairs, ends=[streams[end] for streams in self.streams])
         return mine

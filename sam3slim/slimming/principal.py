@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 
-class Moments:
+class NormMoments:
     """Second moments of what the layer norms hand on: rows without their mean, at unit length; totals in float64."""
 
     def __init__(self, width: int, device: torch.device) -> None:
@@ -32,7 +32,7 @@ def principal_map(moments: Tensor, width: int) -> tuple[Tensor, float]:
     """The map from a wide stream to a narrow one, and the share of its variance that is kept.
 
     Args:
-        moments: of ``Moments`` [wide, wide].
+        moments: of ``NormMoments`` [wide, wide].
         width: of the narrow stream, at least 2.
 
     Returns:

@@ -8,9 +8,9 @@ from pathlib import Path
 from sam3slim.errors import UserError, one_line_exits
 from sam3slim.results.record import read_record
 from sam3slim.runs import start
+from scripts.page import put_between
 from scripts.study.cells import SOURCE, all_cells
 from scripts.study.headline import headline_markdown
-from scripts.study.page import put_between
 from scripts.study.run import finished, run_cells
 from scripts.study.table import write_study
 

@@ -8,8 +8,8 @@ from statistics import mean
 
 from sam3slim.files import atomic_path
 from sam3slim.results.record import RunRecord
+from scripts.page import put_between
 from scripts.study.cells import AXES, INITS, SEEDS, SIZES, TEACHINGS, Cell, axis_cells, table_cells
-from scripts.study.page import put_between
 from scripts.study.results import Result, mask_map, write_results
 
 NOT_RUN = "not run"

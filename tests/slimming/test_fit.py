@@ -17,7 +17,7 @@ from sam3slim.slimming.fitting.neurons import best_inputs
 from sam3slim.slimming.fitting.text import TextTower
 from sam3slim.slimming.fitting.vision import VisionTower
 from sam3slim.slimming.least_squares import LeastSquares
-from sam3slim.slimming.principal import Moments, principal_map
+from sam3slim.slimming.principal import NormMoments, principal_map
 from sam3slim.specs import DecoderSpec, EncoderSpec, GeometrySpec, ModelSpec
 from sam3slim.text.phrases import encode_phrases
 from tests.slimming.cuts import cut
@@ -82,7 +82,7 @@ def test_principal_map__norms_of_the_narrow_stream_hand_on_what_the_wide_ones_di
     directions -= directions.mean(dim=1, keepdim=True)
     stream = torch.randn(200, 5, generator=generator).double() @ directions
     stream += torch.randn(200, 1, generator=generator)
-    moments = Moments(12, torch.device("cpu"))
+    moments = NormMoments(12, torch.device("cpu"))
     moments.add(stream)
     turn, share = principal_map(moments.total, 6)
     assert share == pytest.approx(1)

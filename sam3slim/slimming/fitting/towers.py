@@ -16,7 +16,7 @@ from sam3slim.slimming.axes import STACKS
 from sam3slim.slimming.check import unit_size
 from sam3slim.slimming.fitting.blocks import Layout, Pair, attention, capture, fit_stack, mlp, set_linear
 from sam3slim.slimming.plan import Plan
-from sam3slim.slimming.principal import Moments, principal_map
+from sam3slim.slimming.principal import NormMoments, principal_map
 
 FINAL_WEIGHT = 2.0  # of the tower's output among the norms that read the stream: everything behind it reads it
 
@@ -80,7 +80,7 @@ class Tower:
         """
         if self.channels.everything:
             return None
-        moments = Moments(self.map.shape[1], self.device)
+        moments = NormMoments(self.map.shape[1], self.device)
         names = [f"{i}.layer_norm{n}" for i in self.blocks for n in (1, 2)]
         norms = {name: self.full.get_submodule(name) for name in names}
         results = iter(run())
@@ -93,7 +93,7 @@ class Tower:
             for stream, weight in [(final, FINAL_WEIGHT), *((stream, 1.0) for stream, _ in seen.values())]:
                 moments.add(stream if counts is None else stream[counts], weight)
         if more is not None:
-            extra = Moments(self.map.shape[1], self.device)
+            extra = NormMoments(self.map.shape[1], self.device)
             extra.add(more)
             moments.total += extra.total * (moments.total.trace() / extra.total.trace() / (2 * len(self.blocks) + 1))
         self.map, share = principal_map(moments.total, len(self.map))
