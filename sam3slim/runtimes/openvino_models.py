@@ -7,7 +7,7 @@ import io
 import logging
 import os
 from collections.abc import Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +68,7 @@ def compile_graph(file: Path, arithmetic: str, *, tower: bool, threads: int | No
     Raises:
         UserError: openvino or nncf is not installed, or OpenVINO refuses the graph.
     """
-    openvino = require("openvino", EXTRA)
-    core = openvino.Core()
+    core = _core()
     options = {
         "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY",
         # Left to itself, OpenVINO computes in bfloat16 wherever the CPU can.
@@ -84,6 +83,14 @@ def compile_graph(file: Path, arithmetic: str, *, tower: bool, threads: int | No
     except RuntimeError as error:
         line = str(error).strip().splitlines()[-1][:160]
         raise UserError(f"OpenVINO refuses {file} ({line}); use the runtime onnx, or write it again") from error
+
+
+@cache
+def _core() -> Any:
+    # One for the process: where the CPU has AVX-512, a Core gives the thread another stack for signals and takes it
+    # back at its end. Several that do not end in reverse order leave a freed one, and the next signal (a data
+    # loader's process that ends is one) is a crash.
+    return require("openvino", EXTRA).Core()
 
 
 def open_openvino(opening: Opening) -> tuple[OpenVinoSam3, LoadReport]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,17 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture
+def traced(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tracing the graphs takes long, and they are the same each time."""
+
+    def copy(model: Sam3, folder: Path) -> None:
+        for file in (root / "graphs").glob("*.onnx*"):
+            shutil.copy(file, folder)
+
+    monkeypatch.setattr("sam3slim.runtimes.onnx_sessions.trace_graphs", copy)
+
+
 def answer(model: Any) -> dict[str, torch.Tensor]:
     batch = tiny_batch()
     with torch.inference_mode():
@@ -43,6 +57,7 @@ def answer(model: Any) -> dict[str, torch.Tensor]:
     return {name: getattr(found, name) for name in OUTPUTS}
 
 
+@pytest.mark.usefixtures("traced")
 @pytest.mark.parametrize("source", ["weights", "graphs"])
 @pytest.mark.parametrize(
     ("name", "arithmetic", "most"),
@@ -62,6 +77,26 @@ def test_open_runtime__answers_as_pytorch_does(
     assert (max(differences) > 1e-4) == (arithmetic != "fp32")
     assert (runner.spec, report.precision) == (SPEC, "fp32")
     assert runner.computes_in in (arithmetic, None)
+
+
+SIGNALS = """
+import os, signal, sys
+from pathlib import Path
+from sam3slim.runtimes.openvino_models import compile_graph
+
+signal.signal(signal.SIGUSR1, lambda *_: print("answered"))
+opened = [compile_graph(Path(sys.argv[1]), "fp32", tower=False) for _ in range(3)]
+while opened:
+    del opened[0]
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+def test_open_openvino__signals_are_answered_after_several_models(root: Path) -> None:
+    pytest.importorskip("openvino", reason="the extra openvino is not installed")
+    asked = [sys.executable, "-c", SIGNALS, str(root / "graphs/text.onnx")]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "answered\n"), done.stderr
 
 
 def test_open_runtime__int8_of_a_checkpoint_in_onnx_runtime(root: Path) -> None:
@@ -131,6 +166,7 @@ def test_evaluate__bad_settings(root: Path, given: str, line: str) -> None:
         spec_from_dict(EvaluateSpec, compose_plain("evaluate", asked, root / "bad"), "")
 
 
+@pytest.mark.usefixtures("traced")
 def test_predict__in_another_runtime(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     draw(root / "photos/a.png")
     asked = ["predict", str(root / "weights"), str(root / "photos"), "--prompt", "cup", "--out", str(root / "out")]
