@@ -99,6 +99,7 @@ def test_open_openvino__signals_are_answered_after_several_models(root: Path) ->
     assert (done.returncode, done.stdout) == (0, "answered\n"), done.stderr
 
 
+@pytest.mark.usefixtures("traced")
 def test_open_runtime__int8_of_a_checkpoint_in_onnx_runtime(root: Path) -> None:
     runner, _ = open_runtime(root / "weights", "onnx", arithmetic="w8a8")
     ours, theirs = answer(open_runtime(root / "weights", "eager")[0]), answer(runner)
