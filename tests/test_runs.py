@@ -111,14 +111,15 @@ def test_evaluate__splits_and_latency(trained: tuple[RunRecord, Path], root: Pat
 def test_compress__one_measured_artifact_per_method(
     trained: tuple[RunRecord, Path], root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    _, out = trained
+    source, out = trained
     given = [f"checkpoint={out}", *data(root), "latency=false", "compress=[weights_only,fp16,int8_weight]"]
     config = compose_plain("compress", given, root / "compressed")
     records = runs.compress(config, root / "compressed", {}, "python compress.py")
     sizes = {r.artifact.precision: r.artifact.bytes for r in records}
     assert sizes["weights_only"] > sizes["fp16"] > sizes["int8_weight"]
-    # Hardly trained: it says that there is nothing to lose, rather than that nothing was lost.
-    assert "a drop cannot be seen here" in caplog.text
+    # Hardly trained, it says that there is nothing to lose, rather than that nothing was lost; rounding of another
+    # processor may leave it a little more.
+    assert ("a drop cannot be seen here" in caplog.text) == (segm(source)["map"] <= 0.01)
     full, _ = load(out)
     for record in records:
         folder = root / "compressed" / record.artifact.precision
