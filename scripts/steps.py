@@ -37,7 +37,7 @@ class Step:
     def composed(self, out: Path) -> Run:
         """Its configuration. Raises UserError for settings that cannot be."""
         run = compose_run(self.program, self._given(), out / self.name)
-        return only(run, self.part, self.part) if self.part else run
+        return only(run, self.part, run.config["compress"][self.part]) if self.part else run
 
     def _given(self) -> list[str]:
         return [*self.overrides, *(["resume=auto"] if self.program == "train" else [])]

@@ -10,12 +10,14 @@ from sam3slim.compression.mixed import Mixed
 from sam3slim.compression.registry import (
     Compressed,
     CompressedTensors,
+    check_weights,
     compress,
     method_from_name,
     method_names,
     needs_batches,
     register,
 )
+from sam3slim.compression.slim import Slim, Slimmed, rows
 
 __all__ = [
     "GROUPS",
@@ -32,7 +34,10 @@ __all__ = [
     "Mixed",
     "Onnx",
     "OnnxGraphs",
+    "Slim",
+    "Slimmed",
     "WeightsOnly",
+    "check_weights",
     "compress",
     "emulated",
     "int4_bytes",
@@ -40,5 +45,6 @@ __all__ = [
     "method_names",
     "needs_batches",
     "register",
+    "rows",
     "weights_by_group",
 ]

@@ -89,6 +89,8 @@ class OnnxGraphs:
     int4: Mapping[str, StoredInt4] = field(default_factory=dict)
     fixed: tuple[int, int, int] | None = None
     method: dict[str, Any] = field(default_factory=dict)
+    model: None = None
+    images_used: int = 0
 
     def describe(self) -> str:
         """One line per fact a user should know."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -32,10 +32,20 @@ class Compressed(Protocol):
     Attributes:
         precision: how the weights are stored.
         method: the options used, plain values.
+        model: whose weights they are, where that is another architecture than the one given; None: the same.
+        images_used: unlabelled images that were looked at.
     """
 
-    precision: str
     method: dict[str, Any]
+
+    @property
+    def precision(self) -> str: ...
+
+    @property
+    def model(self) -> Sam3 | None: ...
+
+    @property
+    def images_used(self) -> int: ...
 
     def describe(self) -> str: ...
 
@@ -56,6 +66,12 @@ class CompressedTensors:
     precision: str
     tensors: LazyTensors
     method: dict[str, Any] = field(default_factory=dict)
+    model: None = None
+
+    @property
+    def images_used(self) -> int:
+        """Of compensated rounding."""
+        return int(self.method.get("compensated", {}).get("images", 0))
 
     @property
     def bytes(self) -> int:
@@ -106,7 +122,7 @@ def compress(model: Sam3, method: Any, batches: Batches | None = None) -> Any:
     """Convert the weights of ``model`` (left untouched) by ``method``, a registered config object.
 
     Args:
-        batches: what a method with ``compensate`` looks at.
+        batches: what a method looks at that ``needs_batches``.
 
     Returns:
         What the method's handler makes: ``CompressedTensors``, or ``OnnxGraphs``.
@@ -120,14 +136,7 @@ def compress(model: Sam3, method: Any, batches: Batches | None = None) -> Any:
     if handler is None:
         raise TypeError(f"no compression handler for {type(method).__name__}")
     state = model.state_dict()
-    for key, tensor in state.items():
-        if is_quantised(tensor):
-            raise UserError(
-                f"compress={method.name}: the model is already {stored_type(tensor).upper()} ({key}); start from its "
-                "FP32 or FP16 parent"
-            )
-        if not tensor.isfinite().all():
-            raise UserError(f"compress={method.name}: {key} holds NaN or infinity; the checkpoint is broken")
+    check_weights(state, method.name)
     release_memory()
     made = handler(model, method, batches) if needs_batches(method) else handler(model, method)
     options = {"name": method.name, **asdict(method)}
@@ -139,9 +148,21 @@ def compress(model: Sam3, method: Any, batches: Batches | None = None) -> Any:
     return made
 
 
+def check_weights(state: Mapping[str, Any], name: str) -> None:
+    """Refuse, for the method ``name``, weights that are quantised, NaN or infinite. Raises UserError."""
+    for key, tensor in state.items():
+        if is_quantised(tensor):
+            raise UserError(
+                f"compress={name}: the model is already {stored_type(tensor).upper()} ({key}); start from its FP32 or "
+                "FP16 parent"
+            )
+        if not tensor.isfinite().all():
+            raise UserError(f"compress={name}: {key} holds NaN or infinity; the checkpoint is broken")
+
+
 def needs_batches(method: Any) -> bool:
     """Whether ``method`` looks at images: its handler then takes ``batches`` too."""
-    return getattr(method, "compensate", NONE) != NONE
+    return bool(getattr(method, "needs_batches", getattr(method, "compensate", NONE) != NONE))
 
 
 def method_names() -> list[str]:

@@ -152,7 +152,7 @@ def _refuse_unknown_arguments(target: str, factory: Any, node: Mapping[str, Any]
 
 def check_options(key: str, chosen: Sequence[str], group: str) -> None:
     """Refuse a value of ``key`` that is not an option of ``group``. Raises UserError naming the nearest one."""
-    options = _options(group)
+    options = options_of(group)
     for option in chosen:
         if option not in options:
             raise UserError(messages.unknown_option(key, option, options))
@@ -254,10 +254,10 @@ def explain(error: BaseException, config_name: str, overrides: Sequence[str]) ->
         if plugin := messages.missing_plugin(group, option):
             return plugin
         if not group:
-            return messages.unknown_option("--config-name", option, _options("."))
+            return messages.unknown_option("--config-name", option, options_of("."))
         if any(text.startswith((f"{group}=", f"+{group}=")) for text in overrides):
             where = ""
-        options = error.options or _options(group)
+        options = error.options or options_of(group)
         return messages.unknown_option(group, option, list(options), where)
     if unknown := re.search(r"Could not (?:override|delete(?: from config\.)?) '([^']+)'", text):
         keys = _known_keys(config_name, overrides, unknown[1])
@@ -271,8 +271,8 @@ def explain(error: BaseException, config_name: str, overrides: Sequence[str]) ->
     return messages.one_line(text)
 
 
-def _options(group: str) -> list[str]:
-    """Of ``group``, shipped and the user's own."""
+def options_of(group: str) -> list[str]:
+    """The options of a group, shipped and the user's own, by name."""
     return sorted({*messages.option_names(conf_dir() / group), *messages.option_names(_user_dir() / group)})
 
 

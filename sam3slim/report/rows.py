@@ -117,15 +117,17 @@ def compression_columns() -> tuple[str, ...]:
     """Of ``compression.csv``."""
     return (
         "method", "bytes", "ratio", *metric_columns(), *drop_columns(), *CALIBRATION, "latency_p50_ms",
-        "latency_p90_ms", "memory_bytes", "peak_memory_bytes", "retraining_needed", "recommended", "error",
+        "latency_p90_ms", "memory_bytes", "peak_memory_bytes", "retraining_needed", "images_used", "making_seconds",
+        "recommended", "error",
     )  # fmt: skip
 
 
 def compression_shown(metric: Metric, rows: Sequence[Row]) -> tuple[str, ...]:
     """Of ``compression.md``; ``metric`` is the one that decides."""
+    made = ("images_used", "making_seconds") if any(row["images_used"] for row in rows) else ()
     return (
         "method", "bytes", "ratio", *measured_columns(rows), f"{metric.name}_drop_interval", "calibration_change",
-        "latency_p50_ms", "retraining_needed", "recommended", "error",
+        "latency_p50_ms", "retraining_needed", *made, "recommended", "error",
     )  # fmt: skip
 
 
@@ -171,6 +173,8 @@ def _compressed(method: str, record: RunRecord, full: RunRecord) -> dict[str, An
         "latency_p90_ms": record.latency_ms.p90,
         "memory_bytes": record.latency_ms.memory_bytes,
         "peak_memory_bytes": record.peak_memory_bytes,
+        "images_used": record.artifact.images_used,
+        "making_seconds": record.artifact.making_seconds,
     }
     before, after = full.metrics.calibration, record.metrics.calibration
     row |= {key: after.get(key) for key in CALIBRATION}

@@ -118,6 +118,8 @@ HEADINGS = {
     "calibration_change": "presence / top score",
     "latency_p50_ms": "latency, ms",
     "retraining_needed": "retraining needed",
+    "images_used": "images used",
+    "making_seconds": "seconds",
     "pareto": "Pareto front",
 }
 TEXT_COLUMNS = {
@@ -130,6 +132,7 @@ FORMATS: dict[str, Callable[[Any], str]] = {
     "bytes_saved": size_text,
     "ratio": "{:.1f}×".format,
     "latency_p50_ms": "{:.1f}".format,
+    "making_seconds": "{:.0f}".format,
     "retrained": lambda value: "yes" if value else "no",
     "retraining_needed": lambda value: "yes" if value else "no",
     "recommended": lambda value: "yes" if value else "",

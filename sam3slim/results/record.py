@@ -86,6 +86,8 @@ class Artifact(Part):
         arithmetic: what it was computed in.
         runtime: what ran it, where one was named.
         evaluated_with: an emulation, in words.
+        images_used: unlabelled images that making it took.
+        making_seconds: wall time of making it, without writing and measuring.
     """
 
     path: str | None = None
@@ -97,6 +99,8 @@ class Artifact(Part):
     arithmetic: str | None = None
     runtime: str | None = None
     evaluated_with: str | None = None
+    images_used: int | None = None
+    making_seconds: float | None = None
 
 
 @dataclass(frozen=True)

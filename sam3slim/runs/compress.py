@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from typing import Any
 import torch
 
 from sam3slim.checkpoints import LoadReport, load
-from sam3slim.compression import Mixed, method_from_name, needs_batches
+from sam3slim.compression import Mixed, Slim, Slimmed, check_weights, method_from_name, needs_batches
 from sam3slim.compression import compress as compress_model
 from sam3slim.compression.search import Searched
+from sam3slim.compression.slim import KEY
 from sam3slim.data.batch import Batch
 from sam3slim.data.module import ConceptData
 from sam3slim.errors import UserError
@@ -42,6 +44,7 @@ from sam3slim.runs.reference import Reference, load_reference, print_drop
 from sam3slim.runs.specs import CompressSpec
 from sam3slim.runtimes import check_runtime, open_runtime
 from sam3slim.runtimes.eager import to_device
+from sam3slim.slimming import check_enough
 
 log = logging.getLogger(__name__)
 SOURCE = "full"  # folder of the checkpoint's own measurement
@@ -76,6 +79,9 @@ def compress(spec: CompressSpec, run: Run) -> list[RunRecord]:
         check_other_split(data, "compress.search_split", budget.search_split, spec.data.split)
     if any(map(needs_batches, methods)):
         check_other_split(data, "compress.calibration_split", budget.calibration_split, spec.data.split)
+    for method in methods:
+        if isinstance(method, Slim):
+            _check_slim(method, model, data, spec)
     work = _Compression(spec, run, model, report, data, device, reference)
     full = work.measure_source() if reference is None else read_record(str(spec.reference))
     metric = main_metric(full, budget.metric)
@@ -87,15 +93,18 @@ def compress(spec: CompressSpec, run: Run) -> list[RunRecord]:
         )  # fmt: skip
     if SENSITIVITY in spec.methods:
         work.sensitivity()
-    records = [work.one(only(run, entry, method.name), method) for entry, method in zip(entries, methods, strict=True)]
+    records = [
+        work.one(only(run, entry, options), method)
+        for (entry, options), method in zip(entries.items(), methods, strict=True)
+    ]
     if not records:
         return records
-    named = [(method.name, record) for method, record in zip(methods, records, strict=True)]
+    named = list(zip(entries, records, strict=True))
     rows = compression_rows(full, named, metric)
     shown = compression_shown(metric, rows)
     path, _ = write_table(rows, run.folder, columns=compression_columns(), shown=shown, stem="compression")
     print("\n" + to_markdown(rows, shown) + f"written: {path}, {path.with_suffix('.md')}")
-    failed = [f"{method.name}: {r.error}" for method, r in zip(methods, records, strict=True) if r.status != "finished"]
+    failed = [f"{entry}: {record.error}" for entry, record in named if record.status != "finished"]
     if failed:
         raise UserError(f"{len(failed)} of {len(methods)} methods failed ({'; '.join(failed)})")
     return records
@@ -103,7 +112,7 @@ def compress(spec: CompressSpec, run: Run) -> list[RunRecord]:
 
 def compress_unfinished(spec: CompressSpec, run: Run, *, force: bool = False) -> tuple[list[RunRecord], bool]:
     """The methods' records, and whether they had to be made: not if all of them are finished, but for ``force``."""
-    parts = [only(run, entry, entry) for entry in spec.methods]
+    parts = [only(run, entry, options) for entry, options in spec.methods.items()]
     done = [part.finished() for part in parts]
     if not force and all(done):
         return [record for record in done if record is not None], False
@@ -111,11 +120,10 @@ def compress_unfinished(spec: CompressSpec, run: Run, *, force: bool = False) ->
     return [read_record(part.folder) for part in parts], True
 
 
-def only(run: Run, entry: str, folder: str) -> Run:
-    """One method's part, as ``compress=[entry]`` alone would have it, so that both ways to ask hash to one record."""
-    asked = run.config["compress"]
-    settings = {name: value for name, value in asked.items() if not isinstance(value, dict)}
-    return run.part(folder, {**run.config, "compress": {**settings, entry: asked[entry]}})
+def only(run: Run, entry: str, options: Mapping[str, Any]) -> Run:
+    """One row's part, as ``compress=[entry]`` alone would have it, so that both ways to ask hash to one record."""
+    settings = {name: value for name, value in run.config["compress"].items() if not isinstance(value, dict)}
+    return run.part(entry, {**run.config, "compress": {**settings, entry: options}})
 
 
 @dataclass
@@ -129,6 +137,7 @@ class _Compression:
     data: ConceptData
     device: torch.device
     reference: Reference | None
+    slimmed: dict[Slim, tuple[Slimmed, float]] = field(default_factory=dict)  # for other rows, which store it otherwise
 
     def measure_source(self) -> RunRecord:
         """The checkpoint as it is: what the drops are counted against when no other reference is given."""
@@ -160,13 +169,18 @@ class _Compression:
                 if isinstance(method, Mixed) and self.spec.budget.given:
                     searched = self.search(folder)
                     method = searched.method
-                compressed = self.compressed(method)
+                compressed, seconds = self.compressed(method)
                 print(compressed.describe())
-                record.model = model_summary(self.model)
+                small = compressed.model or self.model
+                record.model = model_summary(small)
                 begin(record, folder)
                 info = compressed.write(self.model, folder / "artifact", parent=self.spec.checkpoint)
-                record.artifact = written_artifact(info, method.name)
-                model = self.opened(info.path)
+                stored = compressed.stored if isinstance(compressed, Slimmed) else compressed
+                record.artifact = replace(
+                    written_artifact(info, stored.method["name"]),
+                    images_used=compressed.images_used or None, making_seconds=round(seconds, 1),
+                )  # fmt: skip
+                model = self.opened(info.path, expect=small)
                 measure(model, self.data, self.spec, record, folder, self.reference)
                 print_metrics(record)
                 print_drop(record)
@@ -175,22 +189,33 @@ class _Compression:
         except UserError as error:
             if record is None:
                 raise
-            print(f"{method.name} failed: {error}")
+            print(f"{folder.name} failed: {error}")
         except Exception:
             if record is None:
                 raise
-            log.exception("%s failed", method.name)
+            log.exception("%s failed", folder.name)
         return record
 
-    def opened(self, source: str | Path, overrides: dict[str, Any] | None = None) -> Any:
-        """``source`` in the runtime that is to be measured."""
+    def opened(self, source: str | Path, overrides: dict[str, Any] | None = None, expect: Sam3 | None = None) -> Any:
+        """``source`` in the runtime that is to be measured; ``expect`` has its architecture (None: the model)."""
         return open_runtime(
             source, self.spec.runtime, device=measured_on(self.spec, self.device), arithmetic=self.spec.arithmetic,
-            overrides=overrides, expect=self.model.spec,
+            overrides=overrides, expect=(expect or self.model).spec,
         )[0]  # fmt: skip
 
-    def compressed(self, method: Any) -> Any:
-        """What ``method`` makes of the model; with images, on the device."""
+    def compressed(self, method: Any) -> tuple[Any, float]:
+        """What ``method`` makes of the model, and in how many seconds; with images, on the device."""
+        started = time.perf_counter()
+        if not isinstance(method, Slim):
+            return self._made(method), time.perf_counter() - started
+        cut = replace(method, then=())
+        if cut not in self.slimmed:
+            self.slimmed[cut] = self._made(cut), time.perf_counter() - started
+        slimmed, seconds = self.slimmed[cut]
+        started = time.perf_counter()
+        return slimmed.stored_as(method), seconds + time.perf_counter() - started
+
+    def _made(self, method: Any) -> Any:
         if not needs_batches(method):
             return compress_model(self.model, method)
         to_device(self.model, self.device, "fp32")
@@ -210,7 +235,7 @@ class _Compression:
 
     def sensitivity(self) -> None:
         """What each group of weights costs in INT8, on the evaluated split."""
-        part = only(self.run, SENSITIVITY, SENSITIVITY)
+        part = only(self.run, SENSITIVITY, self.spec.methods[SENSITIVITY])
         with part.recording(self.spec.checkpoint) as record:
             record.model = model_summary(self.model)
             evaluator = PrecisionEvaluator(
@@ -227,6 +252,17 @@ class _Compression:
             self.model, self.data, budget.search_split, self.device, limit=self.spec.limit, metric=budget.metric
         )
         return search_plan(evaluator, budget, folder)
+
+
+def _check_slim(method: Slim, model: Sam3, data: ConceptData, spec: CompressSpec) -> None:
+    """What ``method`` would be refused for, before anything is measured. Raises UserError."""
+    check_weights(model.state_dict(), method.name)
+    target = method.target(model.spec)
+    if method.needs_batches:
+        size = spec.data.batch_size
+        there = len(data.training_set(spec.budget.calibration_split))
+        batches = min(method.fit_batches, -(-there // size))
+        check_enough(target, min(there, batches * size), batches, f"{KEY}.fit_batches", there)
 
 
 def _method(options: dict[str, Any] | None) -> dict[str, Any]:

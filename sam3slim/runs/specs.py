@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sam3slim.checkpoints import IMAGE_SIZE
+from sam3slim.compression import rows
 from sam3slim.data.spec import DataSpec
 from sam3slim.distill import DistillSpec
 from sam3slim.launch.compose import check_options
@@ -281,7 +282,7 @@ class BudgetSpec:
         max_drop: points of ``metric``.
         max_bytes: of the stored weights.
         search_split: split of the data.
-        calibration_split: whose images compensated rounding looks at, unlabelled.
+        calibration_split: whose images methods look at (fitting, compensated rounding), unlabelled.
         metric: the one that decides, also which method the table recommends; None: mask mAP, box mAP without masks.
     """
 
@@ -318,5 +319,6 @@ class CompressSpec(EvaluateSpec):
 
     @property
     def methods(self) -> dict[str, dict[str, Any]]:
-        """Entry → options."""
-        return {name: options for name, options in self.compress.items() if isinstance(options, dict)}
+        """Row of the table → options: an entry that is stored in several ways (``slim``) has as many rows."""
+        entries = {name: options for name, options in self.compress.items() if isinstance(options, dict)}
+        return {row: own for name, options in entries.items() for row, own in rows(name, options).items()}

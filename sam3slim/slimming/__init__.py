@@ -3,7 +3,7 @@
 from sam3slim.slimming.check import check_slimmer
 from sam3slim.slimming.collect import DATA_IMPORTANCES, DataScores, collect_scores
 from sam3slim.slimming.depth import Depth
-from sam3slim.slimming.fitting import fit_model
+from sam3slim.slimming.fitting import check_enough, fit_model
 from sam3slim.slimming.greedy import greedy_blocks
 from sam3slim.slimming.inheritance import check_rule, inherit
 from sam3slim.slimming.plan import Fit, Greedy, Kept, Plan
@@ -22,6 +22,7 @@ __all__ = [
     "Plan",
     "VisionFit",
     "adopt_vision",
+    "check_enough",
     "check_plan",
     "check_rule",
     "check_slimmer",

@@ -47,6 +47,7 @@ def test_method_names__what_the_user_types() -> None:
         "onnx",
         "int8_onnx",
         "int4_onnx",
+        "slim",
     }
     assert set(method_names()) == names
 

@@ -230,7 +230,7 @@ def test_fit__bad_pictures_are_told_before_anything_is_turned() -> None:
     source = deep_model()
     target, plan = inherit(source, cut(DEEP, vit__embed_dim=16, vit__num_heads=1))
     weights = {key: value.clone() for key, value in target.state_dict().items()}
-    with pytest.raises(UserError, match=r"init\.fit_batches needs training images with phrases, and there are none"):
+    with pytest.raises(UserError, match=r"init\.fit_batches needs images with phrases, and there are none"):
         fit_model(source, target, plan, [])
     broken = batches(2)
     broken[1].pixel_values[0] = float("nan")

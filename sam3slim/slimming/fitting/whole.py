@@ -17,13 +17,22 @@ from sam3slim.slimming.fitting.detector import Answers, Detector, in_tokens_of
 from sam3slim.slimming.fitting.text import TextTower
 from sam3slim.slimming.fitting.vision import VisionTower
 from sam3slim.slimming.plan import Fit, Plan
+from sam3slim.specs import ModelSpec
 
 EXACT = ("text.tokens", "text.context", "geometry.roi")  # axes with nothing in them that a fit could repair
 ORDER = ("vit", "text", "geometry", "encoder", "decoder", "scoring")  # in which data flow
 
 
 @torch.no_grad()
-def fit_model(source: Sam3, target: Sam3, plan: Plan, batches: Sequence[Batch]) -> Fit:
+def fit_model(
+    source: Sam3,
+    target: Sam3,
+    plan: Plan,
+    batches: Sequence[Batch],
+    *,
+    key: str = "init.fit_batches",
+    asked: int | None = None,
+) -> Fit:
     """Fit ``target`` to ``source``; in place. Parts in front of the first one that was cut stay as they are.
 
     Memory: both models' streams of all batches in front of one block, and one batch's activations in that block.
@@ -33,26 +42,30 @@ def fit_model(source: Sam3, target: Sam3, plan: Plan, batches: Sequence[Batch]) 
         target: what ``inherit`` made of it, on the same device.
         plan: the one ``inherit`` returned.
         batches: pictures and phrases, on the same device; neither labels nor tokens are looked at.
+        key: that says how many batches, for messages.
+        asked: how many were asked for: if ``batches`` are fewer, the data have no more. None: as many.
 
     Raises:
         UserError: no pictures or phrases; fewer than the widest layer has inputs; values that are not finite.
     """
-    asked = [in_tokens_of(source, batch) for batch in batches if batch.phrases]
-    _check_enough(target, asked)
+    known = [in_tokens_of(source, batch) for batch in batches if batch.phrases]
+    images = sum(len(batch.pixel_values) for batch in known)
+    there = images if asked is not None and len(batches) < asked else None
+    check_enough(target.spec, images, len(known), key, there)
     with eval_mode(source), eval_mode(target):
-        answers = [Answers.of(source, batch) for batch in asked]
-        before = _errors(source, target, plan, asked)
+        answers = [Answers.of(source, batch) for batch in known]
+        before = _errors(source, target, plan, known)
         if not all(map(math.isfinite, before)):
             raise UserError(
-                "init.fit_batches: what the model makes of these images is not finite; check the checkpoint and the "
-                "images, or use init.fit_batches=0"
+                f"{key}: what the model makes of these images is not finite; check the checkpoint and the "
+                f"images, or use {key}=0"
             )
         with _whole_blocks(source), _whole_blocks(target):
-            variance = _fit_parts(source, target, plan, asked, answers)
-        after = _errors(source, target, plan, asked)
+            variance = _fit_parts(source, target, plan, known, answers)
+        after = _errors(source, target, plan, known)
     if not all(bool(parameter.isfinite().all()) for parameter in target.parameters()):
-        raise UserError("init.fit_batches: fitted weights are not finite on these images; use init.fit_batches=0")
-    return Fit(sum(len(batch.pixel_values) for batch in asked), variance, before, after)
+        raise UserError(f"{key}: fitted weights are not finite on these images; use {key}=0")
+    return Fit(images, variance, before, after)
 
 
 def _fit_parts(
@@ -78,21 +91,32 @@ def _fit_parts(
     return variance
 
 
-def _check_enough(target: Sam3, batches: Sequence[Batch]) -> None:
-    if not batches:
-        raise UserError(
-            "init.fit_batches needs training images with phrases, and there are none; check data.root and data.limit"
-        )
-    vit = target.spec.vit
-    directions = max(vit.embed_dim, vit.intermediate_size, target.spec.ffn_dim) + 1
+def check_enough(
+    target: ModelSpec, images: int, batches: int, key: str = "init.fit_batches", there: int | None = None
+) -> None:
+    """Refuse to fit on fewer images than the widest layer has directions.
+
+    Args:
+        images, batches: to be fitted on.
+        key: that says how many batches, for the message.
+        there: images that the data have; None: more than these.
+
+    Raises:
+        UserError: naming how many are needed.
+    """
+    if not images:
+        raise UserError(f"{key} needs images with phrases, and there are none; check data.root and data.limit")
+    vit = target.vit
+    directions = max(vit.embed_dim, vit.intermediate_size, target.ffn_dim) + 1
     pixels = (vit.image_size // vit.patch_size) ** 2
-    images = sum(len(batch.pixel_values) for batch in batches)
-    if images * pixels < directions:
-        needed = -(-directions // pixels)
+    needed = -(-directions // pixels)
+    if images < needed:
+        enough = there is None or there >= needed
+        more = f"{key}={-(-needed * batches // images)} of batches of this size"
         raise UserError(
-            f"init.fit_batches={len(batches)} gives {images} image{'s' * (images > 1)} of {pixels} patches, and the "
-            f"widest layer has {directions} directions to fit: at least {needed} images are needed, "
-            f"init.fit_batches={-(-needed * len(batches) // images)} of batches of this size"
+            f"{key}={batches} gives {images} image{'s' * (images > 1)} of {pixels} patches, and the widest layer has "
+            f"{directions} directions to fit: at least {needed} images are needed, "
+            + (more if enough else f"and the data have {there}: add images, or use {key}=0, which fits nothing")
         )
 
 
