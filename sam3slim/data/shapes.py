@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -184,25 +187,36 @@ def _write_split(folder: Path, spec: ShapesSpec, number: int, split: str, advanc
     ids = {category["name"]: category["id"] for category in categories}
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for index in range(spec.counts()[split]):
-        # A seed per picture: a longer set starts with the shorter one.
-        rng = np.random.default_rng((spec.seed, number, index))
-        objects = scene(spec, rng)
-        picture, masks = draw_scene(rng, objects, spec.image_size, spec.clutter)
-        name, image_id = f"{index:06d}.png", (number + 1) * 1_000_000 + index
-        Image.fromarray(picture).save(folder / split / name)
-        side = spec.image_size
-        images.append({"id": image_id, "file_name": name, "height": side, "width": side})
-        for item, mask in zip(objects, masks, strict=True):
-            shared = _geometry(mask)
-            for phrase in phrases_of(item):
-                if phrase in ids:
-                    head = {"id": len(annotations) + 1, "image_id": image_id, "category_id": ids[phrase]}
-                    annotations.append(head | shared)
-        advance()
+    draw = partial(_draw_picture, folder / split, spec, number)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow and NumPy work outside the interpreter's lock
+        for index, (objects, shared) in enumerate(pool.map(draw, range(spec.counts()[split]))):
+            image_id, side = (number + 1) * 1_000_000 + index, spec.image_size
+            images.append({"id": image_id, "file_name": _file_name(index), "height": side, "width": side})
+            for item, geometry in zip(objects, shared, strict=True):
+                for phrase in phrases_of(item):
+                    if phrase in ids:
+                        head = {"id": len(annotations) + 1, "image_id": image_id, "category_id": ids[phrase]}
+                        annotations.append(head | geometry)
+            advance()
     content = {"info": {"description": f"sam3slim shapes, {split}"}, "images": images}
     content |= {"annotations": annotations, "categories": categories}
     (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def _draw_picture(
+    folder: Path, spec: ShapesSpec, number: int, index: int
+) -> tuple[list[ShapeObject], list[dict[str, Any]]]:
+    """Write picture ``index`` of split ``number``; its objects, and their masks, boxes and areas."""
+    # A seed per picture: a longer set starts with the shorter one.
+    rng = np.random.default_rng((spec.seed, number, index))
+    objects = scene(spec, rng)
+    picture, masks = draw_scene(rng, objects, spec.image_size, spec.clutter)
+    Image.fromarray(picture).save(folder / _file_name(index))
+    return objects, [_geometry(mask) for mask in masks]
+
+
+def _file_name(index: int) -> str:
+    return f"{index:06d}.png"
 
 
 def _geometry(mask: Mask) -> dict[str, Any]:
