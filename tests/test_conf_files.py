@@ -78,6 +78,8 @@ def overrides_of(group: str, option: str) -> tuple[str, list[str]]:
     """Primary configuration and overrides that bring the option in."""
     if group == "compress":
         return "compress", ["checkpoint=x", f"compress=[{option}]"]
+    if (group, option) == ("data", "pictures"):
+        return "evaluate", ["checkpoint=x", "data=pictures", "data.root=x", "data.phrases=x"]
     return "train", [f"{group}={option}", *NEEDED.get(f"{group}={option}", [])]
 
 

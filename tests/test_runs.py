@@ -177,7 +177,7 @@ def test_evaluate__reference_of_other_images(trained: tuple[RunRecord, Path], ro
     evaluate(trained[1], root, "eval_two", "limit=2")
     with pytest.raises(UserError, match="a drop needs the same images: 2 and 4 were evaluated"):
         evaluate(trained[1], root, "eval_four", f"reference={root / 'eval_two'}")
-    with pytest.raises(UserError, match=r"has no matches_bbox\.npz"):
+    with pytest.raises(UserError, match=r"has no matches of its detections"):
         evaluate(trained[1], root, "eval_four", f"reference={root}")
 
 

@@ -73,6 +73,7 @@ class GroundTruth:
         rles: N compressed pycocotools RLE dicts ({"size": [h, w], "counts": bytes}), or None for boxes only.
         known: categories of which it is known whether they are in the image, in a federated set (LVIS); None: all.
         unclear: of these, categories whose annotations are not exhaustive.
+        by_model: nobody has annotated it: it is what a model found, see ``data.agreement``.
     """
 
     boxes: Tensor
@@ -82,6 +83,7 @@ class GroundTruth:
     rles: list[dict] | None
     known: frozenset[int] | None = None
     unclear: frozenset[int] = frozenset()
+    by_model: bool = False
 
 
 @dataclass

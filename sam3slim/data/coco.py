@@ -52,7 +52,8 @@ class CocoConcepts(Dataset[Sample]):
         cache: ``ram`` keeps decoded images (at S by S) and masks, per worker process.
         limit: keep the first images only.
         phrases: text file with a phrase on every line: the set is then the pictures below ``images`` (or ``root``),
-            without annotations.
+            without annotations; in evaluation what a model finds becomes their ground truth (``data.agreement``).
+        deal: of those pictures, the ones that fall to ``split``, see ``picture_index``.
         prompts_file: what the categories are asked for with instead of their names, see ``read_prompts``.
         same: see ``index_of``.
         seed: of prompts and augmentation, together with epoch and image.
@@ -61,6 +62,7 @@ class CocoConcepts(Dataset[Sample]):
     Attributes:
         categories: the set's ``Category`` entries.
         has_masks: False for a boxes-only set (targets have no masks).
+        by_model: whether the ground truth is what a model found; ``labels_sha256`` tells which, empty before.
         file_names: of all images there are, whatever ``limit`` says.
         report: counts of what was read, repaired and left out.
 
@@ -82,6 +84,7 @@ class CocoConcepts(Dataset[Sample]):
         cache: Literal["none", "ram"] = "none",
         limit: int | None = None,
         phrases: str | Path | None = None,
+        deal: bool = False,
         prompts_file: str | Path | None = None,
         same: Same | None = None,
         seed: int = 0,
@@ -104,10 +107,12 @@ class CocoConcepts(Dataset[Sample]):
             )
         else:
             self.folder = self.root / (images or ".")
-            index = picture_index(self.folder, Path(phrases), skip=on_unreadable == "skip")
+            dealt = split if deal else None
+            index = picture_index(self.folder, Path(phrases), skip=on_unreadable == "skip", split=dealt)
         path, self.annotation_file = index.path, index.path
         self.categories, self.report = index.categories, index.report
-        self.has_masks = index.has_masks and not self.prompts.unlabelled
+        self.by_model, self.labels_sha256 = phrases is not None and not self.prompts.training, ""
+        self.has_masks = (index.has_masks or self.by_model) and not self.prompts.unlabelled
         self.file_names = [record.file_name for record in index.records]
         self.records = index.records[:limit]
         self._sampler = PromptSampler(self.categories, self.prompts)
@@ -297,19 +302,27 @@ class CocoConcepts(Dataset[Sample]):
 
     def _info(self, place: int, mirrored: bool) -> ImageInfo:
         record = self.records[place]
-        truth = None
-        if not self.prompts.training:
-            items = record.annotations
-            truth = GroundTruth(
-                boxes=torch.tensor([item.box for item in items], dtype=torch.float64).reshape(-1, 4),
-                labels=torch.tensor([item.category_id for item in items], dtype=torch.int64),
-                iscrowd=torch.tensor([item.iscrowd for item in items], dtype=torch.int64),
-                area=torch.tensor([item.area for item in items], dtype=torch.float64),
-                rles=list(self._store.rles(record)) if self.has_masks else None,
-                known=record.asked,
-                unclear=record.unclear,
-            )
+        truth = None if self.prompts.training else self.ground_truth(record)
         return ImageInfo(record.id, record.file_name, record.height, record.width, truth, mirrored, self.name)
+
+    def ground_truth(self, record: ImageRecord) -> GroundTruth:
+        """What evaluation compares with."""
+        items = record.annotations
+        return GroundTruth(
+            boxes=torch.tensor([item.box for item in items], dtype=torch.float64).reshape(-1, 4),
+            labels=torch.tensor([item.category_id for item in items], dtype=torch.int64),
+            iscrowd=torch.tensor([item.iscrowd for item in items], dtype=torch.int64),
+            area=torch.tensor([item.area for item in items], dtype=torch.float64),
+            rles=list(self._store.rles(record)) if self.has_masks else None,
+            known=record.asked,
+            unclear=record.unclear,
+            by_model=self.by_model,
+        )
+
+    def labelled(self, digest: str) -> None:
+        """The records' annotations are what a model found (``data.agreement``)."""
+        self.labels_sha256 = digest
+        self._store.forget_rles()
 
     def check_limit(self, limit: int | None, key: str) -> None:
         """Refuse to measure or train on the first ``limit`` images where no object is in them.
@@ -333,7 +346,7 @@ class CocoConcepts(Dataset[Sample]):
         Args:
             records: those there are without ``limit``.
         """
-        if self.prompts.unlabelled:
+        if self.prompts.unlabelled or self.by_model:
             return
         usable = [bool(self.targets_of(record)) for record in self.records]
         if not any(usable):

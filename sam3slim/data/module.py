@@ -38,6 +38,7 @@ class ConceptData(lightning.LightningDataModule):
         annotations, images: per split, a file or folder instead of a search; a bare path serves every split.
         on_unreadable: ``fail`` or ``skip``.
         phrases: text file of phrases: training takes the pictures of its image folder, without annotations.
+        unlabelled: so do evaluation and all splits; of one folder each split gets its share.
         prompts_file: file of phrases for the categories, instead of their names, see ``read_prompts``.
         limit, eval_limit: use the first images only (``eval_limit`` None: all).
         shapes: draw this shapes set at ``root``.
@@ -63,6 +64,7 @@ class ConceptData(lightning.LightningDataModule):
         images: Mapping[str, str] | str | None = None,
         on_unreadable: Literal["fail", "skip"] = "fail",
         phrases: str | Path | None = None,
+        unlabelled: bool = False,
         prompts_file: str | Path | None = None,
         limit: int | None = None,
         eval_limit: int | None = None,
@@ -81,6 +83,7 @@ class ConceptData(lightning.LightningDataModule):
         self.eval_prompts = replace(self.prompts, protocol=eval_prompts, labels=True, pool=None)
         self.augment, self.limit, self.eval_limit = augment, limit, eval_limit
         self._annotations, self._images, self._phrases = annotations, images, phrases
+        self._unlabelled = unlabelled
         self._common: dict[str, Any] = {
             "image_size": image_size, "on_unreadable": on_unreadable, "cache": cache, "seed": seed, "name": name,
             "prompts_file": prompts_file,
@@ -158,7 +161,8 @@ class ConceptData(lightning.LightningDataModule):
                 prompts=self.prompts if training else self.eval_prompts,
                 augment=self.augment if training else None,
                 limit=self.limit if training else self.eval_limit,
-                phrases=self._phrases if training else None,
+                phrases=self._phrases if training or self._unlabelled else None,
+                deal=self._unlabelled and not isinstance(self._images, Mapping),
                 same=partial(token_rows, self.collate.text),
                 **self._common,
             )

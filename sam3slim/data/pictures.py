@@ -20,7 +20,7 @@ NOT_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 EXPECTED = "files that Pillow opens, such as .jpg, .png, .tif or .webp"
 
 
-def picture_index(folder: Path, phrases: Path, *, skip: bool = False) -> CocoIndex:
+def picture_index(folder: Path, phrases: Path, *, skip: bool = False, split: str | None = None) -> CocoIndex:
     """Every picture below ``folder`` (hidden ones left out, by name), asked for the lines of a text file.
 
     Ids count from 1, in the order of names and lines. Only the pictures' headers are read.
@@ -28,6 +28,7 @@ def picture_index(folder: Path, phrases: Path, *, skip: bool = False) -> CocoInd
     Args:
         phrases: UTF-8, a phrase on every line; blank lines and repeated phrases are left out.
         skip: leave out pictures that cannot be read, instead of stopping.
+        split: only those of this split, dealt by name: of four pictures two are train, one val, one test; None: all.
 
     Raises:
         UserError: no folder, no picture, no phrase, or an unreadable picture.
@@ -47,6 +48,12 @@ def picture_index(folder: Path, phrases: Path, *, skip: bool = False) -> CocoInd
         records.append(ImageRecord(len(records) + 1, path.relative_to(folder).as_posix(), height, width))
     if not records:
         raise UserError(f"data.images: {folder} holds no picture ({EXPECTED}); choose another folder")
+    if split is not None:
+        records = records[1::4] if split == "val" else records[3::4] if split == "test" else records[::2]
+        if not records:
+            raise UserError(
+                f"data.root: {folder} has too few pictures to divide among train, val and test; at least 4 are needed"
+            )
     # Lower case, as phrases made of categories' names are.
     listed = dict.fromkeys(phrase.lower() for phrase in read_phrase_list(phrases))
     categories = [Category(number, phrase) for number, phrase in enumerate(listed, start=1)]

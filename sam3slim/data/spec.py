@@ -38,7 +38,7 @@ class DataSpec:
             categories' names, in training too, see ``read_prompts``.
     """
 
-    kind: Literal["shapes", "coco"]
+    kind: Literal["shapes", "coco", "pictures"]
     root: str | None = None
     sets: dict[str, SetSpec] | None = None
     set: str | None = None
@@ -70,6 +70,7 @@ class DataSpec:
         if (self.kind == "shapes") != (self.shapes is not None):
             raise UserError(f"data.kind={self.kind} {'needs' if self.kind == 'shapes' else 'excludes'} data.shapes")
         self._check_sets()
+        self._check_pictures()
         if self.split not in SPLITS:
             raise UserError(f"data.split={self.split} must be one of {', '.join(SPLITS)}")
         for key in ("batch_size", "eval_batch_size"):
@@ -105,6 +106,19 @@ class DataSpec:
             return
         if self.root is None:
             raise UserError("data.root has no value; pass data.root=FOLDER (images with a COCO-format JSON file)")
+
+    def _check_pictures(self) -> None:
+        if self.kind != "pictures":
+            return
+        if self.phrases is None:
+            raise UserError("data=pictures needs phrases to ask for; pass data.phrases=FILE, a phrase on every line")
+        for key, wanted in (("annotations", None), ("prompts", "text"), ("protocol", "all"), ("sets", None)):
+            if (value := getattr(self, key)) != wanted:
+                fix = "null" if wanted is None else wanted
+                raise UserError(
+                    f"data.{key}={value} needs annotations, and data=pictures has none; set data.{key}={fix}, or "
+                    "data=coco"
+                )
 
     def one(self, name: str) -> DataSpec:
         """The set ``name`` alone, as ``data=coco`` would have it."""
@@ -152,7 +166,8 @@ class DataSpec:
 
     def given_files(self) -> dict[str, Any]:
         """{"files": {"annotations", "images"}} where they are not searched for below ``root``, for a record."""
-        files = {key: getattr(self, key) for key in ("annotations", "images") if getattr(self, key) is not None}
+        keys = ("annotations", "images", *(["phrases"] if self.kind == "pictures" else []))
+        files = {key: getattr(self, key) for key in keys if getattr(self, key) is not None}
         return {"files": files} if files else {}
 
     def given_phrases(self) -> dict[str, Any]:
@@ -183,12 +198,13 @@ class DataSpec:
             eval_batch_size=self.eval_batch_size,
             num_workers=min(self.num_workers, usable_cores()),  # PyTorch warns of more
             cache=self.cache,
-            prompts=self.training_prompts(labels=labels, pool=pool),
+            prompts=self.training_prompts(labels=labels and self.phrases is None, pool=pool),
             eval_prompts=self.protocol,
             augment=self.augment,
             annotations=self.annotations,
             images=self.images,
             phrases=self.phrases,
+            unlabelled=self.kind == "pictures",
             prompts_file=self.prompts_file,
             on_unreadable=self.on_unreadable,
             limit=self.limit,
@@ -221,8 +237,10 @@ def recorded_data(data: Mapping[str, Any], *, root: str | Path | None = None) ->
         raise UserError(f"data set {folder} is not there")
     files = data.get("files") or {}
     noise, limit = data.get("box_noise") or (BoxSpec.noise, BoxSpec.noise_limit)
+    kind: Literal["coco", "pictures"] = "pictures" if files.get("phrases") else "coco"
     return DataSpec(
-        kind="coco", root=str(folder), split=data.get("split") or "test", protocol=data.get("protocol") or "all",
+        kind=kind, phrases=files.get("phrases"), root=str(folder), split=data.get("split") or "test",
+        protocol=data.get("protocol") or "all",
         annotations=files.get("annotations"), images=files.get("images"), on_unreadable="skip",
         prompts=data.get("prompts_file") or data.get("prompt_kind") or "text",
         boxes=BoxSpec(noise=noise, noise_limit=limit),

@@ -46,6 +46,10 @@ class ImageStore:
             self._images[record.id] = image
         return image
 
+    def forget_rles(self) -> None:
+        """The annotations are others now."""
+        self._rles.clear()
+
     def rles(self, record: ImageRecord) -> list[dict[str, Any]]:
         """Compressed RLE of every annotation of ``record``, at the image's own size."""
         if record.id in self._rles:

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 import torchmetrics
 
+from sam3slim.data.agreement import label
 from sam3slim.data.batch import Batch, GroundTruth
+from sam3slim.data.coco import CocoConcepts
 from sam3slim.data.detections import CONFIDENT, LVIS_DETECTIONS, MAX_DETECTIONS, Detections
 from sam3slim.errors import UserError
 from sam3slim.evaluation.inference import Segmenter, TextCache, predict_batch
@@ -139,6 +141,23 @@ def evaluate(
         detections=[found for found, _ in metrics.images],
         truths=[truth for _, truth in metrics.images],
     )
+
+
+def agreed(result: EvalResult, dataset: CocoConcepts) -> EvalResult:
+    """``result`` measured against itself, where ``dataset`` has no ground truth: from now on it is what was found.
+
+    Raises:
+        UserError: the model has found nothing.
+    """
+    if not dataset.by_model or dataset.labels_sha256:
+        return result
+    label(dataset, result.detections)
+    records = {record.id: record for record in dataset.records}
+    truths = [dataset.ground_truth(records[found.image_id]) for found in result.detections]
+    calibration = Calibration()
+    calibration.update(result.detections, truths)
+    measured = measure_all(result.detections, truths)
+    return replace(result, measured=measured, truths=truths, calibration=calibration.compute())
 
 
 def ground_truths(batch: Batch) -> list[GroundTruth]:

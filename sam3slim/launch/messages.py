@@ -16,6 +16,7 @@ WANTED = {
     "checkpoint": "PATH (a checkpoint file or an artifact folder)",
     "init.checkpoint": "PATH (the checkpoint whose weights to start from)",
     "data.root": "FOLDER (images with a COCO-format JSON file)",
+    "data.phrases": "FILE (a phrase on every line)",
     "data.sets": "'{NAME: {root: FOLDER}, NAME: {root: FOLDER}}' (COCO-format data sets)",
 }
 

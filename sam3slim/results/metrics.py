@@ -43,6 +43,8 @@ class Metric:
         scale, unit: a number of 0..1 is shown as 0..100 %; drops are counted in the same points.
         higher_is_better: the direction of comparisons.
         priority: of the metrics a run has, the one with the most decides where none is named.
+        of_model: it compares with what another model found (``data.agreement``), where nobody has annotated; the others
+            compare with annotations.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Metric:
     unit: str = "%"
     higher_is_better: bool = True
     priority: int = 0
+    of_model: bool = False
 
     @property
     def column(self) -> str:
@@ -108,7 +111,10 @@ def measure_all(
     detections: Sequence[Detections], truths: Sequence[GroundTruth], without: Collection[str] = ()
 ) -> dict[str, Measured]:
     """Every metric that the data can have, but those named in ``without``."""
-    wanted = {name: metric for name, metric in METRICS.items() if name not in without}
+    of_model = any(truth.by_model for truth in truths)
+    if of_model and not any(len(truth.labels) for truth in truths):
+        return {}  # nothing has been found for them yet
+    wanted = {name: m for name, m in METRICS.items() if name not in without and m.of_model == of_model}
     measured = {name: metric.measure(detections, truths) for name, metric in wanted.items()}
     return {name: found for name, found in measured.items() if found is not None}
 
@@ -129,9 +135,11 @@ def _matches(path: Path) -> Samples:
     return Matches.load(path)
 
 
-def _coco(kind: IouType, title: str, short: str, priority: int) -> Metric:
+def _coco(name: str, kind: IouType, title: str, short: str, priority: int, *, of_model: bool = False) -> Metric:
     measure = partial(_average_precision, kind)
-    return Metric(kind, title, short, measure, _matches, logged=("map", "map_50"), priority=priority)
+    return Metric(
+        name, title, short, measure, _matches, logged=("map", "map_50"), priority=priority, of_model=of_model
+    )  # fmt: skip
 
 
 def _cgf1(kind: IouType, detections: Sequence[Detections], truths: Sequence[GroundTruth]) -> Measured | None:
@@ -157,10 +165,13 @@ def _concept(name: str, kind: IouType, title: str, short: str) -> Metric:
     )  # fmt: skip
 
 
-register(_coco("bbox", "box mAP", "box", 1))
-register(_coco("segm", "mask mAP", "mask", 2))
+register(_coco("bbox", "bbox", "box mAP", "box", 1))
+register(_coco("segm", "segm", "mask mAP", "mask", 2))
 register(_concept("cgf1_bbox", "bbox", "box cgF1", "box cgF1"))
 register(_concept("cgf1", "segm", "mask cgF1", "mask cgF1"))
+# Average precision with the full model's detections as objects: 100 % is the full model, not a perfect one.
+register(_coco("agreement_bbox", "bbox", "box agreement", "box agreement", 1, of_model=True))
+register(_coco("agreement", "segm", "mask agreement", "mask agreement", 2, of_model=True))
 
 
 def main_metric(records: RunRecord | Iterable[RunRecord], name: str | None = None) -> Metric:

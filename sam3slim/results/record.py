@@ -113,6 +113,7 @@ class Data(Part):
         max_detections: kept per image, where that is not COCO's or LVIS' own number.
         files: {"annotations", "images"} where they were not searched for.
         prompts_file, phrases_sha256: where categories were asked for with other phrases than their names.
+        labels_sha256: of what the full model found, where that is the ground truth (``data.agreement``).
         read: split → what was read of it, changed and left out, and why (``DataReport``).
     """
 
@@ -129,6 +130,7 @@ class Data(Part):
     files: Mapping[str, Any] = field(default_factory=dict)
     prompts_file: str | None = None
     phrases_sha256: str | None = None
+    labels_sha256: str | None = None
     read: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -32,6 +32,7 @@ from sam3slim.results.recording import begin
 from sam3slim.runs.evaluate import loaded_artifact
 from sam3slim.runs.measure import (
     back_to_cpu,
+    label_as,
     measure,
     measured_on,
     measuring_device,
@@ -82,6 +83,8 @@ def compress(spec: CompressSpec, run: Run) -> list[RunRecord]:
     for method in methods:
         if isinstance(method, Slim):
             _check_slim(method, model, data, spec)
+    if reference is not None:
+        label_as(reference, data.dataset(spec.data.split))
     work = _Compression(spec, run, model, report, data, device, reference)
     full = work.measure_source() if reference is None else read_record(str(spec.reference))
     metric = main_metric(full, budget.metric)

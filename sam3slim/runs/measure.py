@@ -12,6 +12,8 @@ import torch
 
 from sam3slim.artifacts import ArtifactInfo
 from sam3slim.compression import emulated
+from sam3slim.data.agreement import read_labels, write_labels
+from sam3slim.data.coco import CocoConcepts
 from sam3slim.data.module import ConceptData
 from sam3slim.data.spec import DataSpec
 from sam3slim.data.written import write_concepts, write_results
@@ -20,6 +22,7 @@ from sam3slim.errors import UserError
 from sam3slim.evaluation import (
     EvalResult,
     Segmenter,
+    agreed,
     first_images,
     measure_latency,
     peak_memory_bytes,
@@ -72,6 +75,8 @@ def measure(
         dataset = data.dataset(spec.data.split)
         dataset.check_limit(spec.limit, "limit")
         record.data = data_summary(spec.data, data)
+        if reference is not None:
+            label_as(reference, dataset)
         begin(record, folder)
         reset_peak_memory(device)
         loader = data.loader(spec.data.split)
@@ -81,6 +86,9 @@ def measure(
         if count:
             record.artifact = replace(record.artifact, evaluated_with=EMULATION)
             print(f"{count} Linears: {EMULATION}")
+        if dataset.by_model and reference is None:
+            result = agreed(result, dataset)
+            write_labels(folder, dataset)
         add_result(record, result, data, spec.data)
         record.data = replace(record.data, max_detections=spec.max_detections)
         save_samples(result.samples, folder)
@@ -99,6 +107,16 @@ def measure(
     return Reference(result.samples, spec.data.protocol, result.prompts, folder, spec.data.given_boxes())
 
 
+def label_as(reference: Reference, dataset: CocoConcepts) -> None:
+    """Ground truth of ``dataset``, if nobody has annotated it: what the model of ``reference`` found.
+
+    Raises:
+        UserError: the reference has none for these pictures and phrases.
+    """
+    if dataset.by_model and not dataset.labels_sha256:
+        read_labels(reference.source, dataset)
+
+
 def add_result(record: RunRecord, result: EvalResult, data: ConceptData, spec: DataSpec) -> None:
     """The record's ``metrics`` and ``data`` entries."""
     record.metrics = Metrics(result.metrics, result.calibration)
@@ -107,9 +125,10 @@ def add_result(record: RunRecord, result: EvalResult, data: ConceptData, spec: D
 
 def data_summary(spec: DataSpec, data: ConceptData) -> Data:
     """The record's ``data`` entry, as far as it is known before anything is measured."""
+    labels = data.dataset(spec.split).labels_sha256 if spec.kind == "pictures" else None
     return Data(
         spec.kind, spec.root, spec.split, spec.protocol, data_set=spec.set, **spec.given_boxes(), **spec.given_files(),
-        **spec.given_phrases(), read=data.reports(),
+        **spec.given_phrases(), labels_sha256=labels or None, read=data.reports(),
     )  # fmt: skip
 
 

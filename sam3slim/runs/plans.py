@@ -15,7 +15,7 @@ from sam3slim.compression import compress as compress_model
 from sam3slim.compression.search import Searched, search
 from sam3slim.data.module import ConceptData
 from sam3slim.errors import UserError
-from sam3slim.evaluation import evaluate
+from sam3slim.evaluation import agreed, evaluate
 from sam3slim.files import write_json
 from sam3slim.models import Sam3
 from sam3slim.report.rows import drop_columns
@@ -56,7 +56,8 @@ class PrecisionEvaluator:
         self.model, self.device, self.limit = model, device, limit
         self.loader = data.loader(split)
         if reference is None:
-            reference = self._found(to_device(model, device, "fp32"))
+            found = evaluate(to_device(model, device, "fp32"), self.loader, limit=limit)
+            reference = agreed(found, data.dataset(split)).samples
             back_to_cpu(model)  # where plans are made
         self.reference, self.metric = reference, main_of(reference, metric)
 

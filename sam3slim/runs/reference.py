@@ -83,7 +83,7 @@ def load_reference(run: str | Path, data: DataSpec) -> Reference:
     found = load_samples(Path(run))
     if not found:
         raise UserError(
-            f"reference={run} has no matches_bbox.npz; give the output folder of evaluate.py or compress.py, "
+            f"reference={run} has no matches of its detections; give the output folder of evaluate.py or compress.py, "
             "run on the same data and split"
         )
     asked = read_record(run).data

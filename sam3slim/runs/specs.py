@@ -146,6 +146,11 @@ class TrainSpec:
                 f"compile={str(self.compile).lower()} is not for trainer=fsdp, whose hooks gather weights between the "
                 "compiled layers; set trainer=ddp, or compile=false"
             )
+        if self.data.kind == "pictures":
+            raise SpecError(
+                "data=pictures is for evaluate.py and compress.py, which measure agreement with a full model; train on "
+                "pictures with data=coco data.phrases=FILE distill.labels=false, which is validated on annotated ones"
+            )
         if self.data.phrases is not None and self.distill.labels:
             raise SpecError(
                 f"data.phrases={self.data.phrases}: pictures without annotations teach nothing by themselves; "
@@ -249,6 +254,11 @@ class EvaluateSpec:
                 f"max_detections={self.max_detections} must be at least 1, or null for COCO's and LVIS' own"
             )
         object.__setattr__(self, "data", self.data.measured())  # one of several sets
+        if self.predictions is not None and self.data.kind == "pictures":
+            raise SpecError(
+                f"predictions={self.predictions} writes what annotations are compared with, and data=pictures has "
+                "none; set predictions=null (sam3slim predict writes detections)"
+            )
         if self.image_size is not None:
             object.__setattr__(self, "overrides", {**(self.overrides or {}), IMAGE_SIZE: self.image_size})
         known = ("auto", *all_arithmetics())
