@@ -21,7 +21,8 @@ from scripts.page import put_between
 from scripts.steps import Step, run_steps
 
 SETS = ("carparts", "facades", "coco609")
-METHODS = ("weights_only", "fp16", "bf16", "int8_weight", "int8_dynamic", "int8_onnx")
+METHODS = ("weights_only", "fp16", "bf16", "int8_weight", "int8_dynamic", "int8_onnx", "int4_weight")
+COMPENSATED = ("int8_weight", "int4_weight")  # rounding that makes up for itself, on training images
 FIT = "init.fit_batches=12"
 STEPS = 400
 TAUGHT = ("distill=full", f"trainer.max_steps={STEPS}", f"trainer.val_check_interval={STEPS}", "optim.lr=2e-4")
@@ -40,7 +41,8 @@ SLIM = {
     "text": ("text 2 -> 1 layers", ("model=photo", "model.text.layers=1")),
 }
 RETRAINED = ("slim", "w320")
-DEPTHS = (10, 8, 6)
+DEPTHS = (10, 9, 8, 6)
+DEPTHS_TAUGHT = (9,)
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,10 @@ def all_rows(photos: Path, full: Path, out: Path) -> Iterator[Row]:
     for method in METHODS:
         where = (*both, "data.set=carparts", f"reference={out / 'full_carparts'}", f"compress=[{method}]")
         yield Row("precisions", (method,), Step(f"precision_{method}", "compress", (*given, *where), method))
+        if method in COMPENSATED:
+            step = Step(f"precision_{method}_gptq", "compress",
+                        (*given, *where, f"compress.{method}.compensate=gptq"), method)  # fmt: skip
+            yield Row("precisions", (f"{method}, compensated",), step)
     cut = ("init=pruned", f"init.checkpoint={full}", *both, "loss=nano", "trainer=cpu", "logger=csv",
            "data.batch_size=4", "data.max_prompts=6", "data.negatives=2", "data.num_workers=0",
            "data.validate=[facades]", "schedule.warmup_steps=20", "trainer.enable_progress_bar=false")  # fmt: skip
@@ -107,6 +113,9 @@ def all_rows(photos: Path, full: Path, out: Path) -> Iterator[Row]:
             if rule != "greedy":  # which refits while it chooses
                 yield Row("depth", (*cells, "as cut"), Step(name, "train", step))
             yield Row("depth", (*cells, "fitted"), Step(f"{name}_fitted", "train", (*step, FIT)))
+            if depth in DEPTHS_TAUGHT and rule == "even":
+                how = f"fitted, {STEPS} steps taught"
+                yield Row("depth", (*cells, how), Step(f"{name}_taught", "train", (*step[:-1], FIT, *TAUGHT)))
 
 
 @dataclass(frozen=True)
