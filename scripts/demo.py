@@ -54,7 +54,7 @@ def demo(out: Path, overrides: Sequence[str] = ()) -> list[dict[str, Any]]:
     if not (REFERENCE / "sam3slim.json").is_file():
         raise UserError(f"no reference model at {REFERENCE}; run from the repository, or `make reference` (hours)")
     print(
-        f"Five stages, about twenty minutes on two idle cores. Messages go to {ensure_writable_dir(out) / LOG}.",
+        f"Five stages, about ten minutes on two idle cores. Messages go to {ensure_writable_dir(out) / LOG}.",
         flush=True,
     )
     data = [text for text in overrides if text.startswith("data")]

@@ -33,6 +33,8 @@ NEEDED = {
     "distill=features": ["distill.teacher=x"],
     "distill=nano_features": ["distill.teacher=x"],
     "distill=full": ["distill.teacher=x"],
+    "distill=nano_fitted": ["distill.teacher=x"],
+    "distill=nano_fitted_full": ["distill.teacher=x"],
     "data=coco": ["data.root=x"],
     "data=coco_mix": ["data.sets={a:{root:x}}"],
     "experiment=overfit": ["data.root=x"],

@@ -12,7 +12,6 @@ from torch.utils.data import Dataset
 
 from sam3slim.data.batch import Sample
 from sam3slim.data.coco import CocoConcepts
-from sam3slim.data.views import View
 from sam3slim.errors import UserError
 
 
@@ -56,18 +55,15 @@ class MixedConcepts(Dataset[Sample]):
     def __len__(self) -> int:
         return sum(self.counts.values())
 
-    def __getitem__(self, item: int | View) -> Sample:
-        view = item if isinstance(item, View) else View(item)
-        index = view.place
+    def __getitem__(self, index: int) -> Sample:
         for number, (name, dataset) in enumerate(self.sets.items()):
             count = self.counts[name]
             if index < count:
                 deck, place = divmod(int(self._epoch) * count + index, len(dataset))
                 # How often the image has been dealt before stands for the epoch: what it is asked changes each time.
-                dealt = int(_deck(self.seed, number, deck, len(dataset))[place])
-                return dataset.at(view._replace(place=dealt), deck)
+                return dataset.at(int(_deck(self.seed, number, deck, len(dataset))[place]), deck)
             index -= count
-        raise IndexError(view.place)
+        raise IndexError(index)
 
     def set_epoch(self, epoch: int) -> None:
         """Deal the images of ``epoch``, also in running workers."""

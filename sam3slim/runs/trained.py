@@ -24,10 +24,7 @@ def training_summary(module: ConceptSegmentation, spec: TrainSpec, *, masks: boo
         for part in {part_of(name): None for name in names}:
             if part not in trains:
                 left.setdefault(part, "optim.lora.targets names none of its layers")
-    sizes = list(spec.data.sizes_of(spec.model))
-    return TrainingSummary(
-        True, trained, left | {part: "optim.freeze" for part in spec.optim.freeze}, sizes if len(sizes) > 1 else None
-    )
+    return TrainingSummary(True, trained, left | {part: "optim.freeze" for part in spec.optim.freeze})
 
 
 def tell_untrained(training: TrainingSummary) -> None:
