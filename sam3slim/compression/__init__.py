@@ -7,6 +7,7 @@ from sam3slim.compression.int4_weight import Int4Weight, int4_bytes
 from sam3slim.compression.int8_dynamic import Int8Dynamic, emulated
 from sam3slim.compression.int8_weight import Int8Rules, Int8Weight
 from sam3slim.compression.mixed import Mixed
+from sam3slim.compression.recalibrated import Recalibrated
 from sam3slim.compression.registry import (
     Compressed,
     CompressedTensors,
@@ -15,6 +16,7 @@ from sam3slim.compression.registry import (
     method_from_name,
     method_names,
     needs_batches,
+    needs_labels,
     register,
 )
 from sam3slim.compression.slim import Slim, Slimmed, rows
@@ -34,6 +36,7 @@ __all__ = [
     "Mixed",
     "Onnx",
     "OnnxGraphs",
+    "Recalibrated",
     "Slim",
     "Slimmed",
     "WeightsOnly",
@@ -44,6 +47,7 @@ __all__ = [
     "method_from_name",
     "method_names",
     "needs_batches",
+    "needs_labels",
     "register",
     "rows",
     "weights_by_group",

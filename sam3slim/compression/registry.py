@@ -70,8 +70,8 @@ class CompressedTensors:
 
     @property
     def images_used(self) -> int:
-        """Of compensated rounding."""
-        return int(self.method.get("compensated", {}).get("images", 0))
+        """Of compensated rounding, or annotated ones of ``recalibrated``."""
+        return max(int(self.method.get(key, {}).get("images", 0)) for key in ("compensated", "recalibrated"))
 
     @property
     def bytes(self) -> int:
@@ -163,6 +163,11 @@ def check_weights(state: Mapping[str, Any], name: str) -> None:
 def needs_batches(method: Any) -> bool:
     """Whether ``method`` looks at images: its handler then takes ``batches`` too."""
     return bool(getattr(method, "needs_batches", getattr(method, "compensate", NONE) != NONE))
+
+
+def needs_labels(method: Any) -> bool:
+    """Whether those images must be annotated: they are the search split's, asked as in an evaluation."""
+    return bool(getattr(method, "needs_labels", False))
 
 
 def method_names() -> list[str]:

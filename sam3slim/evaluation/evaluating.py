@@ -18,6 +18,7 @@ from sam3slim.data.detections import CONFIDENT, LVIS_DETECTIONS, MAX_DETECTIONS,
 from sam3slim.errors import UserError
 from sam3slim.evaluation.inference import Segmenter, TextCache, predict_batch
 from sam3slim.progress import progress_bar
+from sam3slim.results.calibration import calibration_error
 from sam3slim.results.metrics import Measured, measure_all
 from sam3slim.results.samples import Samples
 
@@ -58,10 +59,11 @@ class EvalResult:
 
 @dataclass
 class Calibration:
-    """Running means of presence and best score, apart for present and absent concepts."""
+    """Running means of presence and best score, apart for present and absent concepts; the error of presence."""
 
     sums: dict[str, float] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
+    prompts: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
 
     def update(self, detections: Iterable[Detections], truths: Iterable[GroundTruth]) -> None:
         """Add images; a concept is present when it has an instance that is not a crowd region."""
@@ -69,6 +71,7 @@ class Calibration:
             if found.prompts is None:
                 continue
             present = torch.isin(found.prompts.labels, truth.labels[truth.iscrowd == 0])
+            self.prompts.append((found.prompts.presence, present))
             for name, values in (
                 ("presence", found.prompts.presence),
                 ("top_score", found.prompts.top_score),
@@ -79,9 +82,14 @@ class Calibration:
                     self.counts[key] = self.counts.get(key, 0) + int(mask.sum())
 
     def compute(self) -> dict[str, float | None]:
-        """``presence_present``, ``presence_absent``, ``top_score_present``, ``top_score_absent``."""
+        """The means, such as ``presence_present``, and ``presence_error``, see ``calibration_error``."""
         keys = [f"{name}_{group}" for name in ("presence", "top_score") for group in ("present", "absent")]
-        return {key: self.sums[key] / self.counts[key] if self.counts.get(key) else None for key in keys}
+        found = {key: self.sums[key] / self.counts[key] if self.counts.get(key) else None for key in keys}
+        error = None
+        if self.prompts:
+            presence, there = (torch.cat(values) for values in zip(*self.prompts, strict=True))
+            error = calibration_error(presence, there)
+        return {**found, "presence_error": error}
 
 
 def evaluate(

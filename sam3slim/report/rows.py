@@ -12,7 +12,7 @@ from sam3slim.results.metrics import METRICS, Metric, main_metric
 from sam3slim.results.record import RunRecord
 
 ACCEPTED_DROP = 1.0  # points; a method is recommended when the whole interval lies below
-CALIBRATION = ("presence_present", "presence_absent", "top_score_present", "top_score_absent")
+CALIBRATION = ("presence_present", "presence_absent", "top_score_present", "top_score_absent", "presence_error")
 # Of phrases that are in the image: what a threshold is set on.
 SHOWN_CALIBRATION = ("presence_present", "top_score_present")
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from sam3slim.checkpoints import LoadReport, load
-from sam3slim.compression import Mixed, Slim, Slimmed, check_weights, method_from_name, needs_batches
+from sam3slim.compression import Mixed, Slim, Slimmed, check_weights, method_from_name, needs_batches, needs_labels
 from sam3slim.compression import compress as compress_model
 from sam3slim.compression.search import Searched
 from sam3slim.compression.slim import KEY
@@ -78,7 +78,11 @@ def compress(spec: CompressSpec, run: Run) -> list[RunRecord]:
     data.prepare_data()
     if budget.given:
         check_other_split(data, "compress.search_split", budget.search_split, spec.data.split)
-    if any(map(needs_batches, methods)):
+    if any(map(needs_labels, methods)) and spec.data.kind == "pictures":
+        raise UserError("compress=recalibrated fits scores to annotations, and data=pictures has none; use data=coco")
+    if any(map(needs_labels, methods)) and not budget.given:
+        check_other_split(data, "compress.search_split", budget.search_split, spec.data.split)
+    if any(needs_batches(method) and not needs_labels(method) for method in methods):
         check_other_split(data, "compress.calibration_split", budget.calibration_split, spec.data.split)
     for method in methods:
         if isinstance(method, Slim):
@@ -223,7 +227,7 @@ class _Compression:
             return compress_model(self.model, method)
         to_device(self.model, self.device, "fp32")
         try:
-            return compress_model(self.model, method, self.calibration)
+            return compress_model(self.model, method, self.labelled if needs_labels(method) else self.calibration)
         finally:
             back_to_cpu(self.model)
 
@@ -235,6 +239,10 @@ class _Compression:
         split = self.spec.budget.calibration_split
         with torch.random.fork_rng():
             yield from islice((b for b in self.data.loader(split, training=True) if len(b.input_ids)), count)
+
+    def labelled(self, count: int) -> Iterator[Batch]:
+        """The first annotated batches of the search split, asked as in an evaluation."""
+        yield from islice((b for b in self.data.loader(self.spec.budget.search_split) if len(b.input_ids)), count)
 
     def sensitivity(self) -> None:
         """What each group of weights costs in INT8, on the evaluated split."""

@@ -48,6 +48,7 @@ def test_method_names__what_the_user_types() -> None:
         "int8_onnx",
         "int4_onnx",
         "slim",
+        "recalibrated",
     }
     assert set(method_names()) == names
 
