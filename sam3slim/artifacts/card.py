@@ -164,11 +164,13 @@ def _json(value: Any) -> list[str]:
 
 
 def _weight_rows(metadata: Mapping[str, Any], spec: ModelSpec) -> list[str]:
+    sizes = (metadata.get("extra") or {}).get("image_sizes")
     return [
         f"| parameters | {metadata['params']:,} |",
         f"| weights | {metadata['bytes']:,} bytes |",
         f"| precision | {metadata['precision']} ({_shares(metadata['dtypes'])}) |",
         f"| vision tower | {spec.vit.depth} blocks × {spec.vit.embed_dim}, {spec.vit.image_size} px |",
+        *([f"| trained at | {', '.join(map(str, sizes))} px |"] if sizes else []),
         f"| text tower | {_text(spec.text)} |",
         f"| encoder / decoder | {spec.encoder.num_layers} / {spec.decoder.num_layers} layers, "
         f"{spec.decoder.num_queries} queries |",

@@ -102,12 +102,14 @@ class Batch:
         soft: what a cached teacher says of the prompts, if there is one.
         input_boxes: [P, N, 4] float32 (cx, cy, w, h) in 0..1, box prompts; None where no prompt has any.
         input_boxes_labels: [P, N] int64: 1 positive, 0 negative, -10 padding; None as ``input_boxes``.
+        teacher_pixels: [B, 3, T, T], the same pictures at a teacher's size, normalised; None where it is the batch's.
     """
 
     _tensors: ClassVar = (
         "pixel_values", "input_ids", "attention_mask", "image_index", "category_ids",
-        "input_boxes", "input_boxes_labels",
+        "input_boxes", "input_boxes_labels", "teacher_pixels",
     )  # fmt: skip
+    _of_images: ClassVar = ("pixel_values", "teacher_pixels")
 
     pixel_values: Tensor
     input_ids: Tensor
@@ -120,10 +122,11 @@ class Batch:
     soft: SoftTargets | None = None
     input_boxes: Tensor | None = None
     input_boxes_labels: Tensor | None = None
+    teacher_pixels: Tensor | None = None
 
     def inputs(self) -> dict[str, Tensor]:
         """The keyword arguments of ``Sam3.forward``; box prompts only where there are any."""
-        return {name: value for name, value in self._there().items() if name != "category_ids"}
+        return {name: value for name, value in self._there().items() if name not in ("category_ids", "teacher_pixels")}
 
     def _there(self) -> dict[str, Tensor]:
         """The tensors that are there, by name."""
@@ -132,10 +135,10 @@ class Batch:
 
     def part(self, prompts: slice) -> Batch:
         """The same images with some of the prompts (in a row); of what a teacher says, without maps of images."""
-        rows = {name: value[prompts] for name in self._tensors if (value := getattr(self, name)) is not None}
+        rows: dict[str, Any] = {n: value[prompts] for n, value in self._there().items() if n not in self._of_images}
         return replace(
             self,
-            **rows | {"pixel_values": self.pixel_values},
+            **rows,
             targets=self.targets.part(prompts),
             phrases=self.phrases[prompts],
             soft=self.soft and self.soft.part(prompts),
@@ -169,6 +172,7 @@ class Sample:
         prompt_index: [T] int64, non-decreasing, 0..P-1.
         info: where the image comes from.
         box_prompts: P lists of boxes and their labels, or None without any.
+        teacher_image: [3, T, T] float32, the same picture at a teacher's size; None where it sees ``image``.
     """
 
     image: Tensor
@@ -179,3 +183,4 @@ class Sample:
     prompt_index: Tensor
     info: ImageInfo
     box_prompts: list[list[BoxRow]] | None = None
+    teacher_image: Tensor | None = None

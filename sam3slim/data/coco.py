@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision import tv_tensors
 
 from sam3slim.data.batch import GroundTruth, ImageInfo, Sample
 from sam3slim.data.boxes import BoxPrompts, example_boxes, sample_boxes
@@ -24,7 +23,8 @@ from sam3slim.data.records import ImageRecord
 from sam3slim.data.sampling import PromptSampler, PromptSpec
 from sam3slim.data.sides import says_side
 from sam3slim.data.store import ImageStore
-from sam3slim.data.transforms import AugmentSpec, Fields, mirror, normalise, transform
+from sam3slim.data.transforms import AugmentSpec, Fields, augmented, mirror, normalise, squash, transform
+from sam3slim.data.views import View
 from sam3slim.errors import UserError
 from sam3slim.files import file_sha256
 from sam3slim.text.phrases import BOXES_ONLY
@@ -116,8 +116,8 @@ class CocoConcepts(Dataset[Sample]):
         self.file_names = [record.file_name for record in index.records]
         self.records = index.records[:limit]
         self._sampler = PromptSampler(self.categories, self.prompts)
-        self._store = ImageStore(self.folder, image_size, keep=cache == "ram")
-        self._transforms = {flip: transform(image_size, augment, flip) for flip in (True, False)}
+        self._store = ImageStore(self.folder, keep=cache == "ram")
+        self._augment = augment
         # Shared memory, because worker processes outlive an epoch.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._told_unreadable: set[str] = set()
@@ -130,28 +130,27 @@ class CocoConcepts(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: int) -> Sample:
-        return self.at(index, int(self._epoch) if self.prompts.training else 0)
+    def __getitem__(self, item: int | View) -> Sample:
+        view = item if isinstance(item, View) else View(item)
+        return self.at(view, int(self._epoch) if self.prompts.training else 0)
 
-    def at(self, index: int, epoch: int) -> Sample:
-        """The image at ``index`` with the prompts and the augmentation of ``epoch``, whichever epoch it is now.
+    def at(self, view: View, epoch: int) -> Sample:
+        """The image of ``view`` with the prompts and the augmentation of ``epoch``, whichever epoch it is now.
 
         Raises:
             UserError: an image that cannot be read, with ``on_unreadable="fail"``; none can.
         """
         for step in range(len(self)):
-            place = (index + step) % len(self)
+            place = (view.place + step) % len(self)
             record = self.records[place]
             try:
-                image = self._store.image(record)
+                return self._sample(view._replace(place=place), epoch)
             except UnreadableImage as error:
                 message = f"image {self.folder / record.file_name} {error}"
                 # In evaluation another image in its place would be counted twice.
                 if self.on_unreadable == "fail" or not self.prompts.training:
                     raise UserError(f"{message}; fix or remove it, or set data.on_unreadable=skip") from error
                 self._tell_unreadable(record, message)
-                continue
-            return self._sample(place, epoch, image)
         raise UserError(f"none of the {len(self)} images in {self.folder} can be read")
 
     def set_epoch(self, epoch: int) -> None:
@@ -206,16 +205,20 @@ class CocoConcepts(Dataset[Sample]):
         """The phrase a category is asked for with, but for a training with synonyms."""
         return self._sampler.categories[category].phrase
 
-    def picture(self, record: ImageRecord, mirrored: bool) -> Tensor:
+    def picture(self, record: ImageRecord, mirrored: bool, side: int | None = None) -> Tensor:
         """The image as training without other augmentation sees it, [3, S, S] float32 normalised.
+
+        Args:
+            side: S; None: ``image_size``.
 
         Raises:
             UnreadableImage: the file is missing or broken.
         """
-        image = self._store.image(record)
+        image = self._store.image(record, side or self.image_size)
         return normalise(mirror(image) if mirrored else image)
 
-    def _sample(self, place: int, epoch: int, image: Tensor) -> Sample:
+    def _sample(self, view: View, epoch: int) -> Sample:
+        place, side = view.place, view.side or self.image_size
         record = self.records[place]
         rng = np.random.default_rng((self.seed, epoch, place))
         targets = self.targets_of(record)
@@ -224,9 +227,9 @@ class CocoConcepts(Dataset[Sample]):
         phrases = self._phrases(place, epoch, category_ids)
         positions = [position for category in category_ids for position in targets.get(category, [])]
         labels = [prompt for prompt, category in enumerate(category_ids) for _ in targets.get(category, [])]
-        fields = self._fields(place, image, positions, labels)
-        fields = self._augmented(fields, phrases, rng)
-        boxes = torch.as_tensor(fields["boxes"]).as_subclass(Tensor) / self.image_size
+        sides = (side,) if view.teacher_side is None else (side, view.teacher_side)
+        fields, *others = self._pictures(place, positions, labels, phrases, int(rng.integers(2**63)), sides)
+        boxes = torch.as_tensor(fields["boxes"]).as_subclass(Tensor) / side
         prompt_index = fields["labels"]
         masks = fields["masks"].as_subclass(Tensor).bool() if self.has_masks else None
         asked = None
@@ -245,6 +248,7 @@ class CocoConcepts(Dataset[Sample]):
             prompt_index=prompt_index,
             info=self._info(place, mirrored=bool(fields.get("mirrored"))),
             box_prompts=None if asked is None else asked.rows,
+            teacher_image=normalise(others[0]["image"].as_subclass(Tensor)) if others else None,
         )
 
     def _asked(self, record: ImageRecord) -> frozenset[int] | None:
@@ -271,34 +275,25 @@ class CocoConcepts(Dataset[Sample]):
         rng = np.random.default_rng((self.seed, epoch, place, BOX_STREAM))
         return sample_boxes(spec, boxes, prompt_index, len(category_ids), rng)
 
-    def _fields(self, place: int, image: Tensor, positions: list[int], labels: list[int]) -> Fields:
-        """Image, boxes and masks of the chosen annotations, all at [S, S]."""
-        record, side = self.records[place], self.image_size
-        boxes = torch.tensor([record.annotations[position].box for position in positions]).reshape(-1, 4)
-        scale = torch.tensor([side / record.width, side / record.height])
-        fields: Fields = {
-            "image": tv_tensors.Image(image),
-            "boxes": tv_tensors.BoundingBoxes(  # type: ignore[call-overload]
-                boxes * scale.repeat(2), format="XYXY", canvas_size=(side, side)
-            ),
-            "labels": torch.tensor(labels, dtype=torch.int64),
-        }
-        if self.has_masks:
-            fields["masks"] = self._store.masks(record, positions)
-        return fields
+    def _pictures(
+        self, place: int, positions: list[int], labels: list[int], phrases: list[str], seed: int, sides: tuple[int, ...]
+    ) -> list[Fields]:
+        """Image, boxes and masks at each of ``sides``, with the same mirroring, colours and crop.
 
-    def _augmented(self, fields: Fields, phrases: list[str], rng: np.random.Generator) -> Fields:
-        step = self._transforms[not any(map(says_side, phrases))]
-        if step is None:
-            return fields
-        # torchvision draws from torch's global generator; borrowing it keeps samples independent of one
-        # another. (torch.manual_seed would reseed the GPUs too, and takes longer than the transform.)
-        before = torch.get_rng_state()
-        torch.default_generator.manual_seed(int(rng.integers(2**63)))
-        try:
-            return step(fields)
-        finally:
-            torch.set_rng_state(before)
+        A crop falls on other pixels at another size, so the smaller pictures are then made of the largest one.
+        """
+        flip = not any(map(says_side, phrases))
+
+        def made(side: int, positions: list[int], labels: list[int]) -> Fields:
+            fields = self._store.fields(self.records[place], positions, labels, side, masks=self.has_masks)
+            return augmented(fields, transform(side, self._augment, flip), seed)
+
+        if self._augment is not None and self._augment.crops:
+            largest = max(sides)
+            fields = made(largest, positions, labels)
+            return [fields if side == largest else squash(side)(fields) for side in sides]
+        # A teacher's picture needs no targets.
+        return [made(sides[0], positions, labels), *(made(side, [], []) for side in sides[1:])]
 
     def _info(self, place: int, mirrored: bool) -> ImageInfo:
         record = self.records[place]

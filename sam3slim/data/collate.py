@@ -38,6 +38,7 @@ class Collate:
         input_ids, attention_mask = self._tokens(phrases)
         rows = [row for sample in samples for row in sample.box_prompts or [[] for _ in sample.phrases]]
         boxes, box_labels = pack_boxes(rows)
+        second = [sample.teacher_image for sample in samples if sample.teacher_image is not None]
         targets = Targets(
             boxes=torch.cat([sample.boxes for sample in samples]),
             masks=torch.cat(masks) if len(masks) == len(samples) else None,
@@ -57,6 +58,7 @@ class Collate:
             soft=None if self.soft is None else self.soft(samples),
             input_boxes=boxes,
             input_boxes_labels=box_labels,
+            teacher_pixels=torch.stack(second) if second else None,
         )
 
     def _tokens(self, phrases: list[str]) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from sam3slim.data.batch import Batch, Sample
 from sam3slim.data.collate import Collate
 from sam3slim.data.mixed import Concepts
+from sam3slim.data.views import View, Views
 from sam3slim.errors import UserError
 
 
@@ -19,11 +20,24 @@ class EpochSampler(DistributedSampler[Sample]):
 
     A ``DistributedSampler``, so that Lightning leaves it in place. Without shuffling no image is repeated to
     even out the ranks, because evaluation would count it twice.
+
+    Args:
+        views: at which size every batch of ``batch_size`` images is shown; None: at the data set's own.
     """
 
-    def __init__(self, dataset: Concepts, *, shuffle: bool, seed: int, world_size: int = 1, rank: int = 0) -> None:
+    def __init__(
+        self,
+        dataset: Concepts,
+        *,
+        shuffle: bool,
+        seed: int,
+        world_size: int = 1,
+        rank: int = 0,
+        views: Views | None = None,
+        batch_size: int = 1,
+    ) -> None:
         super().__init__(dataset, num_replicas=world_size, rank=rank, shuffle=shuffle, seed=seed)
-        self._skip = 0
+        self._skip, self._views, self._batch_size = 0, views, batch_size
 
     def begin(self, epoch: int, skip: int) -> None:
         """Set order, negatives and augmentations of ``epoch``, and leave out its first ``skip`` images."""
@@ -34,8 +48,10 @@ class EpochSampler(DistributedSampler[Sample]):
     def set_epoch(self, epoch: int) -> None:
         """Nothing: Lightning's count differs between a resumed and an unbroken run, the loader's does not."""
 
-    def __iter__(self) -> Iterator[int]:  # type: ignore[override]  # torch types it by sample, not index
+    def __iter__(self) -> Iterator[int | View]:  # type: ignore[override]  # torch types it by sample, not index
         order: list[Any] = list(super().__iter__()) if self.shuffle else list(self._mine())
+        if self._views is not None:
+            order = list(self._views.of(order, self.epoch, self._batch_size))
         return iter(order[self._skip :])
 
     def __len__(self) -> int:
@@ -53,6 +69,7 @@ class ConceptLoader(DataLoader[Sample]):
 
     Args:
         limit: ``trainer.limit_train_batches``, after which Lightning ends an epoch: a number, or a share below 1.0.
+        views: see ``EpochSampler``.
     """
 
     def __init__(
@@ -67,10 +84,13 @@ class ConceptLoader(DataLoader[Sample]):
         world_size: int = 1,
         rank: int = 0,
         limit: float = 1.0,
+        views: Views | None = None,
     ) -> None:
         # (epoch, batches handed out) of this iteration and of the next one.
         self._now, self._next = (0, 0), (0, 0)
-        sampler = EpochSampler(dataset, shuffle=training, seed=seed, world_size=world_size, rank=rank)
+        sampler = EpochSampler(
+            dataset, shuffle=training, seed=seed, world_size=world_size, rank=rank, views=views, batch_size=batch_size
+        )
         super().__init__(
             dataset,
             batch_size=batch_size,

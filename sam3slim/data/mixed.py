@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from sam3slim.data.batch import Sample
 from sam3slim.data.coco import CocoConcepts
+from sam3slim.data.views import View
 from sam3slim.errors import UserError
 
 
@@ -55,15 +56,18 @@ class MixedConcepts(Dataset[Sample]):
     def __len__(self) -> int:
         return sum(self.counts.values())
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, item: int | View) -> Sample:
+        view = item if isinstance(item, View) else View(item)
+        index = view.place
         for number, (name, dataset) in enumerate(self.sets.items()):
             count = self.counts[name]
             if index < count:
                 deck, place = divmod(int(self._epoch) * count + index, len(dataset))
                 # How often the image has been dealt before stands for the epoch: what it is asked changes each time.
-                return dataset.at(int(_deck(self.seed, number, deck, len(dataset))[place]), deck)
+                dealt = int(_deck(self.seed, number, deck, len(dataset))[place])
+                return dataset.at(view._replace(place=dealt), deck)
             index -= count
-        raise IndexError(index)
+        raise IndexError(view.place)
 
     def set_epoch(self, epoch: int) -> None:
         """Deal the images of ``epoch``, also in running workers."""

@@ -82,6 +82,7 @@ class MixedData(ConceptData):
         super().__init__(
             one.root,
             image_size=one.image_size,
+            image_sizes=one.image_sizes,
             text=one.collate.text,
             batch_size=one.batch_size,
             eval_batch_size=one.eval_batch_size,

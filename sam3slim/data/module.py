@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from sam3slim.data.mixed import Concepts
 from sam3slim.data.sampling import PromptSpec
 from sam3slim.data.shapes import ShapesSpec, make_shapes
 from sam3slim.data.transforms import AugmentSpec
+from sam3slim.data.views import Views
 from sam3slim.errors import UserError
 from sam3slim.specs import TextSpec
 from sam3slim.text.phrases import BOXES_ONLY, check_known, token_rows
@@ -29,6 +30,7 @@ class ConceptData(lightning.LightningDataModule):
     Args:
         root: folder of the set (with ``shapes``, where it is drawn unless it is there already).
         image_size, text: of the model.
+        image_sizes: those that training draws from, one for every batch; empty: ``image_size`` alone.
         batch_size, eval_batch_size: images per step and process.
         num_workers: loading processes; 0 loads in the training process.
         cache: ``ram`` keeps decoded images and masks (once per worker).
@@ -52,6 +54,7 @@ class ConceptData(lightning.LightningDataModule):
         root: str | Path,
         *,
         image_size: int,
+        image_sizes: Sequence[int] = (),
         text: TextSpec | None = None,
         batch_size: int = 8,
         eval_batch_size: int | None = None,
@@ -79,6 +82,8 @@ class ConceptData(lightning.LightningDataModule):
         self.root, self.shapes, self.overwrite, self.seed = Path(root), shapes, overwrite, seed
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.num_workers, self.data_set, self.image_size = num_workers, name, image_size
+        self.image_sizes = tuple(image_sizes) or (image_size,)
+        self._teacher_side: int | None = None
         self.prompts = replace(prompts or PromptSpec(), protocol="train")
         self.eval_prompts = replace(self.prompts, protocol=eval_prompts, labels=True, pool=None)
         self.augment, self.limit, self.eval_limit = augment, limit, eval_limit
@@ -100,6 +105,10 @@ class ConceptData(lightning.LightningDataModule):
     def teach(self, look_up: LookUp) -> None:
         """Let training batches carry what a cached teacher says (``Batch.soft``)."""
         self._soft = look_up
+
+    def show_teacher(self, side: int) -> None:
+        """Let training batches carry the same pictures at a teacher's size (``Batch.teacher_pixels``)."""
+        self._teacher_side = side
 
     def prepare_data(self) -> None:
         """Draw the shapes set if asked for (one process only).
@@ -179,8 +188,8 @@ class ConceptData(lightning.LightningDataModule):
         """Split → what was read of it, changed and left out, as in a record."""
         return {key.partition("/")[0]: dataset.report.to_dict() for key, dataset in self._datasets.items()}
 
-    def loader(self, split: str, *, training: bool = False) -> ConceptLoader:
-        """Batches of ``split``; also usable without a trainer (after ``prepare_data``)."""
+    def loader(self, split: str, *, training: bool = False, views: Views | None = None) -> ConceptLoader:
+        """Batches of ``split``, at ``image_size`` without ``views``; needs ``prepare_data``, but no trainer."""
         return ConceptLoader(
             self.training_set(split) if training else self.dataset(split),
             Collate(self.collate.text, self._soft) if training else self.collate,
@@ -191,11 +200,14 @@ class ConceptData(lightning.LightningDataModule):
             world_size=self.trainer.world_size if self.trainer else 1,
             rank=self.trainer.global_rank if self.trainer else 0,
             limit=self.trainer.limit_train_batches if self.trainer and training else 1.0,
+            views=views,
         )
 
     def train_dataloader(self) -> ConceptLoader:
-        """Shuffled, with sampled prompts and augmentation."""
-        return self.loader("train", training=True)
+        """Shuffled, with sampled prompts, augmentation and image sizes."""
+        views = Views(self.image_sizes, self._teacher_side, self.seed)
+        own = self.image_sizes == (self.image_size,) and self._teacher_side in (None, self.image_size)
+        return self.loader("train", training=True, views=None if own else views)
 
     def val_dataloader(self) -> ConceptLoader | list[ConceptLoader]:
         """The val split under the evaluation protocol."""

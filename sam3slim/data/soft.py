@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Change = Callable[[Tensor], Tensor]
@@ -70,6 +72,27 @@ class SoftTargets:
                 values[name] = value if value is None else value[place]
         return SoftTargets(**values)
 
+    def resized(self, grid: int) -> SoftTargets:
+        """The maps as a student has them whose encoder sees ``grid`` x ``grid`` places; boxes are relative anyway.
+
+        Features are interpolated, and so are the masks' probabilities: what a smaller pixel covers is the mean of what
+        it covers. (Bilinear, antialiased where maps shrink.) Maps that have the size already stay as they are.
+        """
+        # The neck's maps are 4, 2 and 1 times the encoder's, masks 4 times.
+        levels = [level.shape[-1] // self.fpn[-1].shape[-1] * grid for level in self.fpn]
+        memory = self.memory
+        if memory is not None and memory.shape[1] != grid * grid:
+            own = math.isqrt(memory.shape[1])
+            maps = memory.transpose(1, 2).reshape(len(memory), memory.shape[2], own, own)
+            memory = _resized(maps, grid).flatten(2).transpose(1, 2)
+        return replace(
+            self,
+            fpn=tuple(_resized(level, side) for level, side in zip(self.fpn, levels, strict=True)),
+            memory=memory,
+            masks=None if self.masks is None else _resized_logits(self.masks, 4 * grid),
+            semantic=None if self.semantic is None else _resized_logits(self.semantic, 4 * grid),
+        )
+
     @classmethod
     def nothing(cls, zeros: Tensor | None = None, fpn: tuple[Tensor, ...] = ()) -> SoftTargets:
         """Maps alone, and P prompts (``zeros`` [P]; None: no prompt) that nothing is said about."""
@@ -94,3 +117,19 @@ class SoftTargets:
             else:
                 values[item.name] = value if value is None else change(value)
         return SoftTargets(**values)
+
+
+def _resized(maps: Tensor, side: int) -> Tensor:
+    """[N, d, h, w] to [N, d, side, side] float32; unchanged where that is its size."""
+    if maps.shape[-2:] == (side, side):
+        return maps
+    if not maps.numel():
+        return maps.new_zeros(*maps.shape[:-2], side, side, dtype=torch.float32)
+    return F.interpolate(maps.float(), size=(side, side), mode="bilinear", align_corners=False, antialias=True)
+
+
+def _resized_logits(logits: Tensor, side: int) -> Tensor:
+    """[N, h, w] to [N, side, side] through the probabilities."""
+    if logits.shape[-2:] == (side, side):
+        return logits
+    return _resized(logits.float().sigmoid()[:, None], side)[:, 0].logit(eps=1e-6)

@@ -32,6 +32,8 @@ class DataSpec:
         validate: those of them that a training is validated on; None: all.
         max_prompts_per_batch: most prompts that a training step takes through the model together; more are taken one
             part after another, with the same gradients. None: no bound.
+        image_sizes: training draws the side of the square input from these for every batch, in pixels; None: it is
+            ``model.vit.image_size``, which is one of them.
         phrases: needs distill.labels=false, because the pictures have no annotations.
         prompts: what evaluation shows the model of a category: its phrase (``text``), a box on one of its instances
             (``box``), or both (``text+box``), see ``PromptSpec.kind``; or a file of phrases to ask for instead of the
@@ -49,6 +51,7 @@ class DataSpec:
     phrases: str | None = None
     batch_size: int = 8
     eval_batch_size: int = 8
+    image_sizes: tuple[int, ...] | None = None
     num_workers: int = 0
     cache: Literal["none", "ram"] = "none"
     negatives: int = 3
@@ -85,6 +88,31 @@ class DataSpec:
                 f"data.max_prompts_per_batch={self.max_prompts_per_batch} must be at least 1, or null for no bound"
             )
         replace(self.training_prompts(), protocol=self.protocol)  # is checked together with prompts
+
+    def sizes_of(self, model: ModelSpec) -> tuple[int, ...]:
+        """The sides of the images that ``model`` is trained on, in pixels, its own first.
+
+        Raises:
+            UserError: one that the model cannot see, or its own is not among them.
+        """
+        own = model.vit.image_size
+        given = [own] if self.image_sizes is None else list(self.image_sizes)
+        for size in given:
+            try:
+                replace(model.vit, image_size=size)
+            except UserError as error:
+                told = str(error).replace(f"model.vit.image_size={size}", str(size))
+                raise UserError(f"data.image_sizes={given}: {told}") from error
+        if len(set(given)) != len(given):
+            raise UserError(f"data.image_sizes={given} names a size twice; each is drawn as often as the others")
+        if own not in given:
+            raise UserError(
+                f"data.image_sizes={given} leaves out model.vit.image_size={own}, at which the model is validated and "
+                f"written; use data.image_sizes={[own, *given]}, or model.vit.image_size={given[0]}"
+                if given
+                else f"data.image_sizes=[] names no size; use data.image_sizes=null, or [{own}]"
+            )
+        return (own, *(size for size in given if size != own))
 
     @property
     def prompts_file(self) -> Path | None:
@@ -193,6 +221,7 @@ class DataSpec:
         return ConceptData(
             self.root,
             image_size=model.vit.image_size,
+            image_sizes=self.image_sizes or (),
             text=model.text,
             batch_size=self.batch_size,
             eval_batch_size=self.eval_batch_size,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -52,13 +53,19 @@ class AugmentSpec:
             )
 
     @property
+    def crops(self) -> bool:
+        """Whether pictures are scaled, then cropped or padded."""
+        return self.scale != (1.0, 1.0)
+
+    @property
     def views(self) -> tuple[bool, ...] | None:
         """The pictures an image can become, by whether they are mirrored; None: endlessly many."""
-        if self.photometric or self.scale != (1.0, 1.0):
+        if self.photometric or self.crops:
             return None
         return (False, True) if self.flip else (False,)
 
 
+@lru_cache(maxsize=32)
 def squash(image_size: int) -> v2.Transform:
     """Resize to [S, S], bilinear with antialiasing (masks: nearest)."""
     return v2.Resize((image_size, image_size), antialias=True)
@@ -82,6 +89,7 @@ def mirror(value: Any) -> Any:
     return v2.functional.horizontal_flip(value)
 
 
+@lru_cache(maxsize=32)
 def transform(image_size: int, spec: AugmentSpec | None, flip: bool = True) -> Transform | None:
     """Transform of fields already squashed to [S, S]; None when there is nothing to do."""
     if spec is None:
@@ -91,12 +99,26 @@ def transform(image_size: int, spec: AugmentSpec | None, flip: bool = True) -> T
         steps.append(v2.RandomApply([v2.ColorJitter(0.3, 0.3, 0.3, 0.05)], spec.photometric))
     if spec.flip and flip:
         steps.append(Mirror(spec.flip))
-    if spec.scale != (1.0, 1.0):
+    if spec.crops:
         size = (image_size, image_size)
         steps.append(v2.ScaleJitter(size, spec.scale, antialias=True))
         steps.append(v2.RandomCrop(size, pad_if_needed=True, fill={tv_tensors.Image: 128, "others": 0}))
         steps += [v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes(min_size=MIN_SIDE), _tighten]
     return v2.Compose(steps) if steps else None
+
+
+def augmented(fields: Fields, step: Transform | None, seed: int) -> Fields:
+    """``step`` of the fields with random draws of their own; torch's random state stays as it was."""
+    if step is None:
+        return fields
+    # torchvision draws from torch's global generator; borrowing it keeps samples independent of one
+    # another. (torch.manual_seed would reseed the GPUs too, and takes longer than the transform.)
+    before = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        return step(fields)
+    finally:
+        torch.set_rng_state(before)
 
 
 def normalise(image: Tensor) -> Tensor:

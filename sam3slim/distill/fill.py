@@ -49,10 +49,12 @@ def cache_metadata(
     augment: AugmentSpec,
     spec: DistillSpec,
     precision: str,
+    image_size: int | None = None,
 ) -> dict[str, Any]:
     """All that a cached answer depends on: teacher, data, transform, prompts and what is kept.
 
     Pictures are told by name, size and time of change; reading them all would take as long as an epoch.
+    ``image_size`` is that of the teacher's pictures, in pixels; None: the data set's.
     """
     stamps = hashlib.sha256()
     for name in sorted(dataset.file_names):
@@ -70,7 +72,7 @@ def cache_metadata(
             **({"overrides": dict(overrides)} if overrides else {}),
         },
         "data": {"annotations": dataset.annotations_digest(), "images": stamps.hexdigest()},
-        "transform": {"image_size": dataset.image_size, "resize": "square, bilinear, antialias"},
+        "transform": {"image_size": image_size or dataset.image_size, "resize": "square, bilinear, antialias"},
         "prompts": {"pool": "all"} if all_of_them else chosen,
         "kept": {
             "min_score": spec.min_score, "fpn": bool(spec.fpn), "memory": bool(spec.memory),
@@ -130,7 +132,7 @@ class TeacherCacheBuilder:
     def _ask(self, teacher: FrozenTeacher, view: tuple[int, bool]) -> tuple[list[int], SoftTargets]:
         record = self.records[view[0]]
         try:
-            picture = self.dataset.picture(record, view[1])
+            picture = self.dataset.picture(record, view[1], teacher.model_spec.vit.image_size)
         except UnreadableImage as error:
             message = f"image {self.dataset.folder / record.file_name} {error}"
             if self.dataset.on_unreadable == "fail":

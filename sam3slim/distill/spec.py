@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+from sam3slim.checkpoints import IMAGE_SIZE
 from sam3slim.errors import UserError
 
 FEATURES = ("fpn", "memory")
@@ -22,6 +23,8 @@ class DistillSpec:
         teacher: checkpoint of the teacher; None switches distillation off.
         overrides: sizes the teacher's file does not tell, as ``checkpoints.load`` takes them; None: those of
             ``init.overrides`` where the teacher is ``init.checkpoint`` (``teacher_overrides``).
+        image_size: side of the pictures that the teacher sees, in pixels: None, its own; ``student``, those of the
+            student's batch; or a number. Its maps are resized to the student's.
         labels: False trains on the teacher's answers alone: annotations are not looked at. What no loss reaches
             (decoder and mask head, with ``fpn`` and ``memory`` alone) keeps its weights.
         min_score: class x presence probability from which a query of the teacher is a detection to be learnt.
@@ -42,6 +45,7 @@ class DistillSpec:
 
     teacher: str | None = None
     overrides: dict[str, Any] | None = None
+    image_size: int | Literal["student"] | None = None
     labels: bool = True
     min_score: float = 0.3
     fpn: float = 0.0
@@ -63,6 +67,12 @@ class DistillSpec:
                 raise UserError(f"distill.{key}={getattr(self, key)} must be at least 0")
         if not 0 < self.min_score < 1:
             raise UserError(f"distill.min_score={self.min_score} must lie between 0 and 1, e.g. 0.3")
+        if isinstance(self.image_size, int) and self.image_size < 1:
+            raise UserError(
+                f"distill.image_size={self.image_size} must be at least 1, student, or null for the teacher's own"
+            )
+        if self.teacher is None and self.image_size is not None:
+            raise UserError("distill.image_size needs distill.teacher; choose distill=full, or distill.image_size=null")
         if self.cache_prompts < 1:
             raise UserError(f"distill.cache_prompts={self.cache_prompts} must be at least 1")
         if not self.cache_limit_gb > 0:
@@ -96,11 +106,15 @@ class DistillSpec:
         return bool(self.mask or self.dice or self.semantic)
 
 
-def teacher_overrides(distill: Mapping[str, Any], init: Mapping[str, Any]) -> dict[str, Any] | None:
+def teacher_overrides(
+    distill: Mapping[str, Any], init: Mapping[str, Any], student_size: int | None = None
+) -> dict[str, Any] | None:
     """Overrides that the teacher is loaded with, of the plain configurations ``distill`` and ``init``.
 
-    The model that is cut usually teaches, too: what its file does not tell is said once.
+    The model that is cut usually teaches, too: what its file does not tell is said once. ``student_size`` is that of
+    the student's pictures, in pixels, for ``distill.image_size=student``.
     """
     same = distill["teacher"] is not None and distill["teacher"] == init["checkpoint"]
     found: dict[str, Any] | None = distill["overrides"] or (init["overrides"] if same else None)
-    return found
+    size = student_size if distill.get("image_size") == "student" else distill.get("image_size")
+    return found if size is None else {**(found or {}), IMAGE_SIZE: size}

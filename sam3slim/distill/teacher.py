@@ -22,26 +22,16 @@ PROMPTS = 32  # that a teacher is asked together beside a student: they pass thr
 
 
 def check_teacher(teacher: ModelSpec, student: ModelSpec) -> None:
-    """Feature maps and masks must have equal shapes; depth, widths, queries, vocabulary and context may differ.
+    """Maps must be equally wide: those of another size are resized, and all else may differ.
 
     Raises:
-        UserError: another ``d_model`` or image geometry.
+        UserError: another ``d_model``.
     """
-    for key, left, right in (
-        ("model.d_model", teacher.d_model, student.d_model),
-        ("model.vit.image_size", teacher.vit.image_size, student.vit.image_size),
-        ("model.vit.patch_size", teacher.vit.patch_size, student.vit.patch_size),
-    ):
-        if left != right:
-            other = (
-                f"ask the teacher at the student's size, 'distill.overrides={{vit.image_size:{right}}}'"
-                if key == "model.vit.image_size"
-                else "choose a teacher of the student's family"
-            )
-            raise UserError(
-                f"distill.teacher has {key}={left}, the student {right}; they must be equal: "
-                f"set {key}={left}, or {other}"
-            )
+    if teacher.d_model != student.d_model:
+        raise UserError(
+            f"distill.teacher has model.d_model={teacher.d_model}, the student {student.d_model}; they must be equal: "
+            f"set model.d_model={teacher.d_model}, or choose a teacher of the student's family"
+        )
 
 
 class FrozenTeacher:
@@ -53,7 +43,7 @@ class FrozenTeacher:
 
     def __init__(self, model: Sam3, spec: DistillSpec, student: ModelSpec) -> None:
         check_teacher(model.spec, student)
-        self.spec = spec
+        self.spec, self._patch = spec, student.vit.patch_size
         self._model = model.eval().requires_grad_(False)
         self._phrases = PhraseFeatures(model)
 
@@ -76,11 +66,13 @@ class FrozenTeacher:
         return distillation_losses(self.spec, self.targets(batch), student, average)
 
     def targets(self, batch: Batch) -> SoftTargets:
-        """The teacher's answers to the batch's prompts."""
-        return self.predictions(
-            batch.pixel_values, batch.phrases, batch.image_index, PROMPTS,
+        """The teacher's answers to the batch's prompts, on maps of the student's size."""
+        pixels = batch.pixel_values if batch.teacher_pixels is None else batch.teacher_pixels
+        found = self.predictions(
+            pixels, batch.phrases, batch.image_index, PROMPTS,
             input_boxes=batch.input_boxes, input_boxes_labels=batch.input_boxes_labels,
         )  # fmt: skip
+        return found.resized(batch.pixel_values.shape[-1] // self._patch)
 
     @torch.no_grad()
     def predictions(
@@ -93,7 +85,7 @@ class FrozenTeacher:
         input_boxes: Tensor | None = None,
         input_boxes_labels: Tensor | None = None,
     ) -> SoftTargets:
-        """The teacher's answers: one pass, the vision tower once per image.
+        """The teacher's answers: one pass, the vision tower once per image; maps are of its own size.
 
         Args:
             pixel_values: [B, 3, S, S] normalised; the teacher follows it to its device.
@@ -129,18 +121,18 @@ class FrozenTeacher:
 class CachedTeacher:
     """A teacher that has already been asked: its answers come with the batch."""
 
-    def __init__(self, spec: DistillSpec) -> None:
-        self.spec = spec
+    def __init__(self, spec: DistillSpec, student: ModelSpec) -> None:
+        self.spec, self._patch = spec, student.vit.patch_size
 
     def losses(self, batch: Batch, student: Sam3Output, average: Average | None = None) -> dict[str, Tensor]:
         """See ``distillation_losses``."""
         return distillation_losses(self.spec, self.targets(batch), student, average)
 
     def targets(self, batch: Batch) -> SoftTargets:
-        """The teacher's answers to the batch's prompts."""
+        """The teacher's answers to the batch's prompts, on maps of the student's size."""
         if batch.soft is None:
             raise ValueError("the batch comes without a teacher's answers: ConceptData.teach was not called")
-        return batch.soft
+        return batch.soft.resized(batch.pixel_values.shape[-1] // self._patch)
 
 
 def soft_targets(output: Sam3Output, spec: DistillSpec) -> SoftTargets:

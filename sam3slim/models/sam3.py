@@ -25,6 +25,7 @@ from sam3slim.models.masks import AskedMasks, AskedSemantic, MaskHead
 from sam3slim.models.outputs import Sam3Output
 from sam3slim.models.pixels import level_shares, masks_shared, worth_sharing
 from sam3slim.models.prompted import PromptedModel
+from sam3slim.models.rotary import MapRotary
 from sam3slim.specs import PADDED_BOX_LABEL, ModelSpec
 from sam3slim.text.bank import TextBank
 
@@ -48,6 +49,8 @@ class Sam3(Sam3Model, PromptedModel):
         """With a ``bank``, stored text features take the text tower's place."""
         super().__init__(config)
         self.vision_encoder.neck.position_encoding.__class__ = ExactPositions
+        for layer in self.vision_encoder.backbone.layers:
+            layer.rotary_emb.__class__ = MapRotary
         self.text_bank = bank
         if bank is not None:
             del self.text_encoder, self.text_projection
@@ -90,7 +93,7 @@ class Sam3(Sam3Model, PromptedModel):
         """Answer P prompts about B images.
 
         Args:
-            pixel_values: [B, 3, S, S] normalised to -1..1; or give ``vision_embeds``.
+            pixel_values: [B, 3, S, S] normalised to -1..1; or give ``vision_embeds``. S is any multiple of the patch.
             input_ids: [P, T] int64 token ids; or give ``text_embeds``.
             attention_mask: [P, T], 1 on real tokens; None means no padding.
             input_boxes: [P, N, 4] (cx, cy, w, h) in 0..1.

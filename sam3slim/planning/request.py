@@ -12,7 +12,7 @@ from sam3slim.errors import UserError
 from sam3slim.launch.compose import compose_model, compose_plain
 from sam3slim.planning.fake import CHOSEN
 from sam3slim.planning.plan import ASSUMED_DEVICES, MemoryPlan, make_plan, strategy
-from sam3slim.planning.step import WORDS
+from sam3slim.planning.step import WORDS, largest_side
 from sam3slim.planning.tracing import trace
 from sam3slim.runs.specs import TrainSpec
 from sam3slim.runs.teacher import overrides_of
@@ -72,20 +72,27 @@ def planned_spec(overrides: Sequence[str]) -> TrainSpec:
 
 
 def _teacher(spec: TrainSpec) -> tuple[ModelSpec, str]:
-    """Its sizes: of its file, or, where that is not there, of SAM 3, or else of the student."""
-    if spec.distill.teacher is None or spec.distill.cache is not None:
+    """Its sizes, and what is to be said of them."""
+    if spec.distill.teacher is None:
         return spec.model, ""
-    if spec.distill.teacher != MISSING:
+    sizes, remark = _teacher_sizes(spec, spec.distill.teacher)
+    size = largest_side(spec) if spec.distill.image_size == "student" else spec.distill.image_size
+    if size is not None:
+        sizes = replace(sizes, vit=replace(sizes.vit, image_size=size))
+    return sizes, "" if spec.distill.cache is not None else remark
+
+
+def _teacher_sizes(spec: TrainSpec, teacher: str) -> tuple[ModelSpec, str]:
+    """Those of its file, or, where that is not there, of SAM 3, or else of the student."""
+    if teacher != MISSING:
         try:
-            sizes = read(locate(spec.distill.teacher), overrides_of(spec)).spec
+            sizes = read(locate(teacher), overrides_of(spec)).spec
         except UserError as error:
             raise UserError(f"distill.teacher: {error}") from error
         check_teacher(sizes, spec.model)
-        return replace(sizes, text=replace(sizes.text, vocabulary=None)), f"teacher: {spec.distill.teacher}"
+        return replace(sizes, text=replace(sizes.text, vocabulary=None)), f"teacher: {teacher}"
     sizes = compose_model(["model=full"])
-    try:
-        check_teacher(sizes, spec.model)
-    except UserError:
+    if (sizes.d_model, sizes.vit.patch_size) != (spec.model.d_model, spec.model.vit.patch_size):
         return spec.model, "teacher: no checkpoint given, counted as large as the student"
     return sizes, "teacher: no checkpoint given, counted as SAM 3 (model=full)"
 
@@ -97,6 +104,8 @@ def _assumptions(spec: TrainSpec, instances: int, device: str, teacher: str) -> 
         f"{data.batch_size} images with data.max_prompts={data.max_prompts} different phrases of {WORDS} tokens, no "
         f"boxes asked, {instances} objects per prompt ({CHOSEN} one-to-many matches each), {how}"
     ]
+    if len(spec.data.sizes_of(spec.model)) > 1:
+        lines.append(f"images of {largest_side(spec)} px, the largest of data.image_sizes")
     lines += [teacher] if teacher else []
     if kind != "one":
         counted = f" (trainer.devices=-1 counted as {ASSUMED_DEVICES})" if spec.trainer.get("devices") == -1 else ""

@@ -28,12 +28,16 @@ from sam3slim.training.autocast import precision_of
 WORDS = 4  # real tokens of every phrase
 
 
-def make_batch(spec: TrainSpec, instances: int) -> Batch:
+def make_batch(spec: TrainSpec, instances: int, teacher_side: int | None = None) -> Batch:
     """``data.batch_size`` images with ``data.max_prompts`` phrases each, all different, of ``instances`` objects each.
 
-    Every object covers a quarter of its picture.
+    They have the largest of ``data.image_sizes``. Every object covers a quarter of its picture.
+
+    Args:
+        teacher_side: of the pictures that a live teacher sees; None: the student's.
     """
-    images, each, size = spec.data.batch_size, spec.data.max_prompts, spec.model.vit.image_size
+    images, each, size = spec.data.batch_size, spec.data.max_prompts, largest_side(spec)
+    second = None if teacher_side in (None, size) else torch.zeros(images, 3, *[teacher_side] * 2)
     prompts = images * each
     ids = torch.arange(prompts).remainder(spec.model.text.vocab_size)[:, None].repeat(1, spec.model.text.context_length)
     real = torch.zeros_like(ids)
@@ -50,7 +54,19 @@ def make_batch(spec: TrainSpec, instances: int) -> Batch:
         category_ids=torch.arange(prompts),
         targets=Targets(boxes, masks, index),
         phrases=[f"thing {number}" for number in range(prompts)],
+        teacher_pixels=second,
     )
+
+
+def largest_side(spec: TrainSpec) -> int:
+    """Of the training's images, in pixels."""
+    return max(spec.data.sizes_of(spec.model))
+
+
+def teacher_side(spec: TrainSpec, sizes: ModelSpec) -> int | None:
+    """Of the pictures that the teacher of ``sizes`` sees; None: the student's, or there is no live teacher."""
+    live = spec.distill.teacher is not None and spec.distill.cache is None
+    return sizes.vit.image_size if live and spec.distill.image_size != "student" else None
 
 
 def make_teacher(spec: TrainSpec, sizes: ModelSpec) -> FrozenTeacher | CachedTeacher | None:
@@ -58,13 +74,16 @@ def make_teacher(spec: TrainSpec, sizes: ModelSpec) -> FrozenTeacher | CachedTea
     if spec.distill.teacher is None:
         return None
     if spec.distill.cache is not None:
-        return CachedTeacher(spec.distill)
+        return CachedTeacher(spec.distill, spec.model)
     return FrozenTeacher(empty_model(sizes), spec.distill, spec.model)
 
 
-def cached_predictions(spec: TrainSpec, batch: Batch) -> SoftTargets:
-    """What a cache hands over for ``batch``, as many detections as there are instances; maps in FP16, as it does."""
-    distill, prompts, grid = spec.distill, len(batch.input_ids), spec.model.vit.grid_size
+def cached_predictions(spec: TrainSpec, batch: Batch, grid: int) -> SoftTargets:
+    """What a cache hands over for ``batch``, as many detections as there are instances; maps in FP16, as it does.
+
+    ``grid`` is the side of the teacher's smallest map.
+    """
+    distill, prompts = spec.distill, len(batch.input_ids)
     found, half = batch.targets.prompt_index, torch.float16
     return SoftTargets(
         presence=torch.ones(prompts),

@@ -24,7 +24,7 @@ from sam3slim.models.count import PARTS
 from sam3slim.planning.cuda import as_on_cuda
 from sam3slim.planning.fake import without_data
 from sam3slim.planning.ledger import Ledger
-from sam3slim.planning.step import cached_predictions, fit, make_batch, make_teacher
+from sam3slim.planning.step import cached_predictions, fit, make_batch, make_teacher, teacher_side
 from sam3slim.runs.specs import TrainSpec
 from sam3slim.runs.train import training_module
 from sam3slim.specs import ModelSpec
@@ -71,9 +71,9 @@ def trace(spec: TrainSpec, instances: int, teacher: ModelSpec, *, cuda: bool, da
         if isinstance(teaching, FrozenTeacher):
             vars(teaching)["predictions"] = ledger.labelled(PREDICTIONS)(teaching.predictions)
         with ledger.labelled(BATCH):
-            batch = make_batch(spec, instances)
+            batch = make_batch(spec, instances, teacher_side(spec, teacher))
             if spec.distill.cache is not None:
-                batch = replace(batch, soft=cached_predictions(spec, batch))
+                batch = replace(batch, soft=cached_predictions(spec, batch, teacher.vit.grid_size))
         with _own_tables(), _as_usual():  # a look at which weights are taught computes with data of its own
             module = training_module(spec, model, teaching)
         _label_parts(model, ledger)

@@ -30,9 +30,9 @@ def drop_columns() -> tuple[str, ...]:
 def comparison_columns() -> tuple[str, ...]:
     """Of ``compare.csv``."""
     return (
-        "group", "name", "precision", "arithmetic", "kind", "status", "params", "flops", "bytes", *metric_columns(),
-        *drop_columns(), "latency_p50_ms", "latency_p90_ms", "machine", "peak_memory_bytes", "seconds", "pareto",
-        "copies", "conflict", "config_hash", "started", "run", "error",
+        "group", "name", "precision", "arithmetic", "kind", "status", "image_size", "params", "flops", "bytes",
+        *metric_columns(), *drop_columns(), "latency_p50_ms", "latency_p90_ms", "machine", "peak_memory_bytes",
+        "seconds", "pareto", "copies", "conflict", "config_hash", "started", "run", "error",
     )  # fmt: skip
 
 
@@ -43,9 +43,10 @@ def measured_columns(rows: Sequence[Row]) -> tuple[str, ...]:
 
 def comparison_shown(metric: Metric, rows: Sequence[Row]) -> tuple[str, ...]:
     """Of ``compare.md``; ``metric`` is the one that decides."""
+    several = len({row["image_size"] for row in rows} - {None}) > 1
     return (
-        "name", "precision", "params", "bytes", *measured_columns(rows), f"{metric.name}_drop_interval",
-        "latency_p50_ms", "pareto", "note", "run",
+        "name", *(["image_size"] if several else []), "precision", "params", "bytes", *measured_columns(rows),
+        f"{metric.name}_drop_interval", "latency_p50_ms", "pareto", "note", "run",
     )  # fmt: skip
 
 
@@ -73,6 +74,7 @@ def _compared(run: Run, group: str) -> dict[str, Any]:
         "name": record.name,
         "arithmetic": " ".join(filter(None, (record.artifact.runtime, record.artifact.arithmetic))) or None,
         "precision": record.artifact.precision or ("fp32" if record.kind == "train" else None),
+        "image_size": record.model.image_size,
         "params": record.model.params,
         "flops": _flops(record),
         "bytes": record.artifact.bytes,

@@ -55,12 +55,14 @@ class ModelSummary(Part):
 
     Attributes:
         flops: {"image", "phrase", "prompt"} → part → operations, see ``models.flops``.
+        image_size: side of the square input, in pixels.
     """
 
     name: str | None = None
     params: int | None = None
     params_by_part: Mapping[str, int] = field(default_factory=dict)
     flops: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    image_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class TrainingSummary(Part):
     """Of trainings only.
 
     Attributes:
+        image_sizes: sides of the images that were drawn from, in pixels, where there were several.
         retrained: false where ``trainer.max_steps=0`` has kept the initial weights.
         not_trained: part → why.
     """
@@ -75,6 +78,7 @@ class TrainingSummary(Part):
     retrained: bool | None = None
     trained_params: int | None = None
     not_trained: Mapping[str, str] = field(default_factory=dict)
+    image_sizes: list[int] | None = None
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ from sam3slim.results.recording import begin
 from sam3slim.runs.reference import Reference, fill_drop, save_samples
 from sam3slim.runs.specs import EvaluateSpec
 from sam3slim.runtimes import runtime_named
+from sam3slim.specs import ModelSpec
 
 EMULATION = "torchao's INT8 products emulated in FP32 (latency: the kernel itself)"
 
@@ -135,7 +136,12 @@ def data_summary(spec: DataSpec, data: ConceptData) -> Data:
 def model_summary(model: Any) -> ModelSummary:
     """The record's ``model`` entry, of a ``Sam3`` or whatever else has a ``spec``."""
     parts = params_by_part(model) if isinstance(model, Sam3) else count_params(model.spec)
-    return ModelSummary(model.spec.name, sum(parts.values()), parts, asdict(count_flops(model.spec)))
+    return summary_of(model.spec, parts)
+
+
+def summary_of(spec: ModelSpec, parts: Mapping[str, int]) -> ModelSummary:
+    """The record's ``model`` entry of an architecture, with the parameters of its parts."""
+    return ModelSummary(spec.name, sum(parts.values()), parts, asdict(count_flops(spec)), spec.vit.image_size)
 
 
 def written_artifact(info: ArtifactInfo, precision: str) -> Artifact:

@@ -167,6 +167,12 @@ class TrainSpec:
                 "optim.lora leaves the weights as they are, and init=scratch draws them at random; start from a "
                 "checkpoint (init=checkpoint init.checkpoint=PATH), or set optim.lora=null"
             )
+        sizes = self.data.sizes_of(self.model)
+        if len(sizes) > 1 and self.distill.image_size == "student" and self.distill.cache is not None:
+            raise SpecError(
+                f"data.image_sizes={list(sizes)} with distill.image_size=student: distill.cache keeps a teacher's "
+                "answers at one size; set distill.image_size=null (they are resized), or distill.cache=null"
+            )
         self._check_boxes()
         if not self.distill.labels and self.init.kind == "pruned" and self.init.importance == "taylor":
             raise SpecError(

@@ -51,7 +51,12 @@ def check_teaching(spec: TrainSpec) -> None:
     try:
         raw = read(locate(distill.teacher), overrides_of(spec))
     except UserError as error:
-        raise UserError(f"distill.teacher: {error}") from error
+        told = str(error)
+        if isinstance(distill.image_size, int):
+            told = told.replace(
+                f"model.vit.image_size={distill.image_size}", f"distill.image_size={distill.image_size}"
+            )
+        raise UserError(f"distill.teacher: {told}") from error
     check_teacher(raw.spec, spec.model)
     if distill.cache is not None:
         views_of(spec.data.augment)
@@ -73,13 +78,16 @@ def teacher_of(spec: TrainSpec, data: ConceptData) -> FrozenTeacher | CachedTeac
     if spec.distill.teacher is None:
         return None
     if spec.distill.cache is None:
-        return _asked(spec.distill.teacher, spec)
+        live = _asked(spec.distill.teacher, spec)
+        if spec.distill.image_size != "student":
+            data.show_teacher(live.model_spec.vit.image_size)
+        return live
     data.prepare_data()
     teacher = _Lazy(spec)
     # Every data set has a cache of its own, which a training on that set alone shares.
     stores = {name: _filled_store(part, spec, teacher) for name, part in data.parts.items()}
     data.teach(StoresOfSets(stores).look_up)
-    return CachedTeacher(spec.distill)
+    return CachedTeacher(spec.distill, spec.model)
 
 
 class _Lazy:
@@ -101,8 +109,9 @@ def _filled_store(data: ConceptData, spec: TrainSpec, teacher: _Lazy) -> Teacher
     assert spec.distill.cache is not None
     augment, precision = data.augment or AugmentSpec(flip=0.0), precision_of(spec.trainer)
     dataset = data.dataset("train", training=True)
-    weights = weight_files(locate(spec.distill.teacher))
-    metadata = cache_metadata(weights, overrides_of(spec), dataset, augment, spec.distill, precision)
+    located, overrides = locate(spec.distill.teacher), overrides_of(spec)
+    size = read(located, overrides).spec.vit.image_size
+    metadata = cache_metadata(weight_files(located), overrides, dataset, augment, spec.distill, precision, size)
     store = TeacherStore(Path(spec.distill.cache), metadata)
     known = store.teacher()
     if known is not None:
@@ -118,7 +127,7 @@ def _filled_store(data: ConceptData, spec: TrainSpec, teacher: _Lazy) -> Teacher
 
 def overrides_of(spec: TrainSpec) -> dict[str, Any] | None:
     """What the teacher is loaded with beside its file."""
-    return teacher_overrides(vars(spec.distill), vars(spec.init))
+    return teacher_overrides(vars(spec.distill), vars(spec.init), spec.model.vit.image_size)
 
 
 def _asked(teacher: str, spec: TrainSpec) -> FrozenTeacher:

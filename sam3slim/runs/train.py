@@ -43,6 +43,7 @@ from sam3slim.runs.measure import (
 )
 from sam3slim.runs.reference import load_samples, save_samples
 from sam3slim.runs.resume import check_trained_parameters, resume_path, tell_differences
+from sam3slim.runs.sizes import measure_other_sizes
 from sam3slim.runs.specs import CompressSpec, TrainSpec
 from sam3slim.runs.teacher import check_teaching, teacher_of, training_data
 from sam3slim.runs.trained import tell_untrained, training_summary
@@ -276,6 +277,7 @@ def _write_result(spec: TrainSpec, run: Run, data: ConceptData, record: RunRecor
         "retrained": bool(record.training.retrained),
         "training_seconds": training_seconds(output_dir),
         "versions": record.versions,
+        **({"image_sizes": record.training.image_sizes} if record.training.image_sizes else {}),
         **({"slimming": plan.metadata()} if plan else {}),
         **({"vision": vision.to_dict()} if vision else {}),
     }
@@ -286,6 +288,7 @@ def _write_result(spec: TrainSpec, run: Run, data: ConceptData, record: RunRecor
     record.artifact = written_artifact(info, "fp32")
     if spec.eval_at_end:
         _measure_other_sets(spec, run, data, record, model)
+        measure_other_sizes(spec, run, record, model)
         back_to_cpu(model)
 
 

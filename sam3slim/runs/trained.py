@@ -24,7 +24,10 @@ def training_summary(module: ConceptSegmentation, spec: TrainSpec, *, masks: boo
         for part in {part_of(name): None for name in names}:
             if part not in trains:
                 left.setdefault(part, "optim.lora.targets names none of its layers")
-    return TrainingSummary(True, trained, left | {part: "optim.freeze" for part in spec.optim.freeze})
+    sizes = list(spec.data.sizes_of(spec.model))
+    return TrainingSummary(
+        True, trained, left | {part: "optim.freeze" for part in spec.optim.freeze}, sizes if len(sizes) > 1 else None
+    )
 
 
 def tell_untrained(training: TrainingSummary) -> None:

@@ -70,7 +70,7 @@ def test_cache__teaches_what_the_teacher_itself_would(tmp_path: Path, weights: P
     work.fill(teacher(spec), ALONE, 1.0)
     assert work.missing() == []
     data.teach(work.store.look_up)
-    student, live, cached = tiny_model(1), teacher(spec), CachedTeacher(spec)
+    student, live, cached = tiny_model(1), teacher(spec), CachedTeacher(spec, SPEC)
     mirrored = set()
     loader = data.loader("train", training=True)
     for _ in range(3):
@@ -271,4 +271,4 @@ def test_fill__an_unreadable_picture_is_skipped_as_in_training(tmp_path: Path, w
 def test_cached_teacher__batches_without_answers() -> None:
     batch = phrase_batch()
     with pytest.raises(ValueError, match="the batch comes without"):
-        CachedTeacher(EVERYTHING).losses(batch, tiny_model()(**batch.inputs()))
+        CachedTeacher(EVERYTHING, SPEC).losses(batch, tiny_model()(**batch.inputs()))

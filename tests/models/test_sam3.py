@@ -194,7 +194,9 @@ def test_forward__another_image_size_equals_transformers(model: Sam3, side: int)
     inputs = {"input_ids": ids, "attention_mask": mask, "input_boxes": boxes, "input_boxes_labels": labels}
     found, expected = ours(pixel_values=images, **inputs), theirs(pixel_values=images, **inputs)
     assert found.pred_masks.shape[-1] == 4 * side // spec.vit.patch_size
+    as_it_is = model(pixel_values=images, **inputs)  # made for another size
     for name in SHARED:
+        torch.testing.assert_close(getattr(as_it_is, name), getattr(found, name), atol=0, rtol=0)
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), atol=1e-5, rtol=0)
 
 

@@ -22,7 +22,7 @@ from sam3slim.planning.ledger import Ledger
 from sam3slim.planning.memo import Memo
 from sam3slim.planning.plan import BUCKETS, GATHERED, GIB, strategy
 from sam3slim.planning.request import MISSING, planned_spec
-from sam3slim.planning.tracing import GRADIENTS, OPTIMISER, SAVED, STANDING, TEACHER, WEIGHTS, trace
+from sam3slim.planning.tracing import BATCH, GRADIENTS, OPTIMISER, SAVED, STANDING, TEACHER, WEIGHTS, trace
 from sam3slim.runs.specs import TrainSpec
 from tests.tiny import OVERRIDES
 
@@ -68,6 +68,17 @@ def test_trace__a_card_computes_layers_a_second_time_in_the_types_of_the_first()
         found = trace(spec, 2, spec.model, cuda=True)
         kept.append(sum(found.before_backward.get(part, 0) for part in SAVED))
     assert 0 < kept[1] < kept[0]
+
+
+def test_trace__the_largest_of_several_image_sizes_and_a_teachers_own() -> None:
+    spec = planned_spec([*SMALL, "data.image_sizes=[32,48]"])
+    alone = trace(planned_spec(SMALL), 1, spec.model, cuda=True)
+    found = trace(spec, 1, spec.model, cuda=True)
+    assert found.standing[BATCH] / alone.standing[BATCH] == pytest.approx((48 / 32) ** 2, rel=0.05)
+    assert found.peak > alone.peak
+    taught = planned_spec([*SMALL, "init=pruned", "distill=features"])
+    large = replace(spec.model, vit=replace(spec.model.vit, image_size=64))
+    assert trace(taught, 1, large, cuda=True).standing[BATCH] > trace(taught, 1, spec.model, cuda=True).standing[BATCH]
 
 
 def test_planned_spec__a_warm_up_longer_than_the_planned_step() -> None:
