@@ -93,9 +93,9 @@ def all_rows(photos: Path, full: Path, out: Path) -> Iterator[Row]:
         where = (*both, "data.set=carparts", f"reference={out / 'full_carparts'}", f"compress=[{method}]")
         yield Row("precisions", (method,), Step(f"precision_{method}", "compress", (*given, *where), method))
         if method in COMPENSATED:
-            step = Step(f"precision_{method}_gptq", "compress",
-                        (*given, *where, f"compress.{method}.compensate=gptq"), method)  # fmt: skip
-            yield Row("precisions", (f"{method}, compensated",), step)
+            asked = (*given, *where, f"compress.{method}.compensate=gptq")
+            name = f"precision_{method}_gptq"
+            yield Row("precisions", (f"{method}, compensated",), Step(name, "compress", asked, method))
     cut = ("init=pruned", f"init.checkpoint={full}", *both, "loss=nano", "trainer=cpu", "logger=csv",
            "data.batch_size=4", "data.max_prompts=6", "data.negatives=2", "data.num_workers=0",
            "data.validate=[facades]", "schedule.warmup_steps=20", "trainer.enable_progress_bar=false")  # fmt: skip
