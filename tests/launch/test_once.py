@@ -59,7 +59,7 @@ def test_start__compress_after_is_not_done_twice(monkeypatch: pytest.MonkeyPatch
         made.append("compress")
         assert (run.config["data"], run.config["seed"]) == (asked["data"], 7)
         for name in spec.methods:
-            with compress.only(run, name, name).recording() as record:
+            with compress.only(run, name, spec.methods[name]).recording() as record:
                 record.model = ModelSummary(params=1)
 
     compress = inspect.getmodule(train.compress_unfinished)
