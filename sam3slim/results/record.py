@@ -91,7 +91,7 @@ class Artifact(Part):
         runtime: what ran it, where one was named.
         evaluated_with: an emulation, in words.
         images_used: unlabelled images that making it took.
-        making_seconds: wall time of making it, without writing and measuring.
+        making_seconds: wall time of making it on those images, without writing and measuring.
     """
 
     path: str | None = None

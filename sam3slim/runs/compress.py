@@ -183,10 +183,9 @@ class _Compression:
                 begin(record, folder)
                 info = compressed.write(self.model, folder / "artifact", parent=self.spec.checkpoint)
                 stored = compressed.stored if isinstance(compressed, Slimmed) else compressed
-                record.artifact = replace(
-                    written_artifact(info, stored.method["name"]),
-                    images_used=compressed.images_used or None, making_seconds=round(seconds, 1),
-                )  # fmt: skip
+                record.artifact = written_artifact(info, stored.method["name"])
+                if images := compressed.images_used:
+                    record.artifact = replace(record.artifact, images_used=images, making_seconds=round(seconds, 1))
                 model = self.opened(info.path, expect=small)
                 measure(model, self.data, self.spec, record, folder, self.reference)
                 print_metrics(record)
