@@ -78,7 +78,8 @@ BAD_INPUT = [
     ("train", ["experiment.lr=1"], "unknown key experiment.lr; did you mean optim.lr or callbacks.lr?"),
     ("train", ["hydra.run.dirr=x"], "unknown key hydra.run.dirr; --cfg job shows all keys"),
     ("train", ["~logger", "logger.csv.x=1"], "unknown key logger.csv.x; did you mean logger?"),
-    ("train", ["data=cocoa"], "unknown option data=cocoa; did you mean data=coco? available: coco, coco_mix, pictures, shapes"),
+    ("train", ["data=cocoa"], "unknown option data=cocoa; did you mean data=coco? available: coco, "
+     "coco_mix, pictures, shapes"),
     ("train", ["experiment=foo"], "unknown option experiment=foo; "),
     ("compress", ["checkpoint=x", "compress=[fp16,int8]"], "unknown option compress=int8; did you mean compress=int8_"),
     ("compress", ["checkpoint=x", "compress=fp17"], "unknown option compress=fp17; did you mean compress=fp16?"),
