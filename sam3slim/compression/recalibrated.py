@@ -110,11 +110,11 @@ def recalibrated(model: Sam3, method: Recalibrated, batches: Batches | None = No
     images, presence, classes = collect(model, islice(batches(method.batches), method.batches))
     lines = presence.fitted("prompts of present and of absent concepts"), classes.fitted("right and wrong boxes")
     made = {key: tensor.float().cpu() for key, tensor in folded(model, *lines).items()}
-    told = {"presence": lines[0].to_dict(), "class": lines[1].to_dict(), "images": images}
+    fitted = {"presence": lines[0].to_dict(), "class": lines[1].to_dict(), "images": images}
     for name, line in zip(("presence", "class scores"), lines, strict=True):
         errors = f"calibration error {line.before:.4f} → {line.after:.4f} on {images} images"
         print(f"{name}: logits × {line.scale:.3f} {line.shift:+.3f}; {errors}")
-    return CompensatedModel(lambda key, tensor: FP32.store(tensor), made, {"recalibrated": told})
+    return CompensatedModel(lambda key, tensor: FP32.store(tensor), made, {"recalibrated": fitted})
 
 
 @torch.no_grad()

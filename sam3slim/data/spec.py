@@ -101,8 +101,8 @@ class DataSpec:
             try:
                 replace(model.vit, image_size=size)
             except UserError as error:
-                told = str(error).replace(f"model.vit.image_size={size}", str(size))
-                raise UserError(f"data.image_sizes={given}: {told}") from error
+                message = str(error).replace(f"model.vit.image_size={size}", str(size))
+                raise UserError(f"data.image_sizes={given}: {message}") from error
         if len(set(given)) != len(given):
             raise UserError(f"data.image_sizes={given} names a size twice; each is drawn as often as the others")
         if own not in given:

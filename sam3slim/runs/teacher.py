@@ -51,12 +51,12 @@ def check_teaching(spec: TrainSpec) -> None:
     try:
         raw = read(locate(distill.teacher), overrides_of(spec))
     except UserError as error:
-        told = str(error)
+        message = str(error)
         if isinstance(distill.image_size, int):
-            told = told.replace(
+            message = message.replace(
                 f"model.vit.image_size={distill.image_size}", f"distill.image_size={distill.image_size}"
             )
-        raise UserError(f"distill.teacher: {told}") from error
+        raise UserError(f"distill.teacher: {message}") from error
     check_teacher(raw.spec, spec.model)
     if distill.cache is not None:
         views_of(spec.data.augment)
