@@ -99,7 +99,11 @@ def test_slim__cut_and_not_fitted(root: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["compress.slim.model=nano_slm"], r"compress\.slim\.model=nano_slm must be .*did you mean nano_slim\?"),
+        (
+            ["compress.slim.model=nano_slm"],
+            r"unknown option compress\.slim\.model=nano_slm; did you mean compress\.slim\.model="
+            r"nano_slim\? available: ",
+        ),
         (["compress.slim.overrides=[model/encoder=l9]"], r"unknown option model/encoder=l9"),
         (["compress.slim.model=full", "compress.slim.overrides=[]"], r"model\.d_model=256: slimming keeps .* 32"),
         (["compress.slim.then=[mixed]"], r"then=mixed must be .*checkpoint=OUTPUT/slim/artifact"),
@@ -130,6 +134,29 @@ def test_slim__of_a_quantised_artifact(root: Path, made: list[RunRecord]) -> Non
         UserError, match=r"compress=slim: the model is already INT8 .* start from its FP32 or FP16 parent"
     ):
         compress(root, "twice", source=root / "made/slim_int8_weight/artifact")
+
+
+def test_compress__every_method_is_asked_before_anything_is_measured(root: Path, made: list[RunRecord]) -> None:
+    """What cannot be is told at once, not after the full model has been measured."""
+    model = init_for_training(build_model(SPEC), 0).eval()
+    with torch.no_grad():
+        model.text_projection.weight[0, 0] = float("nan")
+    write_artifact(model, root / "nan")
+    narrow = ["compress.int4_weight.group=128", "+compress.int4_weight.rules={parts: [geometry], also: []}"]
+    for source, overrides, message in (
+        (
+            "made/slim_int8_weight/artifact",
+            ["compress=[fp16,int8_weight]"],
+            r"compress=fp16,int8_weight: .* already INT8",
+        ),
+        ("made/slim_int8_weight/artifact", ["compress=[sensitivity]"], r"compress=sensitivity: .* already INT8"),
+        ("nan", ["compress=[weights_only]"], r"compress=weights_only: text_projection\.weight holds NaN or infinity"),
+        ("full", ["compress=[fp16,int4_weight]", *narrow], r"group=128 divides no row"),
+    ):
+        given = [f"checkpoint={root / source}", *data(root), "latency=false", *overrides]
+        with pytest.raises(UserError, match=message):
+            runs.compress(compose_plain("compress", given, root / "asked"), root / "asked")
+        assert not (root / "asked/full").exists()
 
 
 def test_slim__activations_that_are_not_finite(root: Path) -> None:

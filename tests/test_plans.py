@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,13 @@ import torch
 
 from sam3slim.artifacts import write_artifact
 from sam3slim.checkpoints import load
-from sam3slim.compression import GROUPS
+from sam3slim.compression import GROUPS, Mixed
 from sam3slim.data.shapes import ShapesSpec, make_shapes
 from sam3slim.errors import UserError
 from sam3slim.launch.compose import compose_plain
 from sam3slim.models import Sam3
+from sam3slim.results.coco import Matches
+from sam3slim.results.metrics import METRICS
 from sam3slim.results.record import read_record
 from sam3slim.runs import plans
 from sam3slim.runs.specs import EvaluateSpec
@@ -50,16 +53,19 @@ def fragile(root: Path) -> Path:
     return write_artifact(model, root / "fragile").path
 
 
-def compress(root: Path, folder: str, checkpoint: Path, *overrides: str) -> Path:
+def data_of(root: Path) -> list[str]:
     shapes = [f"data.shapes.{split}_images={n}" for split, n in (("train", 1), ("val", IMAGES), ("test", IMAGES))]
-    given = [f"checkpoint={checkpoint}", f"data.root={root / 'data'}", *shapes, "latency=false", *overrides]
+    return [f"data.root={root / 'data'}", *shapes, "latency=false"]
+
+
+def compress(root: Path, folder: str, checkpoint: Path, *overrides: str) -> Path:
+    given = [f"checkpoint={checkpoint}", *data_of(root), *overrides]
     runs.compress(compose_plain("compress", given, root / folder), root / folder, {}, "python compress.py")
     return root / folder
 
 
 def test_plan_meter__its_reference_is_measured_where_the_plans_are(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shapes = [f"data.shapes.{split}_images={n}" for split, n in (("train", 1), ("val", IMAGES), ("test", IMAGES))]
-    plain = compose_plain("evaluate", [f"checkpoint={NANO}", f"data.root={root / 'data'}", *shapes], root)
+    plain = compose_plain("evaluate", [f"checkpoint={NANO}", *data_of(root)], root)
     model, moved = load(NANO)[0], []
     data = spec_from_dict(EvaluateSpec, plain, "").data.build(model.spec, 0)
 
@@ -128,3 +134,46 @@ def test_budget__splits_that_share_images(root: Path, tmp_path: Path) -> None:
     config = compose_plain("compress", [*given, "data.split=test"], tmp_path / "out")
     with pytest.raises(UserError, match=rf"shares {IMAGES} images with data\.split=test"):
         runs.compress(config, tmp_path / "out", {}, "python compress.py")
+
+
+def test_search_reference__drops_are_counted_from_the_full_model(root: Path) -> None:
+    """A plan of a cut model within half a point of the cut model is not within half a point of the full one."""
+    evaluated = compose_plain("evaluate", [f"checkpoint={NANO}", *data_of(root), "data.split=val"], root / "val")
+    full = runs.evaluate(evaluated, root / "val")
+    slim = ["compress=[slim]", "compress.slim.model=nano", "compress.slim.overrides=[model/encoder=l2]"]
+    cut = compress(root, "cut", NANO, *slim, "compress.slim.fit_batches=0")
+    against = [f"reference={cut / 'full'}", f"compress.search_reference={root / 'val'}"]
+    roomy = ["compress=[mixed]", "compress.max_bytes=100000000"]  # FP16 will do: one measurement
+    out = compress(root, "searched", cut / "slim/artifact", *roomy, *against)
+    (measured,) = json.loads((out / "mixed/search.json").read_text())
+    given = [f"checkpoint={out / 'mixed/artifact'}", *data_of(root), "data.split=val", f"reference={root / 'val'}"]
+    again = runs.evaluate(compose_plain("evaluate", given, root / "again"), root / "again")
+    assert measured["drop"] == pytest.approx(again.drop["segm"].points) != 0
+    assert measured["drop"] > 5
+    assert read_record(out / "mixed").budget.searched_drop == measured["drop"]
+    assert full.metrics.value(METRICS["segm"]) is not None
+
+    for overrides, message in (
+        ([*roomy, against[1]], r"search_reference=.*val is what a search counts drops against; also give .*reference="),
+        (["compress=[fp16]", *against], r"search_reference=.* also give the budget"),
+        ([*roomy, against[0], f"compress.search_reference={cut / 'full'}"], r"search_reference=.*full was measured on "
+         r"data\.split=test, and the comparison is on val; measure it with data\.split=val"),
+        ([*roomy, *against, "limit=3"], rf"search_reference=.*val was measured on {IMAGES} images, and .* gives 3"),
+        ([*roomy, against[0], f"compress.search_reference={root}"], r"search_reference=.* has no matches"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            compress(root, "refused", cut / "slim/artifact", *overrides)
+        assert not (root / "refused/mixed").exists()
+
+
+def test_plan_meter__other_objects_are_refused(root: Path) -> None:
+    plain = compose_plain("evaluate", [f"checkpoint={NANO}", *data_of(root)], root)
+    model, _ = load(NANO)
+    data = spec_from_dict(EvaluateSpec, plain, "").data.build(model.spec, 0)
+    evaluator = plans.PrecisionEvaluator(model, data, "val", torch.device("cpu"), limit=1)
+    found = evaluator.reference["segm"]
+    assert isinstance(found, Matches)
+    other = {"segm": replace(found, positives=found.positives + 1)}
+    evaluator = plans.PrecisionEvaluator(model, data, "val", torch.device("cpu"), limit=1, reference=other)
+    with pytest.raises(UserError, match=r"a drop needs the same objects"):
+        evaluator.points(Mixed())

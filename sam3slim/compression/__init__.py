@@ -11,7 +11,7 @@ from sam3slim.compression.recalibrated import Recalibrated
 from sam3slim.compression.registry import (
     Compressed,
     CompressedTensors,
-    check_weights,
+    check_methods,
     compress,
     method_from_name,
     method_names,
@@ -40,7 +40,7 @@ __all__ = [
     "Slim",
     "Slimmed",
     "WeightsOnly",
-    "check_weights",
+    "check_methods",
     "compress",
     "emulated",
     "int4_bytes",

@@ -58,6 +58,10 @@ class Int4Weight:
         check_compensation("compress.int4_weight", self.compensate, self.calibration_batches)
         check_groups("compress.int4_weight.int8", self.int8)
 
+    def check(self, model: nn.Module) -> None:
+        """Refuse a model without a row of whole groups. Raises UserError."""
+        int4_plan(model, self)
+
 
 def int4_plan(
     model: nn.Module, method: Int4Weight, key: str = "compress.int4_weight"

@@ -21,7 +21,11 @@ from sam3slim.strict import spec_from_dict
 
 
 class Method(Protocol):
-    """A frozen dataclass of options whose ``name`` is what a user types."""
+    """A frozen dataclass of options whose ``name`` is what a user types.
+
+    It may have a method ``check(model)``, which raises UserError where it cannot work on a model like this one (its
+    ``spec`` and the names and shapes of its weights); see ``check_methods``.
+    """
 
     name: ClassVar[str]
 
@@ -128,15 +132,15 @@ def compress(model: Sam3, method: Any, batches: Batches | None = None) -> Any:
         What the method's handler makes: ``CompressedTensors``, or ``OnnxGraphs``.
 
     Raises:
-        UserError: the model is already quantised, a weight is NaN or infinite, or there are no ``batches`` for a
-            method that needs some.
+        UserError: the model is already quantised, a weight is NaN or infinite, ``method`` cannot work on it, or there
+            are no ``batches`` for a method that needs some.
         TypeError: ``method`` has no handler.
     """
     handler = _HANDLERS.get(type(method))
     if handler is None:
         raise TypeError(f"no compression handler for {type(method).__name__}")
+    check_methods(model, {method.name: method})
     state = model.state_dict()
-    check_weights(state, method.name)
     release_memory()
     made = handler(model, method, batches) if needs_batches(method) else handler(model, method)
     options = {"name": method.name, **asdict(method)}
@@ -148,9 +152,17 @@ def compress(model: Sam3, method: Any, batches: Batches | None = None) -> Any:
     return made
 
 
-def check_weights(state: Mapping[str, Any], name: str) -> None:
-    """Refuse, for the method ``name``, weights that are quantised, NaN or infinite. Raises UserError."""
-    for key, tensor in state.items():
+def check_methods(model: Sam3, methods: Mapping[str, Any]) -> None:
+    """Refuse what cannot be compressed, for one line before minutes of work.
+
+    Args:
+        methods: what a user has typed → its config object; None: it works on whatever has numbers in it.
+
+    Raises:
+        UserError: weights that are quantised, NaN or infinite, or a method that cannot work on this model.
+    """
+    name = ",".join(methods)
+    for key, tensor in model.state_dict().items():
         if is_quantised(tensor):
             raise UserError(
                 f"compress={name}: the model is already {stored_type(tensor).upper()} ({key}); start from its FP32 or "
@@ -158,6 +170,9 @@ def check_weights(state: Mapping[str, Any], name: str) -> None:
             )
         if not tensor.isfinite().all():
             raise UserError(f"compress={name}: {key} holds NaN or infinity; the checkpoint is broken")
+    for method in methods.values():
+        if (check := getattr(method, "check", None)) is not None:
+            check(model)
 
 
 def needs_batches(method: Any) -> bool:

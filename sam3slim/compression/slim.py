@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -46,14 +45,9 @@ class Slim:
     then: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        from sam3slim.launch.compose import options_of  # Hydra, which other methods have no use for
+        from sam3slim.launch.compose import check_options  # Hydra, which other methods have no use for
 
-        if self.model not in (options := options_of("model")):
-            near = get_close_matches(self.model, options, 1)
-            raise UserError(
-                f"{KEY}.model={self.model} must be an option of the model group: "
-                f"{f'did you mean {near[0]}? ' if near else ''}available: {', '.join(options)}"
-            )
+        check_options(f"{KEY}.model", [self.model], "model")
         if self.fit_batches < 0:
             raise UserError(f"{KEY}.fit_batches={self.fit_batches} must be at least 0, which fits nothing")
         for name in self.then:
@@ -68,6 +62,10 @@ class Slim:
     def needs_batches(self) -> bool:
         """Whether it looks at images."""
         return self.fit_batches > 0
+
+    def check(self, model: Sam3) -> None:
+        """Refuse a model that the architecture cannot be cut out of. Raises UserError."""
+        self.target(model.spec)
 
     def target(self, source: ModelSpec) -> ModelSpec:
         """The architecture to cut out of ``source``. Raises UserError where that cannot be."""

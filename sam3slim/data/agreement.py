@@ -46,24 +46,27 @@ def write_labels(folder: Path, dataset: CocoConcepts) -> Path:
     return write_json(folder / FILE_NAME, _content(dataset))
 
 
-def read_labels(folder: Path, dataset: CocoConcepts) -> None:
+def read_labels(folder: Path, dataset: CocoConcepts, key: str = "reference") -> None:
     """Give ``dataset`` the ground truth that another run in ``folder`` has made of the same pictures and phrases.
+
+    Args:
+        key: of the configuration that names the folder.
 
     Raises:
         UserError: there is none, or it is of other pictures or phrases.
     """
     path, again = folder / FILE_NAME, "evaluate the full model on these pictures again"
     if not path.is_file():
-        raise UserError(f"reference={folder} has no {FILE_NAME}: it was not measured with data=pictures; {again}")
+        raise UserError(f"{key}={folder} has no {FILE_NAME}: it was not measured with data=pictures; {again}")
     content = read_json(path, again)
     try:
         images = {str(image["file_name"]): image["objects"] for image in content["images"]}
         numbers = {category.phrase: category.id for category in dataset.categories}
         if set(content["phrases"]) != set(numbers):
-            raise UserError(f"reference={folder} was asked for other phrases than {dataset.annotation_file}; {again}")
+            raise UserError(f"{key}={folder} was asked for other phrases than {dataset.annotation_file}; {again}")
         records = {record.file_name: record for record in dataset.records}
         if other := sorted(images.keys() - records.keys()):
-            raise UserError(f"reference={folder} has seen other pictures than {dataset.folder} ({other[0]}); {again}")
+            raise UserError(f"{key}={folder} has seen other pictures than {dataset.folder} ({other[0]}); {again}")
         found = {records[name].id: [_annotation(item, numbers) for item in objects] for name, objects in images.items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} does not hold what a model found ({error}); {again}") from error

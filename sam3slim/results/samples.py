@@ -65,16 +65,7 @@ def paired_bootstrap(metric: Metric, full: Samples, other: Samples, *, repeats: 
     Raises:
         UserError: the two were evaluated on different images or objects, or no image has an object.
     """
-    if not np.array_equal(full.image_ids, other.image_ids):
-        raise UserError(
-            f"a drop needs the same images: {len(full.image_ids)} and {len(other.image_ids)} were evaluated; "
-            "evaluate both on the same data and split"
-        )
-    if full.objects() != other.objects():
-        raise UserError(
-            "a drop needs the same objects: the two were evaluated on the same images with other annotations or "
-            "categories; evaluate both on the same data and split"
-        )
+    check_paired(full, other)
     before, after = full.value(), other.value()
     if before is None or after is None:
         raise UserError("a drop needs objects: none of the images has one")
@@ -85,3 +76,17 @@ def paired_bootstrap(metric: Metric, full: Samples, other: Samples, *, repeats: 
     differences = differences[~np.isnan(differences)]  # resamples without any object
     low, high = np.percentile(differences, [2.5, 97.5])
     return Drop(metric.points_lost(before, after), (float(low), float(high)), len(differences))
+
+
+def check_paired(full: Samples, other: Samples) -> None:
+    """Raise UserError where the two were evaluated on different images or objects."""
+    if not np.array_equal(full.image_ids, other.image_ids):
+        raise UserError(
+            f"a drop needs the same images: {len(full.image_ids)} and {len(other.image_ids)} were evaluated; "
+            "evaluate both on the same data and split"
+        )
+    if full.objects() != other.objects():
+        raise UserError(
+            "a drop needs the same objects: the two were evaluated on the same images with other annotations or "
+            "categories; evaluate both on the same data and split"
+        )

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from sam3slim.checkpoints import LoadReport, load
-from sam3slim.compression import Mixed, Slim, Slimmed, check_weights, method_from_name, needs_batches, needs_labels
+from sam3slim.compression import Mixed, Slim, Slimmed, check_methods, method_from_name, needs_batches, needs_labels
 from sam3slim.compression import compress as compress_model
 from sam3slim.compression.search import Searched
 from sam3slim.compression.slim import KEY
@@ -41,7 +41,7 @@ from sam3slim.runs.measure import (
     written_artifact,
 )
 from sam3slim.runs.plans import PrecisionEvaluator, check_other_split, search_plan, sensitivity, verify_budget
-from sam3slim.runs.reference import Reference, load_reference, print_drop
+from sam3slim.runs.reference import Reference, check_images, load_reference, print_drop
 from sam3slim.runs.specs import CompressSpec
 from sam3slim.runtimes import check_runtime, open_runtime
 from sam3slim.runtimes.eager import to_device
@@ -72,8 +72,10 @@ def compress(spec: CompressSpec, run: Run) -> list[RunRecord]:
     require_compiler(spec.compile, device)
     check_runtime(spec.runtime)
     reference: Reference | None = load_reference(spec.reference, spec.data) if spec.reference else None
+    searched_against = _search_reference(spec)
     model, report = load(spec.checkpoint, overrides=spec.overrides, mapped=True)
     print(report.render())
+    check_methods(model, {**dict.fromkeys(spec.methods), **dict(zip(entries, methods, strict=True))})
     data = spec.data.build(model.spec, spec.seed)
     data.prepare_data()
     if budget.given:
@@ -89,7 +91,10 @@ def compress(spec: CompressSpec, run: Run) -> list[RunRecord]:
             _check_slim(method, model, data, spec)
     if reference is not None:
         label_as(reference, data.dataset(spec.data.split))
-    work = _Compression(spec, run, model, report, data, device, reference)
+    if searched_against is not None:
+        check_images(searched_against, data.dataset(budget.search_split), spec.limit)
+        label_as(searched_against, data.dataset(budget.search_split))
+    work = _Compression(spec, run, model, report, data, device, reference, searched_against)
     full = work.measure_source() if reference is None else read_record(str(spec.reference))
     metric = main_metric(full, budget.metric)
     if not tells_drops(full, metric):
@@ -144,6 +149,7 @@ class _Compression:
     data: ConceptData
     device: torch.device
     reference: Reference | None
+    searched_against: Reference | None = None  # on the search split; None: the checkpoint itself
     slimmed: dict[Slim, tuple[Slimmed, float]] = field(default_factory=dict)  # for other rows, which store it otherwise
 
     def measure_source(self) -> RunRecord:
@@ -259,20 +265,35 @@ class _Compression:
         """The plan for the budget, searched on a split of its own."""
         budget = self.spec.budget
         evaluator = PrecisionEvaluator(
-            self.model, self.data, budget.search_split, self.device, limit=self.spec.limit, metric=budget.metric
-        )
+            self.model, self.data, budget.search_split, self.device,
+            limit=self.spec.limit, reference=self.searched_against.found if self.searched_against else None,
+            metric=budget.metric,
+        )  # fmt: skip
         return search_plan(evaluator, budget, folder)
 
 
 def _check_slim(method: Slim, model: Sam3, data: ConceptData, spec: CompressSpec) -> None:
-    """What ``method`` would be refused for, before anything is measured. Raises UserError."""
-    check_weights(model.state_dict(), method.name)
+    """Has the calibration split as many images as it takes? Raises UserError."""
     target = method.target(model.spec)
     if method.needs_batches:
         size = spec.data.batch_size
         there = len(data.training_set(spec.budget.calibration_split))
         batches = min(method.fit_batches, -(-there // size))
         check_enough(target, min(there, batches * size), batches, f"{KEY}.fit_batches", there)
+
+
+def _search_reference(spec: CompressSpec) -> Reference | None:
+    """What a search counts drops against. Raises UserError for a measurement of other data, or where it is idle."""
+    budget, key = spec.budget, "compress.search_reference"
+    if budget.search_reference is None:
+        return None
+    if not (budget.given and spec.reference):
+        raise UserError(
+            f"{key}={budget.search_reference} is what a search counts drops against; also give the budget "
+            "(compress.max_drop or compress.max_bytes), and reference=FOLDER of the same model on data.split, which "
+            "the result is judged against"
+        )
+    return load_reference(budget.search_reference, replace(spec.data, split=budget.search_split), key)
 
 
 def _method(options: dict[str, Any] | None) -> dict[str, Any]:

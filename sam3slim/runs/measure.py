@@ -115,7 +115,7 @@ def label_as(reference: Reference, dataset: CocoConcepts) -> None:
         UserError: the reference has none for these pictures and phrases.
     """
     if dataset.by_model and not dataset.labels_sha256:
-        read_labels(reference.source, dataset)
+        read_labels(reference.source, dataset, reference.key)
 
 
 def add_result(record: RunRecord, result: EvalResult, data: ConceptData, spec: DataSpec) -> None:

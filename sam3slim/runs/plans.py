@@ -22,7 +22,7 @@ from sam3slim.report.rows import drop_columns
 from sam3slim.report.table import drop_cells, to_markdown, write_table
 from sam3slim.results.metrics import METRICS, main_metric, main_of
 from sam3slim.results.record import Budget, Drop, RunRecord
-from sam3slim.results.samples import paired_bootstrap
+from sam3slim.results.samples import check_paired, paired_bootstrap
 from sam3slim.runs.measure import back_to_cpu
 from sam3slim.runs.reference import Found
 from sam3slim.runs.specs import BudgetSpec
@@ -72,6 +72,7 @@ class PrecisionEvaluator:
     def points(self, method: Mixed) -> float:
         """The plan's drop in points of the metric."""
         found, metric = self._measured(method), self.metric
+        check_paired(self.reference[metric.name], found[metric.name])
         before, after = self.reference[metric.name].value(), found[metric.name].value()
         if before is None or after is None:
             raise UserError("a search needs objects: none of the images it measures on has one")

@@ -298,6 +298,8 @@ class BudgetSpec:
         max_drop: points of ``metric``.
         max_bytes: of the stored weights.
         search_split: split of the data.
+        search_reference: output folder of the model that a search counts drops against, measured on the search split;
+            None: the checkpoint itself.
         calibration_split: whose images methods look at (fitting, compensated rounding), unlabelled.
         metric: the one that decides, also which method the table recommends; None: mask mAP, box mAP without masks.
     """
@@ -305,6 +307,7 @@ class BudgetSpec:
     max_drop: float | None = None
     max_bytes: int | None = None
     search_split: str = "val"
+    search_reference: str | None = None
     calibration_split: str = "train"
     metric: str | None = None
 
