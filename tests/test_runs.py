@@ -19,6 +19,7 @@ from sam3slim.data.shapes import ShapesSpec
 from sam3slim.data.spec import DataSpec
 from sam3slim.errors import UserError
 from sam3slim.launch.compose import compose_plain
+from sam3slim.results.collect import machine
 from sam3slim.results.record import RunRecord, read_record
 from sam3slim.runs.reference import fill_drop, load_reference
 from sam3slim.runs.specs import TrainSpec
@@ -73,6 +74,7 @@ def segm(record: RunRecord) -> dict[str, Any]:
 def test_train__leaves_what_a_user_needs(trained: tuple[RunRecord, Path]) -> None:
     record, out = trained
     assert read_record(out).status == "finished"
+    assert record.latency_ms.p50 is None  # trials may run side by side
     assert (out / "csv/metrics.csv").stat().st_size > 0
     for name in ("best", "last"):
         content = torch.load(out / f"checkpoints/{name}.ckpt", weights_only=True)
@@ -94,12 +96,14 @@ def test_evaluate__a_checkpoint_scores_what_it_was_saved_with(trained: tuple[Run
 
 
 def test_train__compress_after_counts_drops_from_the_training_itself(root: Path) -> None:
-    given = ["trainer.max_steps=0", "compress_after=[fp16]"]
+    given = ["trainer.max_steps=0", "compress_after=[fp16]", "latency=true"]
     config = compose_plain("train", [*OVERRIDES, *QUICK, *data(root), *given], root / "after")
     full, half = runs.train_and_compress(config, root / "after").records
     assert not (root / "after/compressed/full").exists()  # the model is not measured again
     lost = 100 * (segm(full)["map"] - segm(half)["map"])
     assert half.drop["segm"].points == pytest.approx(lost, abs=1e-4)
+    assert full.latency_ms.p50 is not None
+    assert machine(full) == machine(half)  # measured too, and comparable
 
 
 def test_evaluate__splits_and_latency(trained: tuple[RunRecord, Path], root: Path) -> None:

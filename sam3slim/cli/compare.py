@@ -23,6 +23,10 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         help="whose; default: the largest model and the Pareto front, 6 at most",
     )  # fmt: skip
     parser.add_argument("--metric", metavar="NAME", help="the metric that decides (default: segm; bbox without masks)")
+    parser.add_argument(
+        "--cost", metavar="NAME",
+        help="what the Pareto front sets it against: bytes (default) or latency, each machine's by itself",
+    )  # fmt: skip
     parser.add_argument("--data", metavar="DIR", help="where the data lie now, if not where the records say")
 
 
@@ -31,16 +35,20 @@ def _run(arguments: argparse.Namespace) -> None:
         from sam3slim.files import ensure_writable_dir
         from sam3slim.report.page import write_comparison
         from sam3slim.results.collect import collect
+        from sam3slim.results.costs import named_cost
         from sam3slim.results.metrics import check_metric, main_metric
 
     check_metric(arguments.metric, "--metric")
+    cost = named_cost(arguments.cost)
     found = collect(arguments.runs)
+    if arguments.cost is not None and all(cost.of(run.record) is None for run in found.runs):
+        raise UserError(f"--cost {arguments.cost}: none of the runs has measured it; evaluate.py measures latency")
     if arguments.metric is not None:
         main_metric((run.record for run in found.runs), arguments.metric)
     ensure_writable_dir(arguments.out)
     for line in found.unread:
         print(f"not read: {line}", file=sys.stderr)
-    written = write_comparison(found, arguments.out, _galleries(found, arguments), metric=arguments.metric)
+    written = write_comparison(found, arguments.out, _galleries(found, arguments), metric=arguments.metric, cost=cost)
     runs = found.runs
     not_finished = sum(run.record.status != "finished" for run in runs)
     print(f"{len(runs)} runs in {len(found.groups)} groups of equal data and protocol, {not_finished} not finished")
@@ -66,12 +74,13 @@ def _galleries(found: Collected, arguments: argparse.Namespace) -> dict[int, dic
         raise UserError(f"--gallery-of {unknown[0]} is none of the runs; give the folder of one of them")
     with quick_imports():
         from sam3slim.report.gallery import gallery_runs, make_gallery
+        from sam3slim.results.costs import named_cost
 
     galleries = {}
     with plain_progress(show=sys.stdout.isatty()) as bar:
         task = bar.add_task("pictures", total=None)
         for number, group in enumerate(found.groups):
-            runs = gallery_runs(group, wanted, arguments.metric) if group.data else []
+            runs = gallery_runs(group, wanted, arguments.metric, named_cost(arguments.cost)) if group.data else []
             if not runs:
                 continue
 

@@ -23,14 +23,16 @@ class Outcome:
         status: ``skipped`` was finished before; ``running`` at the end of a sweep is a trial whose process died.
         folder: of the trial.
         error: one line, for ``failed`` and ``interrupted``.
-        values: the metric that decides (mask mAP, box mAP without masks; 0..1) and bytes of what the trial wrote last,
-            if it measured any.
+        values: the metric that decides (mask mAP, box mAP without masks; 0..1) and the cost (bytes, or milliseconds)
+            of what the trial wrote last, if it measured both.
+        machine: what a latency among the values is true for.
     """
 
     status: Status
     folder: str
     error: str | None = None
     values: tuple[float, float] | None = None
+    machine: str | None = None
 
 
 class Journal:
@@ -55,10 +57,10 @@ class Journal:
             self.folder.parent.rmdir()
 
 
-def summary(outcomes: Sequence[Outcome], sweep_dir: str | Path) -> str:
+def summary(outcomes: Sequence[Outcome], sweep_dir: str | Path, options: str = "") -> str:
     """``9 trials: 6 finished, 2 already finished, 1 failed; compare them: sam3slim compare outputs/sweep/nano``."""
     count: Counter[str] = Counter("failed" if outcome.status == "running" else outcome.status for outcome in outcomes)
     words = {"finished": "finished", "skipped": "already finished", "failed": "failed", "interrupted": "interrupted"}
     parts = [f"{count[status]} {word}" for status, word in words.items() if count[status] or status == "finished"]
     trials = "trial" if len(outcomes) == 1 else "trials"
-    return f"{len(outcomes)} {trials}: {', '.join(parts)}; compare them: sam3slim compare {sweep_dir}"
+    return f"{len(outcomes)} {trials}: {', '.join(parts)}; compare them: sam3slim compare {sweep_dir}{options}"

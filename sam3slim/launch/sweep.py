@@ -34,12 +34,16 @@ from sam3slim.launch.compose import (
 from sam3slim.launch.journal import Journal, Outcome, summary
 from sam3slim.launch.quoting import quoted
 from sam3slim.launch.run import Run, RunCommand
-from sam3slim.launch.search import Search
+from sam3slim.launch.search import LatencyAxis, Search
 from sam3slim.launch.trial import run_trial, trial_name
+from sam3slim.results.costs import measures_latency
 
 # Environment variables of a sweep's jobs, on whatever machine: which start of the sweep they belong to, and which
 # overrides of the command vary (those of hydra.sweeper.params do anyway).
 SWEEP_START, SWEEP_KEYS = "SAM3SLIM_SWEEP", "SAM3SLIM_SWEEP_KEYS"
+# Words in the names of launchers: those whose trials run on this machine, and those that run several at a time on it.
+ON_THIS_MACHINE = ("basiclauncher", "joblib", "submitit_launcher.locallauncher")
+SIDE_BY_SIDE = ON_THIS_MACHINE[1:]
 # What Hydra raises for it, if no trial has started.
 BAD_INPUT = (HydraException, OmegaConfBaseException, YAMLError)
 
@@ -53,12 +57,16 @@ class Sweep:
         start: of this start of the sweep alone.
         varying: keys of the command's overrides that have several values.
         search: of a sweeper that keeps its trials in a database.
+        axis: of a search for low latency.
+        here: whether trials run on this machine.
     """
 
     directory: str
     start: str
     varying: tuple[str, ...] = ()
-    search: Mapping[str, Any] | None = None
+    search: Search | None = None
+    axis: LatencyAxis | None = None
+    here: bool = True
 
     def run(self, command: RunCommand, overrides: Sequence[str], program: str) -> None:
         """All trials, then one line; exits with status 2 if one failed.
@@ -66,11 +74,14 @@ class Sweep:
         Raises:
             UserError: bad input, before any trial started.
         """
+        if self.axis is not None and self.here:
+            self.axis.refuse_other_machine()
         make_folder(self.directory, "hydra.sweep.dir")
+        added = self._overrides()
         journal, problem = Journal(self.directory, self.start), None
         try:
             with own_hydra(command.name) as ours:
-                ours.multirun(command.name, lambda cfg: _trial(command, program, cfg), [*overrides, *self._overrides()])
+                ours.multirun(command.name, lambda cfg: _trial(command, program, cfg), [*overrides, *added])
         except Exception as error:
             problem = error
         finally:
@@ -86,7 +97,8 @@ class Sweep:
         if problem is not None:
             why = f"{type(problem).__name__}: {messages.one_line(str(problem))}"
             print(f"error: the sweep stopped before its end ({why})", file=sys.stderr)
-        print(summary(outcomes, _short(self.directory)), flush=True)
+        options = "" if self.axis is None else " --cost latency"
+        print(summary(outcomes, _short(self.directory), options), flush=True)
         if problem is not None or any(outcome.status not in ("finished", "skipped") for outcome in outcomes):
             sys.exit(EXIT_BAD_INPUT)
 
@@ -98,14 +110,11 @@ class Sweep:
         found = ["hydra.mode=MULTIRUN", f"hydra.sweep.dir={quoted(self.directory)}"]
         found += [f"+hydra.job.env_set.{name}={quoted(value)}" for name, value in variables.items()]
         if self.search is not None:
-            found.append(f"hydra.sweeper.n_trials={self._trials_left(self.search)}")
+            left = self.search.go_on()
+            found.append(f"hydra.sweeper.n_trials={left}")
+            told = f"{left} of {self.search.trials} trials to go (hydra.sweeper.n_trials)"
+            print(f"search {self.search.study}: {told}", flush=True)
         return found
-
-    def _trials_left(self, sweeper: Mapping[str, Any]) -> int:
-        search = Search(str(sweeper["storage"]), str(sweeper["study_name"]), int(sweeper["n_trials"]))
-        left = search.go_on()
-        print(f"search {search.study}: {left} of {search.trials} trials to go (hydra.sweeper.n_trials)", flush=True)
-        return left
 
 
 def make_folder(folder: str, key: str) -> None:
@@ -148,10 +157,16 @@ def sweep_of(config_name: str, overrides: Sequence[str], multirun: bool) -> Swee
         directory = os.path.abspath(os.path.expanduser(str(cfg.hydra.sweep.dir)))
         cfg.hydra.sweep.dir = directory
         sweeper: Any = OmegaConf.to_container(cfg.hydra.sweeper, resolve=True)
+        launcher: Any = OmegaConf.to_container(cfg.hydra.launcher, resolve=True)
     refuse_devices(OmegaConf.to_container(cfg.get("trainer") or OmegaConf.create()))
     start = f"{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:8]}"
-    stored = all(sweeper.get(key) for key in ("storage", "study_name", "n_trials"))
-    return Sweep(directory, start, tuple(map(_key, varying)), sweeper if stored else None)
+    if config_name == "train" and measures_latency(cfg.cost, cfg.latency, eval_at_end=cfg.eval_at_end):
+        refuse_side_by_side(launcher, sweeper)
+    return Sweep(
+        directory, start, tuple(map(_key, varying)), Search.of(sweeper, cfg.get("metric"), cfg.get("cost")),
+        LatencyAxis(directory) if _minimises_latency(cfg, sweeper) else None,
+        any(word in str(launcher["_target_"]).lower() for word in ON_THIS_MACHINE),
+    )  # fmt: skip
 
 
 def _trial(command: RunCommand, program: str, cfg: DictConfig) -> tuple[float, ...] | float | None:
@@ -163,7 +178,10 @@ def _trial(command: RunCommand, program: str, cfg: DictConfig) -> tuple[float, .
     with open_dict(cfg):
         cfg.hydra = context
     run = Run(command.name, folder, {})
+    axis = LatencyAxis(context.sweep.dir) if _minimises_latency(cfg, context.sweeper) else None
     try:
+        if axis is not None:
+            axis.refuse_other_machine()
         with as_user_error(command.name, context.overrides.task):
             run = run_of(command.name, cfg, folder, program)
         run = replace(run, config=as_trial(run.config))
@@ -174,6 +192,8 @@ def _trial(command: RunCommand, program: str, cfg: DictConfig) -> tuple[float, .
     # Ray gives every trial a process, and its processes must not fork.
     isolated = "ray" not in str(context.launcher.get("_target_")).lower()
     outcome = run_trial(run, work, isolated=isolated)
+    if axis is not None:
+        outcome = axis.joined(outcome)
     journal.write(number, outcome)
     if outcome.error is not None:
         print(f"error: trial {number}, {folder.name}: {outcome.error}", file=sys.stderr, flush=True)
@@ -188,10 +208,18 @@ def _raising(error: UserError) -> Callable[[], NoReturn]:
 
 
 def _objectives(outcome: Outcome, direction: Any) -> tuple[float, ...] | float | None:
-    """Mask mAP and bytes for a search with two directions, mask mAP for one with one."""
+    """The metric and the cost for a search with two directions, the metric for one with one."""
     if outcome.values is None:
         return None
-    return outcome.values if isinstance(direction, ListConfig | list) and len(direction) > 1 else outcome.values[0]
+    return outcome.values if _is_pair(direction) else outcome.values[0]
+
+
+def _is_pair(direction: Any) -> bool:
+    return isinstance(direction, ListConfig | list) and len(direction) > 1
+
+
+def _minimises_latency(cfg: DictConfig, sweeper: Any) -> bool:
+    return cfg.get("cost") == "latency" and _is_pair(sweeper.get("direction"))
 
 
 def _key(override: str) -> str:
@@ -240,6 +268,25 @@ def refuse_devices(trainer: Any) -> None:
         raise UserError(
             f"{key} in a sweep (-m): every process would start the sweep again; use one device per job "
             "(trainer=cpu or trainer=gpu), or start each run alone, without -m (torchrun, sbatch)"
+        )
+
+
+def refuse_side_by_side(launcher: Mapping[str, Any], sweeper: Mapping[str, Any]) -> None:
+    """A latency that is measured while other trials compute on the same machine says nothing.
+
+    Raises:
+        UserError: the launcher runs trials side by side on this machine.
+    """
+    target = str(launcher["_target_"])
+    if not any(word in target.lower() for word in SIDE_BY_SIDE):
+        return
+    key = "hydra.sweeper.n_jobs" if "n_jobs" in sweeper else "hydra.launcher.n_jobs" if "n_jobs" in launcher else None
+    jobs = None if key is None else (sweeper if "n_jobs" in sweeper else launcher)["n_jobs"]
+    if jobs != 1:
+        what = f"{target.rpartition('.')[2]}{'' if key is None else f' with {key}={jobs}'}"
+        raise UserError(
+            f"{what} runs trials side by side on this machine, where their latencies would mean nothing; set "
+            f"{'hydra/launcher=basic' if key is None else f'{key}=1'}, or measure none (latency=false cost=bytes)"
         )
 
 

@@ -18,6 +18,7 @@ from sam3slim.files import ensure_writable_dir
 from sam3slim.launch.child import ChildDied, in_child
 from sam3slim.launch.journal import Outcome
 from sam3slim.launch.run import Run
+from sam3slim.results.costs import COSTS
 from sam3slim.results.metrics import METRICS, main_metric
 from sam3slim.results.record import FILE_NAME, RunRecord
 from sam3slim.results.recording import config_hash, is_finished, outcome, record_of
@@ -35,11 +36,13 @@ class Done:
         records: the last one counts.
         fresh: whether it had to do anything.
         metric: name of the metric that a search compares; None: see ``main_metric``.
+        cost: name of the cost that it compares.
     """
 
     records: tuple[RunRecord, ...]
     fresh: bool = True
     metric: str | None = None
+    cost: str = "bytes"
 
 
 def trial_name(config: Mapping[str, Any], varied: Mapping[str, str], sweep_dir: str | Path) -> str:
@@ -106,17 +109,19 @@ def _attempt(trial: Run, work: Callable[[], Any]) -> Outcome:
             _record_failure(trial, error)
         return Outcome("interrupted" if status == "interrupted" else "failed", folder, " ".join(str(text).split()))
     done = result if isinstance(result, Done) else Done(tuple(result) if isinstance(result, list) else (result,))
-    return Outcome("finished" if done.fresh else "skipped", folder, values=values_of(done))
+    values = values_of(done)
+    machine = None if values is None else COSTS[done.cost].axis(done.records[-1])
+    return Outcome("finished" if done.fresh else "skipped", folder, values=values, machine=machine)
 
 
 def values_of(done: Done) -> tuple[float, float] | None:
-    """What a search compares: the metric (more is better) and the bytes of the last record; None without both."""
+    """What a search compares: the metric (more is better) and the cost of the last record; None without both."""
     record = done.records[-1] if done.records else None
     if not isinstance(record, RunRecord):
         return None
     metric = main_metric(record) if done.metric is None else METRICS[done.metric]
-    score, size = metric.score_of(record), record.artifact.bytes
-    return None if score is None or size is None else (score, float(size))
+    score, cost = metric.score_of(record), COSTS[done.cost].of(record)
+    return None if score is None or cost is None else (score, float(cost))
 
 
 def _stamp(folder: Path) -> tuple[int, int] | None:

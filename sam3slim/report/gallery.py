@@ -22,11 +22,11 @@ from sam3slim.errors import UserError
 from sam3slim.evaluation import ground_truths, predict_batch
 from sam3slim.graphs import GraphSam3, load_runnable
 from sam3slim.models import Sam3
-from sam3slim.report.pareto import pareto_front
 from sam3slim.report.pictures import Instances, draw_instances
-from sam3slim.report.rows import group_metric
+from sam3slim.report.rows import fronts, group_metric
 from sam3slim.results.artifact import source_of
 from sam3slim.results.collect import Group, Run
+from sam3slim.results.costs import COSTS, Cost
 from sam3slim.results.record import plain
 
 MOST_RUNS = 6
@@ -61,12 +61,15 @@ class Gallery:
         return {key: getattr(self, key) for key in ("names", "truth", "runs", "missing", "phrases")}
 
 
-def gallery_runs(group: Group, wanted: Collection[Path] = (), metric: str | None = None) -> list[Run]:
-    """Whose predictions are shown: ``wanted``, or the largest model and the front of bytes against mAP, large to small.
+def gallery_runs(
+    group: Group, wanted: Collection[Path] = (), metric: str | None = None, cost: Cost = COSTS["bytes"]
+) -> list[Run]:
+    """Whose predictions are shown: ``wanted``, or the largest model and the front of cost against mAP, dear to cheap.
 
     Args:
         wanted: folders of runs; those of other groups are passed over.
         metric: see ``group_metric``.
+        cost: of the front; of latencies the machine's with most runs.
     """
     able = [run for run in group.runs if run.record.status == "finished" and run.record.artifact.path]
     if wanted:
@@ -76,8 +79,7 @@ def gallery_runs(group: Group, wanted: Collection[Path] = (), metric: str | None
         return []
     full = max(able, key=_size)
     decides = group_metric(group, metric)
-    points = [(run.record.artifact.bytes or 0, decides.score_of(run.record)) for run in able]
-    front = [able[i] for i in pareto_front(points)]
+    front = [able[i] for i in next(iter(fronts(able, decides, cost)), [])]
     rest = [run for run in reversed(front) if run is not full]
     if len(rest) > MOST_RUNS - 1:  # evenly over the front, both ends among them
         last = len(rest) - 1

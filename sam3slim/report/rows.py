@@ -8,6 +8,7 @@ from typing import Any
 from sam3slim.report.pareto import pareto_front
 from sam3slim.report.table import Row, metric_cells, times_smaller
 from sam3slim.results.collect import Group, Run, machine
+from sam3slim.results.costs import COSTS, Cost, by_axis
 from sam3slim.results.metrics import METRICS, Metric, main_metric
 from sam3slim.results.record import RunRecord
 
@@ -57,14 +58,26 @@ def group_metric(group: Group, name: str | None = None) -> Metric:
     return main_metric(records, name if has else None)
 
 
-def comparison_rows(group: Group, metric: Metric | None = None) -> list[dict[str, Any]]:
-    """One row per run of a group; ``pareto`` marks the front of bytes against ``metric`` (None: the main one)."""
-    metric = metric or group_metric(group)
+def comparison_rows(group: Group, metric: Metric | None = None, cost: Cost = COSTS["bytes"]) -> list[dict[str, Any]]:
+    """One row per run of a group; ``pareto`` marks the front of ``cost`` against ``metric`` (None: the main one)."""
     rows = [_compared(run, group.title) for run in group.runs]
-    points = [(run.record.artifact.bytes, metric.score_of(run.record)) for run in group.runs]
-    for index in pareto_front(points):
-        rows[index]["pareto"] = True
+    for front in fronts(group.runs, metric or group_metric(group), cost):
+        for index in front:
+            rows[index]["pareto"] = True
     return rows
+
+
+def fronts(runs: Sequence[Run], metric: Metric, cost: Cost) -> list[list[int]]:
+    """Indices of the runs on the Pareto front, by rising cost: one front of bytes, and one of every machine's latency.
+
+    The one of most runs comes first.
+    """
+    records = [run.record for run in runs]
+    found = []
+    for same in by_axis(records, cost):
+        front = pareto_front([(cost.of(records[i]), metric.score_of(records[i])) for i in same])
+        found.append([same[i] for i in front])
+    return [front for front in found if front]
 
 
 def _compared(run: Run, group: str) -> dict[str, Any]:

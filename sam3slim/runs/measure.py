@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 from sam3slim.artifacts import ArtifactInfo
 from sam3slim.compression import emulated
 from sam3slim.data.agreement import read_labels, write_labels
+from sam3slim.data.batch import Batch
 from sam3slim.data.coco import CocoConcepts
 from sam3slim.data.module import ConceptData
 from sam3slim.data.spec import DataSpec
@@ -30,7 +31,7 @@ from sam3slim.evaluation import (
 )
 from sam3slim.evaluation import evaluate as evaluate_model
 from sam3slim.models import Sam3, count_params, params_by_part
-from sam3slim.models.compiled import compiled
+from sam3slim.models.compiled import Compile, compiled
 from sam3slim.models.flops import count_flops
 from sam3slim.results.metrics import METRICS, main_metric
 from sam3slim.results.record import Artifact, Data, Latency, Metrics, ModelSummary, RunRecord
@@ -101,11 +102,16 @@ def measure(
         if reference is not None:
             fill_drop(record, reference, result.samples)
         if spec.latency:
-            one = first_images(next(iter(loader)), 1)
-            taken = measure_latency(model, one.pixel_values, one.input_ids, one.attention_mask)
-            record.latency_ms = Latency(**taken, compile=spec.compile or None)
+            record.latency_ms = latency_of(model, loader, spec.compile)
         record.peak_memory_bytes = peak_memory_bytes(device)
     return Reference(result.samples, spec.data.protocol, result.prompts, folder, spec.data.given_boxes())
+
+
+def latency_of(model: Segmenter, loader: Iterable[Batch], compile: Compile = False) -> Latency:
+    """Of the first image and its prompts, on the model's device; see ``evaluation.measure_latency``."""
+    one = first_images(next(iter(loader)), 1)
+    taken = measure_latency(model, one.pixel_values, one.input_ids, one.attention_mask)
+    return Latency(**taken, compile=compile or None)
 
 
 def label_as(reference: Reference, dataset: CocoConcepts) -> None:

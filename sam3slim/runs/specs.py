@@ -12,6 +12,7 @@ from sam3slim.distill import DistillSpec
 from sam3slim.launch.compose import check_options
 from sam3slim.losses import LossSpec
 from sam3slim.models.compiled import Compile
+from sam3slim.results.costs import measures_latency
 from sam3slim.results.metrics import check_metric
 from sam3slim.runtimes.registry import RUNTIMES, all_arithmetics
 from sam3slim.slimming import Depth, Importance, check_rule
@@ -107,6 +108,8 @@ class TrainSpec:
         compress_after: options of the compress group, applied to the trained model.
         metric: the one that decides (best checkpoint, search, ``compress_after``); None: mask mAP, box mAP without
             masks.
+        cost: what a search minimises beside it, see ``results.costs``; None: bytes.
+        latency: measure that of the trained model and of what ``compress_after`` makes; None: where ``cost`` needs it.
     """
 
     name: str
@@ -130,12 +133,15 @@ class TrainSpec:
     force: bool = False
     compress_after: tuple[str, ...] = ()
     metric: str | None = None
+    cost: str | None = None
+    latency: bool | None = None
     experiment: Any = None
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
         self._check_sharded()
         check_metric(self.metric)
+        _ = self.measures_latency  # checks what it needs
         check_options("compress_after", self.compress_after, "compress")
         check_trainer(self.trainer)
         if isinstance(steps := self.trainer.get("max_steps"), int) and steps > 0:
@@ -212,6 +218,11 @@ class TrainSpec:
             raise SpecError("optim=adamw8bit does not work with trainer=fsdp; use optim=adamw, or trainer=ddp")
         if self.optim.lora is not None:
             raise SpecError("optim.lora does not work with trainer=fsdp, nor needs it; use trainer=ddp")
+
+    @property
+    def measures_latency(self) -> bool:
+        """Raises SpecError where something asks for a latency that nothing would measure."""
+        return measures_latency(self.cost, self.latency, eval_at_end=self.eval_at_end)
 
     @property
     def sharding(self) -> str:

@@ -20,6 +20,7 @@ from sam3slim.artifacts.trained import trained_prompts
 from sam3slim.checkpoints import load
 from sam3slim.data.module import ConceptData
 from sam3slim.distill import CachedTeacher, FrozenTeacher
+from sam3slim.environment import describe_device
 from sam3slim.errors import UserError
 from sam3slim.evaluation import evaluate as evaluate_model
 from sam3slim.files import ensure_writable_dir, read_json, write_json
@@ -37,6 +38,7 @@ from sam3slim.runs.measure import (
     add_result,
     back_to_cpu,
     data_summary,
+    latency_of,
     model_summary,
     print_set,
     written_artifact,
@@ -93,7 +95,7 @@ def train_and_compress(spec: TrainSpec, run: Run) -> Done:
         smaller, compressed = _compress(spec, run)
         records += smaller
         fresh = fresh or compressed
-    return Done(tuple(records), fresh, spec.metric)
+    return Done(tuple(records), fresh, spec.metric, spec.cost or "bytes")
 
 
 def _compress(spec: TrainSpec, run: Run) -> tuple[list[RunRecord], bool]:
@@ -101,8 +103,9 @@ def _compress(spec: TrainSpec, run: Run) -> tuple[list[RunRecord], bool]:
     artifact = run.folder / "artifact"
     if artifact.is_relative_to(Path.cwd()):
         artifact = artifact.relative_to(Path.cwd())  # the same on another machine
-    # Trials may run side by side, where a latency means nothing.
-    given = [f"checkpoint='{artifact}'", f"compress=[{','.join(spec.compress_after)}]", "latency=false"]
+    # Unless asked for: trials may run side by side, where a latency means nothing.
+    latency = f"latency={str(spec.measures_latency).lower()}"
+    given = [f"checkpoint='{artifact}'", f"compress=[{','.join(spec.compress_after)}]", latency]
     given += [] if spec.metric is None else [f"compress.metric={spec.metric}"]
     composed = compose_run("compress", given, run.folder / COMPRESSED)
     config = {**composed.config, "data": run.config["data"], "seed": spec.seed}
@@ -269,6 +272,9 @@ def _write_result(spec: TrainSpec, run: Run, data: ConceptData, record: RunRecor
         result = evaluate_model(model, data.loader(spec.data.split))
         add_result(record, result, data.parts[spec.data.measured_set], spec.data.measured())
         save_samples(result.samples, output_dir)
+        if spec.measures_latency:
+            record.latency_ms = latency_of(model, data.loader(spec.data.split))
+            record.device = describe_device(model.device)  # which may not be the one that PyTorch would choose
         metrics = {"split": spec.data.split, "arithmetic": "fp32", **result.metrics}
     metadata = {"command": record.command, "seed": spec.seed, "git": record.git or None, "device": record.device}
     extra = {

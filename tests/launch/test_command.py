@@ -229,6 +229,44 @@ def test_main__unknown_sweep_file(run: Any, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["cost=latency", "latency=false"], "cost=latency minimises what latency=false does not measure; "),
+        (["cost=latency", "eval_at_end=false"], "cost=latency is measured when the model is evaluated, "),
+        (["cost=flops"], "cost=flops is not known; choose from bytes, latency"),
+    ],
+)
+def test_main__a_sweep_for_a_latency_that_nothing_measures(
+    run: Any, tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    status, err, jobs = run("-m", "seed=1,2", *overrides)
+    assert (status, jobs) == (2, [])
+    assert err.startswith(f"error: {message}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_refuse_side_by_side__latencies_of_trials_that_share_a_machine() -> None:
+    basic = {"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"}
+    joblib = {"_target_": "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher", "n_jobs": 2}
+    local = {"_target_": "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher"}
+    slurm = {"_target_": "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"}
+    for launcher, sweeper in (
+        (basic, {"n_jobs": 2}),
+        (slurm, {}),
+        (joblib, {"n_jobs": 1}),
+        (joblib | {"n_jobs": 1}, {}),
+    ):
+        sweep.refuse_side_by_side(launcher, sweeper)
+    for launcher, sweeper, fix in (
+        (joblib, {}, r"JoblibLauncher with hydra\.launcher\.n_jobs=2 .*; set hydra\.launcher\.n_jobs=1, or"),
+        (joblib, {"n_jobs": 3}, r"hydra\.sweeper\.n_jobs=3 .*; set hydra\.sweeper\.n_jobs=1, or"),
+        (local, {}, "LocalLauncher runs trials side by side.*; set hydra/launcher=basic, or"),
+    ):
+        with pytest.raises(UserError, match=fix):
+            sweep.refuse_side_by_side(launcher, sweeper)
+
+
 def test_main__unwritable_sweep_folder(run: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     status, err, jobs = run("-m", "seed=1,2", "hydra.sweep.dir=file/sweep")

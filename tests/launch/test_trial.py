@@ -16,7 +16,7 @@ from sam3slim.launch import child
 from sam3slim.launch.journal import Journal, Outcome, summary
 from sam3slim.launch.run import Run
 from sam3slim.launch.trial import Done, run_trial, trial_name
-from sam3slim.results.record import Artifact, Metrics, ModelSummary, RunRecord, read_record
+from sam3slim.results.record import Artifact, Latency, Metrics, ModelSummary, RunRecord, read_record
 from sam3slim.results.recording import config_hash, recording
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,6 +64,14 @@ def test_run_trial__what_a_search_compares(trial: Run, isolated: bool) -> None:
     assert run_trial(trial, lambda: Done((measured(),), fresh=False), isolated=isolated).status == "skipped"
     assert run_trial(trial, lambda: [measured()], isolated=isolated).values == (0.5, 1000.0)
     assert run_trial(trial, lambda: RunRecord("train", "c"), isolated=isolated).values is None
+
+
+def test_run_trial__a_search_for_low_latency_compares_that_and_where_it_was_measured(trial: Run) -> None:
+    record = measured()
+    assert run_trial(trial, lambda: Done((record,), cost="latency"), isolated=False).values is None
+    record.device, record.latency_ms = "a, 1 threads", Latency(12.0, threads=1, batch=1, prompts=5)
+    done = run_trial(trial, lambda: Done((record,), cost="latency"), isolated=True)
+    assert (done.values, done.machine) == ((0.5, 12.0), "a, 1 threads, batch 1, prompts 5")
 
 
 def test_run_trial__a_failure_before_the_run_began_is_recorded(trial: Run) -> None:
@@ -173,4 +181,5 @@ def test_summary__counts() -> None:
     assert summary(outcomes, "out") == (
         "4 trials: 1 finished, 1 already finished, 2 failed; compare them: sam3slim compare out"
     )
+    assert summary(outcomes, "out", " --cost latency").endswith("sam3slim compare out --cost latency")
     assert summary(outcomes[1:2], "out").startswith("1 trial: 0 finished, 1 already finished; compare")

@@ -14,9 +14,11 @@ from PIL import Image
 
 from sam3slim.cli import main
 from sam3slim.errors import UserError
+from sam3slim.report.gallery import gallery_runs
 from sam3slim.report.page import script_json, write_page
 from sam3slim.report.rows import comparison_rows
 from sam3slim.results.collect import collect, learning_curves, machine
+from sam3slim.results.costs import COSTS
 from sam3slim.results.record import Latency
 
 from .compare_runs import add_failed, add_newer, add_run
@@ -99,6 +101,36 @@ def test_rows__front_drop_and_failure(tmp_path: Path) -> None:
     (failed,) = comparison_rows(other)
     assert not other.data
     assert failed["note"] == "failed: steps=0 must be at least 1"
+
+
+def test_rows__front_of_latency_is_one_per_machine(tmp_path: Path) -> None:
+    for name, segm, p50, device in (
+        ("fast", 0.6, 10.0, "here"), ("slow", 0.8, 20.0, "here"), ("worse", 0.7, 30.0, "here"),
+        ("elsewhere", 0.5, 15.0, "there"), ("unmeasured", 0.9, None, "here"),
+    ):  # fmt: skip
+        add_run(tmp_path, name, segm=segm, device=device, latency_ms={"p50": p50, "batch": 1})
+    (group,) = collect([tmp_path]).groups
+    rows = {Path(row["run"]).name: row for row in comparison_rows(group, cost=COSTS["latency"])}
+    assert {name for name, row in rows.items() if row["pareto"]} == {"fast", "slow", "elsewhere"}
+    assert [run.folder.name for run in gallery_runs(group, cost=COSTS["latency"])][1:] == ["slow", "fast"]
+
+
+def test_compare__by_latency(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs, out = tmp_path / "runs", tmp_path / "out"
+    add_run(runs, "a", segm=0.8, bytes=1, latency_ms={"p50": 20.0})
+    add_run(runs, "b", segm=0.7, bytes=2, latency_ms={"p50": 10.0})
+    command = ["compare", str(runs), "--out", str(out)]
+    for flags, column, front in (([], "bytes", {"a"}), (["--cost", "latency"], "latency_p50_ms", {"a", "b"})):
+        assert main([*command, *flags]) == 0
+        with (out / "compare.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        assert {Path(row["run"]).name for row in rows if row["pareto"] == "true"} == front
+        assert f'{{"cost":"{column}",' in (out / "compare.html").read_text()
+    assert main([*command, "--cost", "flops"]) == 2
+    assert "--cost=flops is not known; choose from bytes, latency" in capsys.readouterr().err
+    add_run(tmp_path / "none", "c", latency_ms=None)
+    assert main(["compare", str(tmp_path / "none"), "--out", str(out), "--cost", "latency"]) == 2
+    assert "--cost latency: none of the runs has measured it; evaluate.py measures" in capsys.readouterr().err
 
 
 def test_compare__writes_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ from sam3slim.report.rows import comparison_columns, comparison_rows, comparison
 from sam3slim.report.style import OTHER_COLORS
 from sam3slim.report.table import to_markdown, write_table
 from sam3slim.results.collect import Collected, Run, learning_curves
+from sam3slim.results.costs import COSTS, Cost
 from sam3slim.results.metrics import METRICS, Metric
 
 Tables = Sequence[Sequence[dict[str, Any]]]
@@ -25,12 +26,14 @@ def write_comparison(
     galleries: Mapping[int, Mapping[str, Any]] | None = None,
     *,
     metric: str | None = None,
+    cost: Cost = COSTS["bytes"],
 ) -> list[Path]:
     """Write ``compare.csv``, ``compare.md``, ``compare_N.png`` per group with metrics, and ``compare.html``.
 
     Args:
         galleries: number of a group → its pictures, as ``report.gallery.Gallery.to_dict`` gives them.
         metric: name of the one that decides, in groups that have it.
+        cost: of the Pareto front in the tables, and the page's first plot.
 
     Returns their paths. Raises UserError when the folder cannot be written to.
     """
@@ -38,24 +41,28 @@ def write_comparison(
 
     folder = Path(folder)
     deciding = [group_metric(group, metric) for group in found.groups]
-    tables = [comparison_rows(*pair) for pair in zip(found.groups, deciding, strict=True)]
+    tables = [comparison_rows(*pair, cost) for pair in zip(found.groups, deciding, strict=True)]
     rows = [row for rows in tables for row in rows]
     csv_path, _ = write_table(rows, folder, columns=comparison_columns(), stem="compare")
     written = [csv_path, _write_markdown(found, tables, deciding, folder / "compare.md")]
     for number, (group, rows) in enumerate(zip(found.groups, tables, strict=True), 1):
         if group.data:
             written.append(plot_fronts(rows, folder / f"compare_{number}.png", title=group.title))
-    return [*written, write_page(page_data(found, tables, deciding, galleries or {}), folder / "compare.html")]
+    return [*written, write_page(page_data(found, tables, deciding, galleries or {}, cost), folder / "compare.html")]
 
 
 def page_data(
-    found: Collected, tables: Tables, deciding: Sequence[Metric], galleries: Mapping[int, Mapping[str, Any]]
+    found: Collected,
+    tables: Tables,
+    deciding: Sequence[Metric],
+    galleries: Mapping[int, Mapping[str, Any]],
+    cost: Cost = COSTS["bytes"],
 ) -> dict[str, Any]:
     """What the page shows, as JSON values.
 
     Returns:
-        {"metrics": [{"name", "column", …}, …], "groups": [{"title", "measured", "metric", "runs": [row, …], "gallery"},
-        …], "unread": [line, …]}
+        {"cost": column, "metrics": [{"name", "column", …}, …], "groups": [{"title", "measured", "metric", "runs":
+        [row, …], "gallery"}, …], "unread": [line, …]}
     """
     groups = []
     for number, (group, rows) in enumerate(zip(found.groups, tables, strict=True)):
@@ -72,7 +79,7 @@ def page_data(
         for m in METRICS.values()
         if m in deciding or any(row[m.column] is not None for rows in tables for row in rows)
     ]  # fmt: skip
-    return {"metrics": metrics, "groups": groups, "unread": found.unread}
+    return {"cost": cost.column, "metrics": metrics, "groups": groups, "unread": found.unread}
 
 
 def _details(run: Run) -> dict[str, Any]:

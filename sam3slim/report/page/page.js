@@ -357,4 +357,5 @@ $("unit").addEventListener("change", update);
 addEventListener("keydown", (event) => { if (event.key === "Escape") hideTip(); });
 let wait = 0;
 addEventListener("resize", () => { clearTimeout(wait); wait = setTimeout(update, 100); });
+$("cost").value = DATA.cost;
 changeGroup();
