@@ -108,6 +108,22 @@ def test_budget__the_fragile_group_stays_float(root: Path, fragile: Path) -> Non
     assert record.artifact.bytes < 0.5 * full.artifact.bytes
 
 
+def test_budget__blocks_as_small_as_asked(root: Path, fragile: Path) -> None:
+    more = ["compress.max_bytes=4000000", "compress.mixed.granularity=block", "compress.mixed.int4_group=32"]
+    out = compress(root, "blocks", fragile, "compress=[mixed]", *more)
+    record = read_record(out / "mixed")
+    plan, effects = record.budget.groups, json.loads((out / "mixed/effects.json").read_text())
+    assert set(plan) == set(effects["int8"]) > {"vision_0", "vision_3", "text_1", "encoder_2", "decoder"}
+    assert record.budget.kept
+    assert record.artifact.bytes <= 4_000_000
+    fragile_ones = {f"encoder_{i}" for i in range(3)}
+    assert {plan[unit] for unit in fragile_ones} == {"fp16"}
+    assert max(effects["int8"], key=lambda unit: effects["int8"][unit]["error"]) in fragile_ones
+    assert len(json.loads((out / "mixed/search.json").read_text())) == 2
+    method = json.loads((out / "mixed/artifact/sam3slim.json").read_text())["extra"]["method"]
+    assert (method["int4_group"], method["granularity"], method["groups"]) == (32, "block", dict(plan))
+
+
 def test_budget__bad_input_before_anything_is_measured(root: Path) -> None:
     for overrides, message in (
         (["compress=[fp16]", "compress.max_drop=1"], r"are budgets of mixed"),

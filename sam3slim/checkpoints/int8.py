@@ -47,6 +47,10 @@ class StoredInt8:
     def numel(self) -> int:
         return self.qdata.numel()
 
+    def dequantize(self) -> Tensor:
+        """float32, of the same shape."""
+        return self.qdata.float() * self.scale.float()
+
 
 # In the safetensors header: keys, as JSON. No dot in the name: transformers takes dotted ones for tensors.
 DYNAMIC_METADATA = "sam3slim_dynamic_activations"

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Literal
 
 from torch import nn
 
 from sam3slim.errors import UserError
 from sam3slim.models import part_of
 
+Granularity = Literal["group", "block"]
+GRANULARITIES: tuple[Granularity, ...] = ("group", "block")
+
 # In the order of computation. Norms, biases and small tables belong to no group: they stay in half precision.
 GROUPS = (
     "vision", "neck", "text", "embeddings", "geometry", "encoder", "decoder", "mask", "scoring", "convolutions",
 )  # fmt: skip
+# Groups made of blocks: ``vision_3`` is the fourth layer of the tower, ``vision`` what lies outside of its layers.
+STACKS = ("vision", "text", "geometry", "encoder", "decoder")
+LAYER = re.compile(r"\.layers\.(\d+)\.")
+BLOCK = re.compile(rf"^({'|'.join(STACKS)})_\d+$")
 
 
 def check_groups(key: str, groups: Iterable[str]) -> None:
@@ -38,6 +47,26 @@ def weights_by_group(model: nn.Module) -> dict[str, list[str]]:
         if group is not None:
             groups[group].append(f"{name}.weight")
     return groups
+
+
+def weights_by_unit(model: nn.Module, granularity: Granularity = "group") -> dict[str, list[str]]:
+    """Unit → names of its weights, without empty ones: the groups, or with ``block`` every block of one by itself."""
+    units: dict[str, list[str]] = {}
+    for group, names in weights_by_group(model).items():
+        for name in names:
+            units.setdefault(group if granularity == "group" else block_of(group, name), []).append(name)
+    return units
+
+
+def block_of(group: str, name: str) -> str:
+    """The block of ``group`` that the weight called ``name`` is in; ``group`` where it is in none."""
+    layer = LAYER.search(name) if group in STACKS else None
+    return f"{group}_{layer[1]}" if layer else group
+
+
+def group_of(unit: str) -> str:
+    """The group that a block belongs to; of a group itself, it."""
+    return match[1] if (match := BLOCK.match(unit)) else unit
 
 
 def _group(name: str, module: nn.Module) -> str | None:

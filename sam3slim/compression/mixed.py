@@ -9,7 +9,15 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from sam3slim.artifacts.lazy import Convert
-from sam3slim.compression.groups import check_groups, weights_by_group
+from sam3slim.compression.groups import (
+    GRANULARITIES,
+    Granularity,
+    block_of,
+    check_groups,
+    group_of,
+    weights_by_group,
+    weights_by_unit,
+)
 from sam3slim.compression.registry import register
 from sam3slim.compression.rounding import check_int4_group, store_int4, store_int8
 from sam3slim.errors import UserError
@@ -30,7 +38,10 @@ class Mixed:
     """Precisions by group.
 
     Attributes:
-        groups: group → precision, one of ``STORES``; those not named are FP16.
+        groups: group → precision, one of ``STORES``; those not named are FP16. ``vision_3`` names one block, the fourth
+            layer of the tower, and goes before its group.
+        granularity: of a search: a precision for every ``group``, or for every ``block`` of a tower, of the encoders
+            and of the decoder.
         int4_group: weights of an INT4 row that share a scale; see ``int4_weight``. What INT4 does not fit (embeddings,
             kernels, rows that are no multiple) is INT8.
         rest: of norms, biases and small tables: ``fp16`` or ``fp32``.
@@ -40,9 +51,12 @@ class Mixed:
     groups: Mapping[str, str] = field(default_factory=dict)
     rest: Literal["fp32", "fp16"] = "fp16"
     int4_group: int = 64
+    granularity: Granularity = "group"
 
     def __post_init__(self) -> None:
-        check_groups("compress=mixed", self.groups)
+        check_groups("compress=mixed", map(group_of, self.groups))
+        if self.granularity not in GRANULARITIES:
+            raise UserError(f"compress.mixed.granularity={self.granularity} must be {' or '.join(GRANULARITIES)}")
         for group, precision in self.groups.items():
             if precision not in STORES:
                 raise UserError(f"compress=mixed: groups.{group}={precision}; expected {', '.join(STORES)}")
@@ -50,18 +64,29 @@ class Mixed:
         if self.rest not in ("fp32", "fp16"):
             raise UserError(f"compress=mixed: rest={self.rest}; expected fp32 or fp16")
 
+    def check(self, model: nn.Module) -> None:
+        """Refuse a model without a block that is named. Raises UserError."""
+        blocks = [unit for unit in weights_by_unit(model, "block") if group_of(unit) != unit]
+        for unit in self.groups:
+            if (group := group_of(unit)) != unit and unit not in blocks:
+                own = [block for block in blocks if group_of(block) == group]
+                raise UserError(
+                    f"compress=mixed: groups.{unit}: the {group} of this model has {len(own)} blocks"
+                    + (f", {own[0]} to {own[-1]}" if own else "")
+                )
+
+    def store(self, precision: str, tensor: Tensor, module: nn.Module) -> Stored:
+        """A weight of ``module``, FP32 on the CPU, in ``precision``."""
+        if precision == "int4":
+            return store_int4(tensor, module, self.int4_group)
+        return STORES[precision](tensor, module)
+
 
 @register(Mixed)
 def mixed(model: Sam3, method: Mixed) -> Convert:
     precisions: dict[str, str] = {}
     for group, names in weights_by_group(model).items():
-        precisions |= dict.fromkeys(names, method.groups.get(group, "fp16"))
+        for name in names:
+            precisions[name] = method.groups.get(block_of(group, name), method.groups.get(group, "fp16"))
     modules = dict(model.named_modules())
-
-    def convert(key: str, tensor: Tensor) -> Stored:
-        precision, module = precisions.get(key, method.rest), modules[key.rpartition(".")[0]]
-        if precision == "int4":
-            return store_int4(tensor, module, method.int4_group)
-        return STORES[precision](tensor, module)
-
-    return convert
+    return lambda key, tensor: method.store(precisions.get(key, method.rest), tensor, modules[key.rpartition(".")[0]])

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sam3slim.compression.groups import GROUPS
+from sam3slim.compression.effects import Effect
 from sam3slim.compression.mixed import Mixed
 from sam3slim.errors import UserError
 
 PrecisionPlan = Mapping[str, str]
+MOST = 40  # measurements
 
 
 @dataclass
@@ -19,6 +20,7 @@ class Searched:
 
     Attributes:
         within: the budget is honoured on the data that was searched with.
+        method: the plan as a compression method.
         trace: one dict per measurement: ``groups``, ``drop``, ``bytes``, ``kept``.
     """
 
@@ -26,102 +28,163 @@ class Searched:
     drop: float
     bytes: int
     within: bool
+    method: Mixed
     trace: list[dict[str, Any]] = field(default_factory=list)
 
-    @property
-    def method(self) -> Mixed:
-        """The plan as a compression method; norms and biases are FP32 only where nothing is rounded."""
-        return as_method(self.plan)
+
+@dataclass(frozen=True)
+class Step:
+    """One unit to the next lower precision.
+
+    Attributes:
+        saved: bytes.
+        price: output error per byte saved, no less than that of the unit's steps before.
+    """
+
+    unit: str
+    precision: str
+    saved: int
+    price: float
 
 
-def as_method(plan: PrecisionPlan) -> Mixed:
-    """A plan as ``mixed`` takes it."""
-    return Mixed(dict(plan), rest="fp32" if set(plan.values()) == {"fp32"} else "fp16")
+def as_method(plan: PrecisionPlan, method: Mixed) -> Mixed:
+    """``method`` with a plan; norms and biases are FP32 only where nothing is rounded."""
+    return replace(method, groups=dict(plan), rest="fp32" if set(plan.values()) == {"fp32"} else "fp16")
 
 
 def search(
     drop_of: Callable[[Mixed], float],
     bytes_of: Callable[[Mixed], int],
+    effects: Mapping[str, Mapping[str, Effect]],
     *,
+    method: Mixed | None = None,
     max_drop: float | None = None,
     max_bytes: int | None = None,
 ) -> Searched:
-    """Greedy search over the groups' precisions.
+    """Lower the precision of unit after unit, in the order of output error per byte saved, as far as a budget allows.
 
-    Everything starts in FP16 (in FP32 where FP16 alone breaks the budget). Each group is put into INT8 on its own; the
-    groups then follow one another into INT8 in the order of points lost per byte saved, and each stays there only if
-    the drop measured with all those before it is within ``max_drop``. What is in INT8 then tries INT4 in the same way.
-    With ``max_bytes`` alone, they follow until the size is reached.
+    Everything starts in FP16 (in FP32 where FP16 alone breaks the budget). A step puts one unit from FP16 into INT8, or
+    from there into INT4. How many steps of that order keep ``max_drop`` is found by bisection; the unit whose step
+    breaks it stays as it is, and the steps behind are tried on, twice as many at once each time that some are kept.
+    With ``max_bytes`` alone, as many steps are taken as it needs.
 
     Args:
-        drop_of: measured drop of a plan in points of mAP.
+        drop_of: measured drop of a plan in points of mAP; called at most ``MOST`` times.
         bytes_of: size of its weights.
+        effects: precision → unit → its effect there.
+        method: how INT4 is stored.
 
     Raises:
         UserError: no budget or one below 0, or ``max_bytes`` is less than everything in INT4 takes.
     """
     _check(max_drop, max_bytes)
-    result = Searched(dict.fromkeys(GROUPS, "fp16"), 0.0, 0, True)
-    smallest = bytes_of(as_method(dict.fromkeys(GROUPS, "int4")))
+    method = method or Mixed()
+    units = list(effects["fp16"])
+
+    def of(precision: str) -> dict[str, str]:
+        return dict.fromkeys(units, precision)
+
+    smallest = bytes_of(as_method(of("int4"), method))
     if max_bytes is not None and smallest > max_bytes:
         raise UserError(
-            f"compress.max_bytes={max_bytes}: with every group in INT4 this model still takes {smallest} bytes; "
-            "allow more, or slim the architecture"
+            f"compress.max_bytes={max_bytes}: with every {method.granularity} in INT4 this model still takes "
+            f"{smallest} bytes; allow more, or slim the architecture"
         )
-    limit = float("inf") if max_drop is None else max_drop
-
-    def measured(plan: PrecisionPlan) -> float:
-        method = as_method(plan)
-        drop = drop_of(method)
-        result.trace.append({"groups": dict(plan), "drop": drop, "bytes": bytes_of(method), "kept": False})
-        return drop
-
-    result.drop = measured(result.plan)
-    targets: tuple[str, ...] = ("int8", "int4")
-    if result.drop > limit:
-        result.plan, targets = dict.fromkeys(GROUPS, "fp32"), ("fp16", "int8", "int4")
-        result.drop = measured(result.plan)
-    result.trace[-1]["kept"] = True
-    for precision in targets:
-        _lower(result, precision, measured, bytes_of, limit, max_bytes)
-    result.bytes = bytes_of(result.method)
-    result.within = result.drop <= limit and (max_bytes is None or result.bytes <= max_bytes)
-    return result
+    walk = _Walk(drop_of, bytes_of, method, float("inf") if max_drop is None else max_drop)
+    ladder = ["fp16", "int8", "int4"]
+    if not walk.keeps(of("fp16")):
+        ladder = ["fp32", *ladder]
+        walk.plan = of("fp32")
+        walk.measure(walk.plan)
+        walk.trace[-1]["kept"] = True
+    steps = ranked({precision: effects[precision] for precision in ladder})
+    if max_drop is None:
+        assert max_bytes is not None
+        walk.shrink(steps, max_bytes)
+    else:
+        walk.lower(steps)
+    found = as_method(walk.plan, method)
+    size = bytes_of(found)
+    within = walk.drop <= walk.limit and (max_bytes is None or size <= max_bytes)
+    return Searched(walk.plan, walk.drop, size, within, found, walk.trace)
 
 
-def _lower(
-    result: Searched,
-    precision: str,
-    measured: Callable[[PrecisionPlan], float],
-    bytes_of: Callable[[Mixed], int],
-    limit: float,
-    max_bytes: int | None,
-) -> None:
-    """Move groups to ``precision``, cheapest first, as far as the budget allows or demands."""
-    start = dict(result.plan)
-    cost: dict[str, float] = {}
+def ranked(effects: Mapping[str, Mapping[str, Effect]]) -> list[Step]:
+    """All steps that save bytes, cheapest first; those of one unit in their order.
 
-    def small_enough() -> bool:
-        """What follows would only cost."""
-        return max_bytes is not None and limit == float("inf") and bytes_of(as_method(result.plan)) <= max_bytes
+    Args:
+        effects: precision → unit → its effect, in falling precision.
+    """
+    first, *lower = effects.values()
+    steps: list[Step] = []
+    for unit, before in first.items():
+        price = 0.0
+        for precision, found in zip(list(effects)[1:], lower, strict=True):
+            after = found[unit]
+            if (saved := before.bytes - after.bytes) > 0:
+                price = max(price, (after.error - before.error) / saved)
+                steps.append(Step(unit, precision, saved, price))
+                before = after
+    return sorted(steps, key=lambda step: step.price)
 
-    if small_enough():
-        return
-    for group in GROUPS:
-        if precision == "int4" and start[group] != "int8":
-            continue  # INT8 already breaks the budget there
-        alone: dict[str, str] = {**start, group: precision}
-        saved = bytes_of(as_method(start)) - bytes_of(as_method(alone))
-        if saved > 0:
-            cost[group] = (measured(alone) - result.drop) / saved
-    for group in sorted(cost, key=lambda name: cost[name]):
-        if small_enough():
-            return
-        plan: dict[str, str] = {**result.plan, group: precision}
-        drop = measured(plan)
-        if drop <= limit:
-            result.plan, result.drop = plan, drop
-            result.trace[-1]["kept"] = True
+
+@dataclass
+class _Walk:
+    """A plan on its way down, and everything that was measured."""
+
+    drop_of: Callable[[Mixed], float]
+    bytes_of: Callable[[Mixed], int]
+    method: Mixed
+    limit: float
+    plan: dict[str, str] = field(default_factory=dict)
+    drop: float = 0.0
+    trace: list[dict[str, Any]] = field(default_factory=list)
+
+    def measure(self, plan: PrecisionPlan) -> float:
+        method = as_method(plan, self.method)
+        self.drop = self.drop_of(method)
+        self.trace.append({"groups": dict(plan), "drop": self.drop, "bytes": self.bytes_of(method), "kept": False})
+        return self.drop
+
+    def keeps(self, plan: dict[str, str]) -> bool:
+        """Measure ``plan``, and take it if it is within the limit."""
+        before = self.drop
+        if self.measure(plan) > self.limit:
+            self.drop = before
+            return False
+        self.plan = plan
+        self.trace[-1]["kept"] = True
+        return True
+
+    def shrink(self, steps: Sequence[Step], max_bytes: int) -> None:
+        """As many steps as ``max_bytes`` needs."""
+        size, taken = self.bytes_of(as_method(self.plan, self.method)), 0
+        while size > max_bytes:
+            size -= steps[taken].saved
+            taken += 1
+        if taken:
+            self.keeps(_after(self.plan, steps[:taken]))
+
+    def lower(self, steps: Sequence[Step]) -> None:
+        """As many steps as the limit allows."""
+        left, size = list(steps), len(steps)
+        breaks: int | None = None  # the fewest of ``left`` that are known to break the limit
+        while left and len(self.trace) < MOST:
+            if breaks == 1:
+                # No further step of that unit is cheaper.
+                left, breaks, size = [step for step in left if step.unit != left[0].unit], None, 1
+                continue
+            size = min(size, len(left))
+            if self.keeps(_after(self.plan, left[:size])):
+                left = left[size:]
+                breaks = breaks - size if breaks else None
+                size = 2 * size if breaks is None else max(breaks // 2, 1)
+            else:
+                breaks, size = size, max(size // 2, 1)
+
+
+def _after(plan: PrecisionPlan, steps: Iterable[Step]) -> dict[str, str]:
+    return {**plan, **{step.unit: step.precision for step in steps}}
 
 
 def _check(max_drop: float | None, max_bytes: int | None) -> None:

@@ -180,7 +180,7 @@ class _Compression:
             with part.recording(self.spec.checkpoint) as record:
                 searched = None
                 if isinstance(method, Mixed) and self.spec.budget.given:
-                    searched = self.search(folder)
+                    searched = self.search(folder, method)
                     method = searched.method
                 compressed, seconds = self.compressed(method)
                 print(compressed.describe())
@@ -261,7 +261,7 @@ class _Compression:
             )  # fmt: skip
             sensitivity(evaluator, part.folder)
 
-    def search(self, folder: Path) -> Searched:
+    def search(self, folder: Path, method: Mixed) -> Searched:
         """The plan for the budget, searched on a split of its own."""
         budget = self.spec.budget
         evaluator = PrecisionEvaluator(
@@ -269,7 +269,7 @@ class _Compression:
             limit=self.spec.limit, reference=self.searched_against.found if self.searched_against else None,
             metric=budget.metric,
         )  # fmt: skip
-        return search_plan(evaluator, budget, folder)
+        return search_plan(evaluator, method, budget, folder)
 
 
 def _check_slim(method: Slim, model: Sam3, data: ConceptData, spec: CompressSpec) -> None:

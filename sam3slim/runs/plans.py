@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,11 @@ import torch
 from sam3slim.checkpoints import load
 from sam3slim.compression import GROUPS, Mixed, weights_by_group
 from sam3slim.compression import compress as compress_model
+from sam3slim.compression.effects import Effect, Effects
+from sam3slim.compression.groups import weights_by_unit
+from sam3slim.compression.mixed import STORES
 from sam3slim.compression.search import Searched, search
+from sam3slim.data.batch import Batch
 from sam3slim.data.module import ConceptData
 from sam3slim.errors import UserError
 from sam3slim.evaluation import agreed, evaluate
@@ -27,6 +33,8 @@ from sam3slim.runs.measure import back_to_cpu
 from sam3slim.runs.reference import Found
 from sam3slim.runs.specs import BudgetSpec
 from sam3slim.runtimes.eager import to_device
+
+EFFECT_IMAGES = 8  # whose outputs rank groups and blocks before mAP is measured
 
 
 class PrecisionEvaluator:
@@ -54,7 +62,7 @@ class PrecisionEvaluator:
         metric: str | None = None,
     ) -> None:
         self.model, self.device, self.limit = model, device, limit
-        self.loader = data.loader(split)
+        self.data, self.split, self.loader = data, split, data.loader(split)
         if reference is None:
             found = evaluate(to_device(model, device, "fp32"), self.loader, limit=limit)
             reference = agreed(found, data.dataset(split)).samples
@@ -87,6 +95,26 @@ class PrecisionEvaluator:
     def bytes(self, method: Mixed) -> int:
         """Bytes of the plan's tensors."""
         return compress_model(self.model, method).bytes
+
+    def effects(self, method: Mixed) -> dict[str, dict[str, Effect]]:
+        """Precision → unit → what it does to the model's outputs; ``method.granularity`` says what a unit is."""
+        units = weights_by_unit(self.model, method.granularity)
+        to_device(self.model, self.device, "fp32")
+        effects = Effects(self.model, units, method, self._few())
+        print(f"ranking {len(units)} {method.granularity}s by the output errors they cause on {effects.images} images")
+        found = {precision: effects.of(precision) for precision in STORES}
+        back_to_cpu(self.model)
+        return found
+
+    def _few(self) -> list[Batch]:
+        """The first images of the split as training has them; leaves the random state as it was."""
+        batches: list[Batch] = []
+        with torch.random.fork_rng():
+            for batch in self.data.loader(self.split, training=True):
+                batches.append(batch)
+                if sum(len(b.pixel_values) for b in batches) >= EFFECT_IMAGES:
+                    break
+        return batches
 
     def _found(self, model: Sam3) -> Found:
         return evaluate(model, self.loader, limit=self.limit).samples
@@ -146,19 +174,32 @@ def _images(data: ConceptData, split: str) -> set[str]:
     return {str((dataset.folder / record.file_name).resolve()) for record in dataset.records}
 
 
-def search_plan(evaluator: PrecisionEvaluator, budget: BudgetSpec, folder: Path) -> Searched:
-    """The smallest plan within the budget, measured with ``evaluator``; every plan tried is kept in ``search.json``."""
+def search_plan(evaluator: PrecisionEvaluator, method: Mixed, budget: BudgetSpec, folder: Path) -> Searched:
+    """The smallest plan within the budget, measured with ``evaluator``; every plan tried is kept in ``search.json``.
+
+    Args:
+        method: its ``granularity`` says what the plan gives precisions to, ``int4_group`` how INT4 is stored.
+    """
+    effects = evaluator.effects(method)
+    write_json(folder / "effects.json", {name: {u: asdict(e) for u, e in row.items()} for name, row in effects.items()})
 
     def drop_of(method: Mixed) -> float:
         points = evaluator.points(method)
-        print(
-            f"{', '.join(f'{group} {p}' for group, p in method.groups.items() if p != 'fp16') or 'fp16'}: {points:.2f}"
-        )
+        print(f"{_told(method.groups)}: {points:.2f}")
         return points
 
-    found = search(drop_of, evaluator.bytes, max_drop=budget.max_drop, max_bytes=budget.max_bytes)
+    found = search(
+        drop_of, evaluator.bytes, effects, method=method, max_drop=budget.max_drop, max_bytes=budget.max_bytes
+    )
     write_json(folder / "search.json", found.trace)
     return found
+
+
+def _told(groups: Mapping[str, str]) -> str:
+    """A plan in one line: its groups, or of many blocks how many have which precision."""
+    if len(groups) > len(GROUPS):
+        return ", ".join(f"{count} in {precision}" for precision, count in sorted(Counter(groups.values()).items()))
+    return ", ".join(f"{group} {precision}" for group, precision in groups.items() if precision != "fp16") or "fp16"
 
 
 def verify_budget(record: RunRecord, found: Searched, budget: BudgetSpec) -> None:
