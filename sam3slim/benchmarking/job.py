@@ -28,7 +28,7 @@ from sam3slim.progress import progress_bar
 from sam3slim.results.record import plain
 from sam3slim.runs.specs import EvaluateSpec
 from sam3slim.runtimes import RUNTIMES, Runtime, check_runtime, runtime_named
-from sam3slim.runtimes.registry import AUTO, WEIGHTS, all_arithmetics, default_runtime
+from sam3slim.runtimes.registry import AUTO, W8A8_STATIC, WEIGHTS, all_arithmetics, default_runtime
 from sam3slim.strict import spec_from_dict
 
 ROWS = "rows"
@@ -143,6 +143,8 @@ def subjects(source: str, spec: BenchmarkSpec, device: torch.device) -> Iterator
             able = (first[1],)  # ONNX Runtime runs graphs as they are written
         for arithmetic in able:
             asked = arithmetic in spec.arithmetics if spec.arithmetics else _is_fast(arithmetic, runtime, device)
+            if not spec.arithmetics and not spec.settings and arithmetic == W8A8_STATIC:
+                continue  # without data there is nothing to calibrate it on
             if asked and (runtime, arithmetic) != first:
                 yield runtime, arithmetic
 

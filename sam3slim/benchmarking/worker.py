@@ -27,6 +27,7 @@ from sam3slim.launch.run import Run
 from sam3slim.models.arithmetic import computing
 from sam3slim.results.record import plain
 from sam3slim.runs.evaluate import evaluate
+from sam3slim.runs.measure import calibration_of
 from sam3slim.runs.specs import EvaluateSpec
 from sam3slim.runtimes import open_runtime
 from sam3slim.strict import spec_from_dict
@@ -45,7 +46,11 @@ def measure_row(asked: Asked, folder: Path) -> dict[str, Any]:
     """
     torch.set_num_threads(asked.threads)
     device = torch.device(asked.device)
-    opened = open_runtime(asked.source, asked.runtime, device=device, arithmetic=asked.arithmetic)
+    spec = None if asked.config is None else spec_from_dict(EvaluateSpec, _config(asked, folder), "")
+    opened = open_runtime(
+        asked.source, asked.runtime, device=device, arithmetic=asked.arithmetic,
+        calibration=None if spec is None else calibration_of(spec),
+    )  # fmt: skip
     model, report = opened
     found: dict[str, Any] = {
         "precision": report.precision, "name": model.spec.name,
@@ -60,16 +65,19 @@ def measure_row(asked: Asked, folder: Path) -> dict[str, Any]:
         reset_peak_memory(device)
         found["latency_ms"] = _latency(model, asked, device)
         found["peak_memory_bytes"] = peak_memory_bytes(device)
-    if asked.config is not None:
-        config = {
-            **asked.config, "checkpoint": asked.source, "runtime": asked.runtime, "arithmetic": asked.arithmetic,
-            "device": asked.device, "threads": asked.threads, "latency": False, "output_dir": str(folder),
-            "reference": asked.reference,
-        }  # fmt: skip
-        spec = spec_from_dict(EvaluateSpec, config, "")
-        record = evaluate(spec, Run("evaluate", folder, config, {}, "sam3slim benchmark"), opened)
+    if spec is not None:
+        record = evaluate(spec, Run("evaluate", folder, _config(asked, folder), {}, "sam3slim benchmark"), opened)
         found |= {"metrics": record.metrics.values, "drop": {name: d.to_dict() for name, d in record.drop.items()}}
     return found
+
+
+def _config(asked: Asked, folder: Path) -> dict[str, Any]:
+    """Of ``evaluate.py``, for this row."""
+    return {
+        **(asked.config or {}), "checkpoint": asked.source, "runtime": asked.runtime, "arithmetic": asked.arithmetic,
+        "device": asked.device, "threads": asked.threads, "latency": False, "output_dir": str(folder),
+        "reference": asked.reference,
+    }  # fmt: skip
 
 
 def _outputs(model: Any) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from sam3slim.environment import choose_device, has_bf16
 from sam3slim.errors import UserError
 from sam3slim.precisions import halves
 from sam3slim.runtimes import check_runtime, open_runtime, runtime_named
-from sam3slim.runtimes.registry import WEIGHTS, all_arithmetics, default_runtime
+from sam3slim.runtimes.registry import WEIGHTS, all_arithmetics, check_calibrated, default_runtime
 
 
 def open_model(
@@ -59,8 +59,9 @@ def choose_dtype(name: str, device: torch.device, runtime: str | None = None, so
     """``auto`` is FP16 for PyTorch on a GPU, FP32 on a CPU; other runtimes and graphs follow what is stored.
 
     Raises:
-        UserError: a type that is not known, that the runtime does not have, or FP16 and bfloat16 in PyTorch on a CPU
-            without instructions for them: seven times slower; a runtime that is not installed.
+        UserError: a type that is not known, that the runtime does not have, or that needs calibration; FP16 and
+            bfloat16 in PyTorch on a CPU without instructions for them: seven times slower; a runtime that is not
+            installed.
     """
     known = all_arithmetics()
     if name != "auto" and name not in known:
@@ -68,6 +69,7 @@ def choose_dtype(name: str, device: torch.device, runtime: str | None = None, so
     graphs = None if source is None else graph_format(locate(source))
     used = runtime or default_runtime(graphs or WEIGHTS)
     check_runtime(used, name)
+    check_calibrated(name)
     if runtime is not None and used not in ("eager", "compile"):
         return name
     if name == "auto":

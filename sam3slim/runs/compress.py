@@ -32,6 +32,7 @@ from sam3slim.results.recording import begin
 from sam3slim.runs.evaluate import loaded_artifact
 from sam3slim.runs.measure import (
     back_to_cpu,
+    calibration_of,
     label_as,
     measure,
     measured_on,
@@ -213,6 +214,7 @@ class _Compression:
         return open_runtime(
             source, self.spec.runtime, device=measured_on(self.spec, self.device), arithmetic=self.spec.arithmetic,
             overrides=overrides, expect=(expect or self.model).spec,
+            calibration=calibration_of(self.spec, self.spec.budget.calibration_split),
         )[0]  # fmt: skip
 
     def compressed(self, method: Any) -> tuple[Any, float]:

@@ -9,7 +9,15 @@ from sam3slim.files import ensure_writable_dir
 from sam3slim.launch.run import Run
 from sam3slim.models.compiled import require_compiler
 from sam3slim.results.record import Artifact, RunRecord
-from sam3slim.runs.measure import measure, measured_on, measuring_device, model_summary, print_metrics, with_rest
+from sam3slim.runs.measure import (
+    calibration_of,
+    measure,
+    measured_on,
+    measuring_device,
+    model_summary,
+    print_metrics,
+    with_rest,
+)
 from sam3slim.runs.reference import load_reference, print_drop
 from sam3slim.runs.specs import EvaluateSpec
 from sam3slim.runtimes import check_runtime, open_runtime
@@ -31,7 +39,7 @@ def evaluate(spec: EvaluateSpec, run: Run, opened: tuple[Any, LoadReport] | None
         reference = load_reference(spec.reference, spec.data) if spec.reference else None
         model, report = opened or open_runtime(
             spec.checkpoint, spec.runtime, device=measured_on(spec, device), arithmetic=spec.arithmetic,
-            overrides=spec.overrides,
+            overrides=spec.overrides, calibration=calibration_of(spec),
         )  # fmt: skip
         print(report.render() if report.loaded else f"{report.source} ({report.kind}, {report.precision})")
         record.model, record.artifact = model_summary(model), loaded_artifact(report, spec.overrides)

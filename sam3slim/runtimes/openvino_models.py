@@ -6,28 +6,32 @@ import contextlib
 import io
 import logging
 import os
-from collections.abc import Mapping
-from functools import cache, partial
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sam3slim.checkpoints import LoadReport
 from sam3slim.checkpoints.locating import Located
 from sam3slim.checkpoints.readers import read_artifact_metadata
+from sam3slim.data.batch import Batch
 from sam3slim.errors import UserError
 from sam3slim.graphs.packages import require
 from sam3slim.graphs.runner import GraphSam3, arrays_of
 from sam3slim.runtimes.onnx_sessions import check_written, run_graphs
-from sam3slim.runtimes.registry import AUTO, W8A8, W8A16, WEIGHTS, Opening
+from sam3slim.runtimes.registry import AUTO, W8A8, W8A8_STATIC, W8A16, WEIGHTS, Opening
 from sam3slim.specs import ModelSpec
 
 EXTRA = "openvino"
 # The towers' activations become INT8 with w8a8; the decoder and the heads lose too much by it.
 TOWERS = ("vision", "text")
 GROUP = 128  # activations that share a scale
+IMAGES, PHRASES = 32, 128  # most that static ranges are measured on
+Feeds = Sequence[Mapping[str, NDArray[Any]]]
 
 
 class OpenVinoSam3(GraphSam3):
@@ -38,8 +42,11 @@ class OpenVinoSam3(GraphSam3):
         spec: the architecture they were exported from.
         arithmetic: ``fp32``; ``bf16`` (as fast as the CPU has instructions for it); ``w8a16`` (weights in INT8 per
             output channel, symmetric, by NNCF; products in FP32); ``w8a8`` (the same weights; activations of both
-            towers become INT8 as they come, 128 at a time share a scale).
+            towers become INT8 as they come, 128 at a time share a scale); ``w8a8_static`` (weights and activations of
+            both towers in INT8 by NNCF's post-training quantisation for transformers, with SmoothQuant
+            (arXiv:2211.10438); ranges measured on ``batches``; the rest as ``w8a16``).
         threads: None: as many as torch uses now.
+        batches: what ``w8a8_static`` is calibrated on: the first ``IMAGES`` pictures and ``PHRASES`` phrases.
 
     Raises:
         UserError: openvino or nncf is not installed, or OpenVINO refuses a graph.
@@ -47,11 +54,22 @@ class OpenVinoSam3(GraphSam3):
 
     what = "ONNX graphs, run by OpenVINO"
 
-    def __init__(self, folder: Path, spec: ModelSpec, *, arithmetic: str = "fp32", threads: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        spec: ModelSpec,
+        *,
+        arithmetic: str = "fp32",
+        threads: int | None = None,
+        batches: Iterable[Batch] = (),
+    ) -> None:
         super().__init__(spec)
         self.computes_in = arithmetic
+        feeds = tower_feeds(batches) if arithmetic == W8A8_STATIC else {}
         self.requests: dict[str, Any] = {
-            name: compile_graph(folder / f"{name}.onnx", arithmetic, tower=name in TOWERS, threads=threads)
+            name: compile_graph(
+                folder / f"{name}.onnx", arithmetic, tower=name in TOWERS, threads=threads, feeds=feeds.get(name, ())
+            )
             for name in self.signatures
         }
         self.eval()
@@ -62,8 +80,33 @@ class OpenVinoSam3(GraphSam3):
         return {name: torch.from_numpy(found[name]) for name in signature.outputs}
 
 
-def compile_graph(file: Path, arithmetic: str, *, tower: bool, threads: int | None = None) -> Any:
+def tower_feeds(batches: Iterable[Batch]) -> dict[str, Feeds]:
+    """The towers' inputs, one picture or phrase each: {"vision": …, "text": …}.
+
+    Raises:
+        UserError: there is no picture, or nothing is asked of them.
+    """
+    pixels: list[Tensor] = []
+    phrases: dict[bytes, tuple[Tensor, Tensor]] = {}
+    for batch in batches:
+        pixels += batch.pixel_values.split(1)
+        for row in zip(batch.input_ids.split(1), batch.attention_mask.split(1), strict=True):
+            phrases.setdefault(row[0].numpy().tobytes(), row)
+        if len(pixels) >= IMAGES:
+            break
+    if not pixels or not phrases:
+        raise UserError(f"{W8A8_STATIC}: the training pictures have no phrases to measure activations on; use {W8A8}")
+    asked = list(phrases.values())[:PHRASES]
+    return {
+        "vision": [{"pixel_values": one.float().numpy()} for one in pixels[:IMAGES]],
+        "text": [{"input_ids": ids.numpy(), "attention_mask": mask.numpy()} for ids, mask in asked],
+    }
+
+
+def compile_graph(file: Path, arithmetic: str, *, tower: bool, threads: int | None = None, feeds: Feeds = ()) -> Any:
     """An ONNX file as OpenVINO's ``InferRequest``; ``tower``: ``w8a8`` quantises its activations, too.
+
+    ``feeds`` are inputs that ``w8a8_static`` measures a tower's activations on.
 
     Raises:
         UserError: openvino or nncf is not installed, or OpenVINO refuses the graph.
@@ -77,7 +120,9 @@ def compile_graph(file: Path, arithmetic: str, *, tower: bool, threads: int | No
     }  # fmt: skip
     try:
         graph = core.read_model(file)
-        if arithmetic in (W8A16, W8A8):
+        if arithmetic == W8A8_STATIC and tower:
+            graph = _int8(graph, feeds)
+        elif arithmetic in (W8A16, W8A8, W8A8_STATIC):
             graph = _int8_weights(graph)
         return core.compile_model(graph, "CPU", options).create_infer_request()
     except RuntimeError as error:
@@ -97,11 +142,17 @@ def open_openvino(opening: Opening) -> tuple[OpenVinoSam3, LoadReport]:
     """``auto`` keeps what is stored: FP32, or INT8 weights (``int8_weight``) as W8A16."""
     arithmetic = opening.arithmetic
     if opening.kind != WEIGHTS:
-        check_written(opening, ("fp32", "bf16", W8A16, W8A8))
+        check_written(opening, ("fp32", "bf16", W8A16, W8A8, W8A8_STATIC))
         arithmetic = "fp32" if arithmetic == AUTO else arithmetic
     elif arithmetic == AUTO:
         arithmetic = W8A16 if _stored(opening.located) == "int8_weight" else "fp32"
-    return run_graphs(opening, partial(OpenVinoSam3, arithmetic=arithmetic))
+
+    def run(folder: Path, spec: ModelSpec) -> OpenVinoSam3:
+        calibration = opening.calibration if arithmetic == W8A8_STATIC else None
+        batches = () if calibration is None else calibration(spec)
+        return OpenVinoSam3(folder, spec, arithmetic=arithmetic, batches=batches)
+
+    return run_graphs(opening, run)
 
 
 def _stored(located: Located) -> str | None:
@@ -110,9 +161,20 @@ def _stored(located: Located) -> str | None:
 
 
 def _int8_weights(graph: Any) -> Any:
+    nncf = _nncf()
+    with contextlib.redirect_stdout(io.StringIO()):  # a table and a bar for every graph
+        return nncf.compress_weights(graph, mode=nncf.CompressWeightsMode.INT8_SYM)
+
+
+def _int8(graph: Any, feeds: Feeds) -> Any:
+    nncf = _nncf()
+    with contextlib.redirect_stdout(io.StringIO()):
+        return nncf.quantize(graph, nncf.Dataset(feeds), subset_size=len(feeds), model_type=nncf.ModelType.TRANSFORMER)
+
+
+def _nncf() -> Any:
     # NNCF would report its use to its makers.
     os.environ.setdefault("NNCF_CI", "1")
     nncf = require("nncf", EXTRA)
     nncf.set_log_level(logging.ERROR)
-    with contextlib.redirect_stdout(io.StringIO()):  # a table and a bar for every graph
-        return nncf.compress_weights(graph, mode=nncf.CompressWeightsMode.INT8_SYM)
+    return nncf

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib import import_module
@@ -18,12 +18,16 @@ if TYPE_CHECKING:
 
     from sam3slim.checkpoints import LoadReport
     from sam3slim.checkpoints.locating import Located
+    from sam3slim.data.batch import Batch
     from sam3slim.specs import ModelSpec
+
+    Calibration = Callable[[ModelSpec], Iterable[Batch]]
 
 AUTO = "auto"
 WEIGHTS = "weights"  # a source that is loaded into a model, other than graphs, which are run
-# Products of INT8 weights with floating activations, and with activations that become INT8 as they come.
-W8A16, W8A8 = "w8a16", "w8a8"
+# Products of INT8 weights with floating activations, with activations that become INT8 as they come, and with
+# activations whose ranges were measured before.
+W8A16, W8A8, W8A8_STATIC = "w8a16", "w8a8", "w8a8_static"
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Opening:
         overrides: those of ``checkpoints.load``.
         expect: the architecture that it must have; None: any.
         dequantize: INT8 weights become the FP32 numbers they stand for.
+        calibration: gives batches of a model of this architecture to measure activations on.
     """
 
     located: Located
@@ -47,6 +52,7 @@ class Opening:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     expect: ModelSpec | None = None
     dequantize: bool = False
+    calibration: Calibration | None = None
 
 
 @dataclass(frozen=True)
@@ -110,7 +116,7 @@ register(
 register(
     Runtime(
         "openvino", "OpenVINO", "sam3slim.runtimes.openvino_models:open_openvino", kinds=("onnx", WEIGHTS),
-        arithmetics=("fp32", "bf16", W8A16, W8A8), packages=("openvino", "nncf", "onnx", "onnxscript"),
+        arithmetics=("fp32", "bf16", W8A16, W8A8, W8A8_STATIC), packages=("openvino", "nncf", "onnx", "onnxscript"),
         extra="openvino",
     )
 )  # fmt: skip
@@ -159,17 +165,19 @@ def open_runtime(
     overrides: Mapping[str, Any] | None = None,
     expect: ModelSpec | None = None,
     dequantize: bool = False,
+    calibration: Calibration | None = None,
 ) -> tuple[Any, LoadReport]:
     """Whatever answers prompts for ``source``: a ``Segmenter`` with its ``spec``, ready to run, and what was loaded.
 
     Args:
         source: a checkpoint of any kind, or an artifact of graphs.
         name: of a runtime; None: the source's own (weights: PyTorch, ONNX graphs: ONNX Runtime).
-        device, arithmetic, overrides, expect, dequantize: see ``Opening``.
+        device, arithmetic, overrides, expect, dequantize, calibration: see ``Opening``.
 
     Raises:
         CheckpointError: no checkpoint, a broken one, or another architecture.
-        UserError: what ``check_runtime`` refuses; a source, or a device, that the runtime does not run.
+        UserError: what ``check_runtime`` refuses; a source, or a device, that the runtime does not run; an arithmetic
+            that needs calibration, without any.
     """
     import torch
 
@@ -186,15 +194,30 @@ def open_runtime(
         able = ", ".join(other.name for other in RUNTIMES.values() if kind in other.kinds)
         what = "checkpoints" if kind == WEIGHTS else f"{kind} graphs"
         raise UserError(f"{runtime.title} (runtime {runtime.name}) does not run {what} ({source}); use {able}")
+    if calibration is None:
+        check_calibrated(arithmetic)
     place = torch.device(device)
     if place.type not in runtime.devices:
         raise UserError(
             f"device {device}: {runtime.title} (runtime {runtime.name}) runs on {' and '.join(runtime.devices)}; "
             f"use device {runtime.devices[0]}"
         )
-    opening = Opening(located, kind, place, arithmetic, dict(overrides or {}), expect, dequantize)
+    opening = Opening(located, kind, place, arithmetic, dict(overrides or {}), expect, dequantize, calibration)
     open_it = _function(runtime.open) if isinstance(runtime.open, str) else runtime.open
     return open_it(opening)
+
+
+def check_calibrated(arithmetic: str) -> None:
+    """Refuse what needs pictures to measure activations on, where there are none.
+
+    Raises:
+        UserError: such an arithmetic.
+    """
+    if arithmetic == W8A8_STATIC:
+        raise UserError(
+            f"{arithmetic} measures activations on training pictures, which only evaluate.py, compress.py and "
+            f"sam3slim benchmark with data=… have; use {W8A8}, which measures them as they come"
+        )
 
 
 def default_runtime(kind: str) -> str:

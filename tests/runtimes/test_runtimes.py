@@ -61,7 +61,13 @@ def answer(model: Any) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("source", ["weights", "graphs"])
 @pytest.mark.parametrize(
     ("name", "arithmetic", "most"),
-    [("onnx", "fp32", 1e-4), ("openvino", "fp32", 1e-4), ("openvino", "w8a16", 0.2), ("openvino", "w8a8", 0.3)],
+    [
+        ("onnx", "fp32", 1e-4),
+        ("openvino", "fp32", 1e-4),
+        ("openvino", "w8a16", 0.2),
+        ("openvino", "w8a8", 0.3),
+        ("openvino", "w8a8_static", 0.4),
+    ],
 )
 def test_open_runtime__answers_as_pytorch_does(
     root: Path, source: str, name: str, arithmetic: str, most: float
@@ -70,7 +76,7 @@ def test_open_runtime__answers_as_pytorch_does(
         pytest.importorskip("openvino", reason="the extra openvino is not installed")
         pytest.importorskip("nncf", reason="the extra openvino is not installed")
     ours = answer(open_runtime(root / "weights")[0])
-    runner, report = open_runtime(root / source, name, arithmetic=arithmetic)
+    runner, report = open_runtime(root / source, name, arithmetic=arithmetic, calibration=lambda _: [tiny_batch()])
     theirs = answer(runner)
     differences = [float((ours[key] - theirs[key]).abs().max() / ours[key].abs().max()) for key in OUTPUTS]
     assert max(differences) < most
@@ -122,6 +128,7 @@ def test_open_runtime__the_default_is_the_sources_own(root: Path) -> None:
         ("weights", "onnx", {"arithmetic": "bf16"}, r"^ONNX Runtime cannot compute in bf16, but in fp32, w8a8; use one"
          r" of them or auto, or the runtime eager or compile or openvino$"),
         ("graphs", "onnx", {"arithmetic": "w8a8"}, r"graphs of .* are written in fp32 and cannot compute in w8a8 here"),
+        ("weights", "openvino", {"arithmetic": "w8a8_static"}, r"^w8a8_static measures activations on"),
         ("weights", "onnx", {"device": "cuda"}, r"^device cuda: ONNX Runtime \(runtime onnx\) runs on cpu;"),
         ("graphs", "onnx", {"overrides": {"vit.image_size": 64}}, r"graphs of .* have their size built in"),
     ],
@@ -147,6 +154,35 @@ def test_evaluate__in_another_runtime(root: Path) -> None:
     assert other.metrics.values["segm"]["map"] == pytest.approx(plain.metrics.values["segm"]["map"], abs=1e-3)
     assert (plain.artifact.runtime, plain.artifact.arithmetic) == (None, "fp32")
     assert (other.artifact.runtime, other.artifact.arithmetic) == ("onnx", "fp32")
+
+
+@pytest.mark.usefixtures("traced")
+def test_evaluate__static_ranges_are_measured_on_training_pictures(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openvino", reason="the extra openvino is not installed")
+    pytest.importorskip("nncf", reason="the extra openvino is not installed")
+
+    seen: dict[int, int] = {}
+
+    def quantise(graph: Any, feeds: Any) -> Any:
+        seen[len(seen)] = len(feeds)
+        return graph
+
+    monkeypatch.setattr("sam3slim.runtimes.openvino_models._int8", quantise)
+    record = evaluated(root, "static", "runtime=openvino", "arithmetic=w8a8_static")
+    assert record.artifact.arithmetic == "w8a8_static"
+    assert seen == {0: 8, 1: 23}  # pictures of the training split, and their phrases
+
+
+def test_tower_feeds__single_pictures_and_every_phrase_once() -> None:
+    openvino_models = pytest.importorskip("sam3slim.runtimes.openvino_models")
+    batch = tiny_batch()
+    feeds = openvino_models.tower_feeds([batch, batch])
+    assert [one["pixel_values"].shape for one in feeds["vision"]] == [(1, 3, 32, 32)] * 4
+    assert len(feeds["text"]) == len({row.numpy().tobytes() for row in batch.input_ids})
+    many = openvino_models.tower_feeds([batch] * 100)
+    assert len(many["vision"]) == openvino_models.IMAGES
+    with pytest.raises(UserError, match=r"no phrases to measure activations on; use w8a8$"):
+        openvino_models.tower_feeds([])
 
 
 @pytest.mark.parametrize(
@@ -176,6 +212,8 @@ def test_predict__in_another_runtime(root: Path, capsys: pytest.CaptureFixture[s
     assert "begun with other settings (" in capsys.readouterr().err
     assert main([*asked, "--runtime", "onnx", "--dtype", "bf16", "--overwrite"]) == 2
     assert "ONNX Runtime cannot compute in bf16" in capsys.readouterr().err
+    assert main([*asked, "--runtime", "openvino", "--dtype", "w8a8_static", "--overwrite"]) == 2
+    assert "w8a8_static measures activations on training pictures" in capsys.readouterr().err
 
 
 @pytest.mark.slow
