@@ -22,6 +22,7 @@ from sam3slim.errors import UserError, one_line_exits
 from sam3slim.evaluation import ground_truths, predict_batch
 from sam3slim.files import ensure_writable_dir
 from sam3slim.launch.compose import compose_plain, compose_run
+from sam3slim.progress import output_to
 from sam3slim.report.pictures import picture_grid
 from sam3slim.report.plots import map_vs_size
 from sam3slim.report.table import table_row, to_markdown, write_table
@@ -31,7 +32,6 @@ from sam3slim.runs import COMMANDS
 from sam3slim.runs.compress import compress_unfinished
 from sam3slim.runs.specs import CompressSpec
 from sam3slim.strict import spec_from_dict
-from scripts.quiet import output_to
 
 REFERENCE = Path("assets/nano")
 METHODS = ("fp16", "int8_weight")

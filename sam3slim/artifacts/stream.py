@@ -60,6 +60,13 @@ def write_safetensors(
         return Written(file.tell(), digest.hexdigest())
 
 
+def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> int:
+    """Bytes of the file that ``write_safetensors`` would write."""
+    plan = described(tensors)
+    content = sum(tensor.numel() * tensor.element_size() for tensor in plan.values())
+    return len(_header(plan, metadata)) + content
+
+
 def bytes_of(tensor: Tensor) -> memoryview:
     """The bytes of a contiguous tensor of any type, without a copy."""
     return memoryview(tensor.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]

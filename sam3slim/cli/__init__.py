@@ -19,10 +19,13 @@ from sam3slim.cli.extract import EXTRACT
 from sam3slim.cli.inspect import INSPECT
 from sam3slim.cli.metrics import METRICS_COMMAND
 from sam3slim.cli.predict import PREDICT
+from sam3slim.cli.shrink import SHRINK
 from sam3slim.cli.text import TEXT
 from sam3slim.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, UserError
 
-COMMANDS: tuple[Command, ...] = (INSPECT, DATA, EXTRACT, TEXT, COMPARE, EXPORT, PREDICT, BENCHMARK, METRICS_COMMAND)
+COMMANDS: tuple[Command, ...] = (
+    INSPECT, DATA, EXTRACT, TEXT, SHRINK, COMPARE, EXPORT, PREDICT, BENCHMARK, METRICS_COMMAND,
+)  # fmt: skip
 # The three scripts, for those who have no checkout; Hydra reads their arguments.
 RUNS = {
     "train": "train or retrain a model, as python train.py does",

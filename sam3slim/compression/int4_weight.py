@@ -8,6 +8,7 @@ stored in INT8, and the rest in FP16.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -119,15 +120,27 @@ def int4_weight(model: Sam3, method: Int4Weight, batches: Batches | None = None)
 
 def int4_bytes(model: nn.Module, method: Int4Weight) -> int:
     """Bytes of all tensors that ``method`` makes of ``model``, which may be on the meta device."""
-    plan, modules = int4_plan(model, method), dict(model.named_modules())
+    plan = int4_plan(model, method)
+    return planned_bytes(model, plan, method.group, symmetric=method.symmetric, min_columns=method.rules.min_columns)
+
+
+def planned_bytes(
+    model: nn.Module, plan: Mapping[str, str], group: int, *, symmetric: bool = True, min_columns: int = 0
+) -> int:
+    """Bytes of all tensors of ``model``, those of ``plan`` as INT4 in groups or as INT8, the others as FP16.
+
+    Args:
+        min_columns: of INT8; see ``Int8Rules``.
+    """
+    modules = dict(model.named_modules())
     total = 0
     for key, weight in model.state_dict().items():
         count = weight.numel()
         channels = output_channels(weight, modules[key.rpartition(".")[0]])
         if plan.get(key) == "int4":
-            rows, groups = channels, weight.shape[1] // method.group
-            total += count // 2 + rows * groups * FP16.bytes + (0 if method.symmetric else rows * ((groups + 1) // 2))
-        elif key in plan and count >= method.rules.min_columns * channels:
+            rows, groups = channels, weight.shape[1] // group
+            total += count // 2 + rows * groups * FP16.bytes + (0 if symmetric else rows * ((groups + 1) // 2))
+        elif key in plan and count >= min_columns * channels:
             total += count + channels * FP32.bytes
         else:
             total += FP16.bytes * count

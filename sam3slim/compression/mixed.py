@@ -18,8 +18,9 @@ from sam3slim.compression.groups import (
     weights_by_group,
     weights_by_unit,
 )
+from sam3slim.compression.int4_weight import planned_bytes
 from sam3slim.compression.registry import register
-from sam3slim.compression.rounding import check_int4_group, store_int4, store_int8
+from sam3slim.compression.rounding import check_int4_group, fits_int4, store_int4, store_int8
 from sam3slim.errors import UserError
 from sam3slim.models import Sam3
 from sam3slim.precisions import FP16, FP32, Stored
@@ -90,3 +91,11 @@ def mixed(model: Sam3, method: Mixed) -> Convert:
             precisions[name] = method.groups.get(block_of(group, name), method.groups.get(group, "fp16"))
     modules = dict(model.named_modules())
     return lambda key, tensor: method.store(precisions.get(key, method.rest), tensor, modules[key.rpartition(".")[0]])
+
+
+def smallest_bytes(model: nn.Module, int4_group: int = Mixed.int4_group) -> int:
+    """Bytes of all tensors with every group in INT4. ``model`` may be on the meta device."""
+    weights, modules = dict(model.named_parameters()), dict(model.named_modules())
+    names = [name for group in weights_by_group(model).values() for name in group]
+    fits = {name: fits_int4(weights[name], modules[name.removesuffix(".weight")], int4_group) for name in names}
+    return planned_bytes(model, {name: "int4" if fit else "int8" for name, fit in fits.items()}, int4_group)

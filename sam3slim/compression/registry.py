@@ -12,7 +12,8 @@ import torch
 
 from sam3slim.artifacts import ArtifactInfo, write_artifact
 from sam3slim.artifacts.lazy import Convert, LazyTensors, converted
-from sam3slim.checkpoints.int8 import dtype_shares, is_quantised, stored_type
+from sam3slim.artifacts.stream import safetensors_bytes
+from sam3slim.checkpoints.int8 import dtype_shares, flatten, is_quantised, stored_type
 from sam3slim.data.batch import Batch
 from sam3slim.environment import release_memory
 from sam3slim.errors import UserError
@@ -81,6 +82,11 @@ class CompressedTensors:
     def bytes(self) -> int:
         """Bytes of all tensors, scales included, without the file's header."""
         return sum(row["bytes"] for row in dtype_shares(self.tensors.described).values())
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of the file of weights."""
+        return safetensors_bytes(*flatten(self.tensors.described))
 
     def metadata(self) -> dict[str, Any]:
         """JSON-able account for ``sam3slim.json`` and the record."""

@@ -162,6 +162,11 @@ class _Walk:
         while size > max_bytes:
             size -= steps[taken].saved
             taken += 1
+        # Names of more tensors, which steps do not count, make the file larger.
+        while (
+            taken < len(steps) and self.bytes_of(as_method(_after(self.plan, steps[:taken]), self.method)) > max_bytes
+        ):
+            taken += 1
         if taken:
             self.keeps(_after(self.plan, steps[:taken]))
 

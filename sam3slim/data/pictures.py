@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 from PIL import Image
 
@@ -17,6 +18,7 @@ from sam3slim.text.phrases import read_phrase_list
 
 # Pillow knows their endings and cannot draw them: data grids, films, and what needs another program.
 NOT_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+Item = TypeVar("Item")
 EXPECTED = "files that Pillow opens, such as .jpg, .png, .tif or .webp"
 
 
@@ -49,7 +51,7 @@ def picture_index(folder: Path, phrases: Path, *, skip: bool = False, split: str
     if not records:
         raise UserError(f"data.images: {folder} holds no picture ({EXPECTED}); choose another folder")
     if split is not None:
-        records = records[1::4] if split == "val" else records[3::4] if split == "test" else records[::2]
+        records = dealt(records, split)
         if not records:
             raise UserError(
                 f"data.root: {folder} has too few pictures to divide among train, val and test; at least 4 are needed"
@@ -60,6 +62,11 @@ def picture_index(folder: Path, phrases: Path, *, skip: bool = False, split: str
     report.images = report.images_without_annotations = len(records)
     report.categories = len(categories)
     return CocoIndex(phrases, records, categories, has_masks=False, report=report)
+
+
+def dealt(items: Sequence[Item], split: str) -> list[Item]:
+    """Those that fall to ``split``: of four in a row two are train, one val, one test."""
+    return list(items[1::4] if split == "val" else items[3::4] if split == "test" else items[::2])
 
 
 def picture_files(folder: Path, leave_out: Path | None = None) -> Iterator[Path]:

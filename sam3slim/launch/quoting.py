@@ -19,8 +19,9 @@ from hydra.errors import HydraException
 
 # Keys whose values are paths, if they are texts, or hold paths, if they are lists or dicts.
 PATHS = (
-    "checkpoint", "reference", "resume", "vocabulary", "init.checkpoint", "init.vision", "distill.teacher",
-    "distill.cache", "data.root", "data.annotations", "data.images", "data.phrases", "data.prompts", "data.sets",
+    "checkpoint", "reference", "compress.search_reference", "resume", "vocabulary", "init.checkpoint", "init.vision",
+    "distill.teacher", "distill.cache", "data.root", "data.annotations", "data.images", "data.phrases", "data.prompts",
+    "data.sets",
 )  # fmt: skip
 # They have one value in a sweep too.
 FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "output_dir")

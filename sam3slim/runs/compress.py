@@ -93,7 +93,7 @@ def compress(spec: CompressSpec, run: Run) -> list[RunRecord]:
     if reference is not None:
         label_as(reference, data.dataset(spec.data.split))
     if searched_against is not None:
-        check_images(searched_against, data.dataset(budget.search_split), spec.limit)
+        check_images(searched_against, data.dataset(budget.search_split), budget.search_limit or spec.limit)
         label_as(searched_against, data.dataset(budget.search_split))
     work = _Compression(spec, run, model, report, data, device, reference, searched_against)
     full = work.measure_source() if reference is None else read_record(str(spec.reference))
@@ -268,8 +268,8 @@ class _Compression:
         budget = self.spec.budget
         evaluator = PrecisionEvaluator(
             self.model, self.data, budget.search_split, self.device,
-            limit=self.spec.limit, reference=self.searched_against.found if self.searched_against else None,
-            metric=budget.metric,
+            limit=budget.search_limit or self.spec.limit, metric=budget.metric,
+            reference=self.searched_against.found if self.searched_against else None,
         )  # fmt: skip
         return search_plan(evaluator, method, budget, folder)
 

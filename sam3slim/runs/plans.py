@@ -93,8 +93,9 @@ class PrecisionEvaluator:
             return self._found(to_device(reloaded, self.device, stored.precision))
 
     def bytes(self, method: Mixed) -> int:
-        """Bytes of the plan's tensors."""
-        return compress_model(self.model, method).bytes
+        """Bytes of the plan's file of weights, which a budget is about."""
+        size: int = compress_model(self.model, method).file_bytes
+        return size
 
     def effects(self, method: Mixed) -> dict[str, dict[str, Effect]]:
         """Precision → unit → what it does to the model's outputs; ``method.granularity`` says what a unit is."""

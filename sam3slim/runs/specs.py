@@ -311,6 +311,7 @@ class BudgetSpec:
         search_split: split of the data.
         search_reference: output folder of the model that a search counts drops against, measured on the search split;
             None: the checkpoint itself.
+        search_limit: measure on its first so many images; None: as ``limit`` says.
         calibration_split: whose images methods look at (fitting, compensated rounding), unlabelled.
         metric: the one that decides, also which method the table recommends; None: mask mAP, box mAP without masks.
     """
@@ -319,15 +320,16 @@ class BudgetSpec:
     max_bytes: int | None = None
     search_split: str = "val"
     search_reference: str | None = None
+    search_limit: int | None = None
     calibration_split: str = "train"
     metric: str | None = None
 
     def __post_init__(self) -> None:
         check_metric(self.metric, "compress.metric")
-        for key in ("max_drop", "max_bytes"):
+        for key, least in (("max_drop", 0), ("max_bytes", 0), ("search_limit", 1)):
             value = getattr(self, key)
-            if value is not None and value < 0:
-                raise SpecError(f"compress.{key}={value:g} must be at least 0")
+            if value is not None and value < least:
+                raise SpecError(f"compress.{key}={value:g} must be at least {least}")
 
     @property
     def given(self) -> bool:

@@ -62,8 +62,8 @@ def test_demo__table_plot_picture_and_restart(
 TALK = """
 import os, sys, warnings, logging
 from pathlib import Path
-from scripts.quiet import output_to
 from sam3slim import progress
+from sam3slim.progress import output_to
 print("before")
 with output_to(Path(sys.argv[1])):
     print("python"), os.system("echo child; echo error >&2"), warnings.warn("warning"), logging.warning("logged")
