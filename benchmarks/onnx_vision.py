@@ -1,6 +1,6 @@
 """PyTorch FP32, ONNX Runtime (FP32, INT8) and OpenVINO (FP32, bfloat16, W8A16, W8A8) on the CPU, in turns.
 
-    python benchmarks/onnx_vision.py vit [--blocks 4] [--rounds 5] [--threads 2]
+    python benchmarks/onnx_vision.py vit [--blocks 4] [--rounds 5] [--threads 2] [--only "openvino w8a8" …]
     python benchmarks/onnx_vision.py nano [--rounds 20] [--threads 2]
 
 ``vit`` is a ViT of SAM 3's width (1,024; 16 heads; 5,184 tokens; blocks as asked, every fourth global) with random
@@ -8,6 +8,7 @@ weights; ``nano`` is the whole of ``assets/nano`` on one image and 23 phrases: b
 call of each per round, after ``WARM_UP`` rounds that do not count; every other round runs in the opposite order. The
 error is that of the output against PyTorch's, as a share of its norm. Beside the clock, the processor time of every
 call is measured: on a machine that does other work it is what can be compared.
+``--only`` opens few runtimes: at this width each keeps gigabytes of attention scores.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def session(path: Path, feed: dict[str, Any], threads: int) -> Run:
     return lambda: torch.from_numpy(loaded.run(None, feed)[0])
 
 
-def vit(folder: Path, blocks: int, threads: int) -> dict[str, Run]:
+def vit(folder: Path, blocks: int, threads: int, only: list[str]) -> dict[str, Run]:
     model = Backbone(blocks)
     pixels = torch.randn(1, 3, 1008, 1008, generator=torch.Generator().manual_seed(1))
     trace(
@@ -79,18 +80,17 @@ def vit(folder: Path, blocks: int, threads: int) -> dict[str, Run]:
     names = [f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     quantise(folder / "fp32.onnx", folder / "int8.onnx", names)
     feed = {"pixel_values": pixels.numpy()}
-    compiled = {
-        f"openvino {arithmetic}": partial(
-            _first, compile_graph(folder / "fp32.onnx", arithmetic, tower=True, threads=threads), feed
-        )
-        for arithmetic in OPENVINO
+    opening: dict[str, Callable[[], Run]] = {
+        "torch fp32": lambda: partial(model, pixels),
+        "onnxruntime fp32": partial(session, folder / "fp32.onnx", feed, threads),
+        "onnxruntime int8": partial(session, folder / "int8.onnx", feed, threads),
+        **{f"openvino {name}": partial(_compiled, folder / "fp32.onnx", feed, threads, name) for name in OPENVINO},
     }
-    return {
-        "torch fp32": lambda: model(pixels),
-        "onnxruntime fp32": session(folder / "fp32.onnx", feed, threads),
-        "onnxruntime int8": session(folder / "int8.onnx", feed, threads),
-        **compiled,
-    }
+    return {name: opened() for name, opened in opening.items() if not only or name in ("torch fp32", *only)}
+
+
+def _compiled(path: Path, feed: dict[str, Any], threads: int, arithmetic: str) -> Run:
+    return partial(_first, compile_graph(path, arithmetic, tower=True, threads=threads), feed)
 
 
 def _first(request: Any, feed: dict[str, Any]) -> Tensor:
@@ -127,13 +127,16 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--only", nargs="+", default=[], metavar="RUN", help="of vit, beside torch fp32")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     subject = f"vit_{arguments.blocks}_blocks" if arguments.subject == "vit" else "nano"
     rows = []
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         runs = (
-            vit(Path(folder), arguments.blocks, arguments.threads) if arguments.subject == "vit" else nano(Path(folder))
+            vit(Path(folder), arguments.blocks, arguments.threads, arguments.only)
+            if arguments.subject == "vit"
+            else nano(Path(folder))
         )
         times, own, outputs = measure(runs, arguments.rounds)
     reference = outputs["torch fp32"]
