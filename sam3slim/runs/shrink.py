@@ -17,7 +17,7 @@ from sam3slim.compression.slim import KEY
 from sam3slim.data.module import ConceptData
 from sam3slim.data.spec import SPLITS
 from sam3slim.export.run import Exported, export
-from sam3slim.files import size_text
+from sam3slim.files import atomic_path
 from sam3slim.launch.compose import compose_run
 from sam3slim.launch.quoting import quoted
 from sam3slim.progress import output_to
@@ -212,7 +212,7 @@ class _Ladder:
         chosen = made.selection.chosen
         ratio = (full.artifact.bytes or 0) / made.made.bytes
         lines = [
-            f"{spec.out / ARTIFACT}: {size_text(made.made.bytes)}, {ratio:.1f} times smaller than {spec.checkpoint}; "
+            f"{spec.out / ARTIFACT}: {ratio:.1f} times smaller than {spec.checkpoint}; "
             f"{chosen.summary(metric)} on {self.images['test']} held-out images",
         ]
         if spec.max_drop is not None and mixed.drop[metric.name].points > spec.max_drop:
@@ -225,5 +225,6 @@ class _Ladder:
         for line in lines:
             self.say(line)
         text = [f"# {spec.checkpoint} made smaller, {spec.budget}", *lines, to_markdown(self.rows, shown)]
-        (spec.out / PAGE).write_text("\n\n".join(text), encoding="utf-8")
+        with atomic_path(spec.out / PAGE) as temporary:
+            temporary.write_text("\n\n".join(text), encoding="utf-8")
         self.say(f"written: {spec.out / PAGE}, {spec.out / 'shrink.csv'}, {spec.out / ARTIFACT}")
