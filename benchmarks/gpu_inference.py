@@ -36,7 +36,7 @@ PARITY = {
     "fp16": ("fp16", True, 2e-3),
 }
 PARITY_PROMPTS = 2
-PRECISIONS = ("fp32", "bf16", "fp16", "int8_weight", "int8_dynamic")
+PRECISIONS = ("fp32", "bf16", "fp16", "int8_weight", "int8_dynamic", "fp8_dynamic")
 LATENCY_PROMPTS = (1, 16)
 WARM_UP = 2  # forwards
 

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from sam3slim.checkpoints.int8 import is_quantised, set_weight
-from sam3slim.compression import Bf16, Fp16, Int8Dynamic, Int8Weight
+from sam3slim.compression import Bf16, Fp8Dynamic, Fp16, Int8Dynamic, Int8Weight
 from sam3slim.compression.casts import cast
+from sam3slim.compression.fp8_dynamic import fp8_dynamic
 from sam3slim.compression.int8_dynamic import int8_dynamic
 from sam3slim.compression.int8_weight import int8_weight
 from sam3slim.data.batch import Batch
@@ -37,6 +38,7 @@ TINY = (
 METHODS = {
     "bf16": (cast, Bf16()), "fp16": (cast, Fp16()),
     "int8_weight": (int8_weight, Int8Weight()), "int8_dynamic": (int8_dynamic, Int8Dynamic()),
+    "fp8_dynamic": (fp8_dynamic, Fp8Dynamic()),
 }  # fmt: skip
 
 

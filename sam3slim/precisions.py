@@ -77,6 +77,10 @@ INT4 = register_precision(Precision("int4", "int4", 1, "#CC79A7", cast=False, co
 INT8_DYNAMIC = register_precision(
     Precision("int8_dynamic", "int8", 1, "#D55E00", cast=False, computes=False, only=("hf",))
 )
+# An FP32 scale per row, see ``checkpoints.float8``; FP8 products.
+FP8_DYNAMIC = register_precision(
+    Precision("fp8_dynamic", "float8_e4m3fn", 1, "#E69F00", cast=False, computes=False, only=("hf",))
+)
 
 
 def precision_named(name: str) -> Precision | None:
@@ -102,7 +106,9 @@ def halves() -> dict[str, torch.dtype]:
 def name_of(dtypes: Iterable[str]) -> str:
     """The precision of weights of these types (torch's names): ``mixed`` where there are several."""
     found = set(dtypes)
-    names = {precision.dtype: name for name, precision in reversed(PRECISIONS.items())}
+    # Of several with one type, a plain cast, then the first.
+    known = sorted(reversed(PRECISIONS.values()), key=lambda precision: precision.cast)
+    names = {precision.dtype: precision.name for precision in known}
     return names.get(dtype := found.pop(), dtype) if len(found) == 1 else "mixed"
 
 

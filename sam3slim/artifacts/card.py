@@ -219,6 +219,8 @@ def not_plain(spec: ModelSpec, metadata: Mapping[str, Any]) -> str:
         why = "it has no text tower"
     elif "int4" in metadata.get("dtypes", {}):
         why = "INT4 weights have sam3slim's layout (`sam3slim/checkpoints/int4.py`)"
+    elif "float8_e4m3fn" in metadata.get("dtypes", {}):
+        why = "FP8 weights have sam3slim's layout (`sam3slim/checkpoints/float8.py`)"
     else:
         why = "convolutions are stored in INT8"
     return f"Plain transformers cannot open it: {why}."

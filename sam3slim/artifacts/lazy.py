@@ -7,8 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sam3slim.checkpoints import int4
-from sam3slim.checkpoints.int8 import StoredInt8, int8_tensor, is_dynamic, is_quantised
+from sam3slim.checkpoints.int8 import StoredInt8, in_own_layout, int8_tensor, is_dynamic, is_quantised
 from sam3slim.environment import release_memory
 from sam3slim.precisions import Rounding, Stored
 
@@ -83,7 +82,7 @@ def rounding_of(tensors: Mapping[str, Tensor]) -> Rounding:
 
 def _describe(tensor: Any) -> Any:
     """``tensor`` without its content, quantised ones too."""
-    if (packed := int4.stored(tensor)) is not None:
+    if (packed := in_own_layout(tensor)) is not None:
         return packed.to("meta")
     if isinstance(tensor, StoredInt8):
         return StoredInt8(tensor.qdata.to("meta"), tensor.scale.to("meta"))

@@ -2,8 +2,8 @@
 
 A quantised ``X.weight`` [rows, columns] is stored as ``X._weight_qdata`` (int8, same shape) and
 ``X._weight_scale`` (float32 [rows, 1]); the weight is ``qdata · scale`` (symmetric, one scale per row).
-The layout is written by torchao and read here, because six lines outlive a prototype module. INT4 has a layout of its
-own, see ``int4``.
+The layout is written by torchao and read here, because six lines outlive a prototype module. INT4 and FP8 have layouts
+of their own, see ``int4`` and ``float8``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sam3slim.checkpoints import int4
+from sam3slim.checkpoints import float8, int4
+from sam3slim.checkpoints.float8 import StoredFloat8
 from sam3slim.checkpoints.int4 import StoredInt4
 from sam3slim.checkpoints.load_report import CheckpointError
 from sam3slim.errors import UserError
@@ -54,7 +55,9 @@ class StoredInt8:
 
 # In the safetensors header: keys, as JSON. No dot in the name: transformers takes dotted ones for tensors.
 DYNAMIC_METADATA = "sam3slim_dynamic_activations"
-STORED = re.compile(r"^(?P<module>.+)\._(?P<name>\w+?)_(?P<part>int4|int4_scale|int4_zero|qdata|scale)$")
+STORED = re.compile(
+    r"^(?P<module>.+)\._(?P<name>\w+?)_(?P<part>int4|int4_scale|int4_zero|float8|float8_scale|qdata|scale)$"
+)
 QDATA = re.compile(r"^(?P<module>.+)\._(?P<name>\w+)_qdata$")
 
 
@@ -65,13 +68,18 @@ def stored_part(tensors: Mapping[str, Any], key: str) -> Tensor:
     if match is None or name not in tensors:
         plain: Tensor = tensors[key]
         return plain
-    tensor = int4.stored(tensors[name]) or tensors[name]
+    tensor = in_own_layout(tensors[name]) or tensors[name]
     part: Tensor = tensor.parts[match["part"]] if hasattr(tensor, "parts") else getattr(tensor, match["part"])
     return part
 
 
+def in_own_layout(tensor: Any) -> StoredInt4 | StoredFloat8 | None:
+    """``tensor`` as it is stored, if it is INT4 or FP8."""
+    return int4.stored(tensor) or float8.stored(tensor)
+
+
 def is_quantised(tensor: Any) -> bool:
-    """True for torchao's tensors of INT8 and INT4 (also inside a Parameter), ``StoredInt8`` and ``StoredInt4``.
+    """True for torchao's tensors of INT8, INT4 and FP8 (also inside a Parameter) and those that stand for them on disk.
 
     torchao need not be installed.
     """
@@ -79,20 +87,22 @@ def is_quantised(tensor: Any) -> bool:
 
 
 def stored_type(tensor: Any) -> str:
-    """``int8``, ``int4``, or torch's name of a plain tensor's type."""
+    """``int8``, ``int4``, ``float8_e4m3fn``, or torch's name of a plain tensor's type."""
     if isinstance(tensor, StoredInt4) or getattr(tensor, "target_dtype", None) is torch.int4:  # type: ignore[attr-defined]
         return "int4"
+    if float8.is_float8(tensor):
+        return str(float8.DTYPE).removeprefix("torch.")
     return "int8" if is_quantised(tensor) else str(tensor.dtype).removeprefix("torch.")
 
 
 def is_ours_alone(tensors: Mapping[str, Any]) -> bool:
-    """Whether transformers' loader has no words for one of ``tensors``: an INT8 kernel, or an INT4 weight."""
-    return any(isinstance(t, StoredInt8) or stored_type(t) == "int4" for t in tensors.values())
+    """Whether transformers' loader has no words for one of ``tensors``: an INT8 kernel, or an INT4 or FP8 weight."""
+    return any(isinstance(t, StoredInt8) or in_own_layout(t) is not None for t in tensors.values())
 
 
 def is_dynamic(tensor: Any) -> bool:
     """True for an INT8 weight whose products are INT8 as well: activations are quantised as they come."""
-    return getattr(tensor, "act_quant_kwargs", None) is not None
+    return getattr(tensor, "act_quant_kwargs", None) is not None and not float8.is_float8(tensor)
 
 
 def flatten(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -102,7 +112,7 @@ def flatten(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str,
     stored: dict[str, Tensor] = {}
     others: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
-        ours = tensor if isinstance(tensor, StoredInt8) else int4.stored(tensor)
+        ours = tensor if isinstance(tensor, StoredInt8) else in_own_layout(tensor)
         if ours is None:
             others[key] = tensor
             continue
@@ -141,7 +151,7 @@ def dtype_shares(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, int]]:
     """Storage type → parameters and bytes; a quantised weight's scales are counted in its bytes."""
     shares: dict[str, dict[str, int]] = {}
     for tensor in tensors.values():
-        if (packed := int4.stored(tensor)) is not None:
+        if (packed := in_own_layout(tensor)) is not None:
             size = sum(part.nbytes for part in packed.parts.values())
         elif is_quantised(tensor):
             size = tensor.numel() + tensor.scale.numel() * tensor.scale.element_size()  # type: ignore[attr-defined]
@@ -180,6 +190,14 @@ def unflatten(
             ours = StoredInt4(tensors.pop(key), tensors.pop(f"{stem}_scale"), tensors.pop(f"{stem}_zero", None))
             name = f"{match['module']}.{match['name']}"
             tensors[name] = ours if as_stored else ours.dequantize() if dequantize else ours.running()
+            continue
+        if match := float8.KEY.match(key):
+            stem = f"{match['module']}._{match['name']}_float8"
+            if f"{stem}_scale" not in flat:
+                raise CheckpointError(f"checkpoint {source}: FP8 weight {key} has no {stem}_scale; write it again")
+            fp8 = StoredFloat8(tensors.pop(key), tensors.pop(f"{stem}_scale"))
+            name = f"{match['module']}.{match['name']}"
+            tensors[name] = fp8 if as_stored else fp8.dequantize() if dequantize else fp8.running()
             continue
         match = QDATA.match(key)
         if match is None:

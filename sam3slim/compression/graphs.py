@@ -1,11 +1,11 @@
-"""Three ONNX graphs, in FP32, in ONNX Runtime's dynamic INT8, or with INT4 weights."""
+"""Three ONNX graphs, in FP32, in ONNX Runtime's dynamic or static INT8, or with INT4 weights."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import nn
 
@@ -13,10 +13,13 @@ from sam3slim.artifacts import ArtifactInfo
 from sam3slim.checkpoints.int4 import StoredInt4
 from sam3slim.compression.int4_weight import Int4Weight, int4_plan
 from sam3slim.compression.int8_weight import Int8Rules, quantised_names
-from sam3slim.compression.registry import register
+from sam3slim.compression.registry import Batches, register
 from sam3slim.compression.rounding import check_int4_group, store_int4
 from sam3slim.errors import UserError
 from sam3slim.models import Sam3
+
+if TYPE_CHECKING:
+    from sam3slim.graphs.calibration import Calibration
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,26 @@ class Int8Onnx:
 
 
 @dataclass(frozen=True)
+class Int8OnnxStatic:
+    """``int8_onnx`` with scales of the activations that are fixed on unlabelled images (QDQ format).
+
+    Attributes:
+        calibration_batches: of images; scales reach over all values that are seen.
+    """
+
+    name: ClassVar[str] = "int8_onnx_static"
+    needs_batches: ClassVar[bool] = True
+    rules: Int8Rules = field(default_factory=lambda: Int8Rules(also=()))
+    calibration_batches: int = 4
+
+    def __post_init__(self) -> None:
+        if self.calibration_batches < 1:
+            raise UserError(
+                f"compress.int8_onnx_static.calibration_batches={self.calibration_batches} must be at least 1"
+            )
+
+
+@dataclass(frozen=True)
 class Int4Onnx:
     """``int4_weight`` as graphs: MatMuls with INT4 weights, the token table in INT8, the rest FP32.
 
@@ -82,15 +105,20 @@ class OnnxGraphs:
         int8: names of the weights in INT8.
         int4: weights in INT4.
         fixed: images, prompts and boxes of static graphs.
+        calibration: images that fix the activations' scales.
     """
 
     precision: str
     int8: tuple[str, ...] = ()
     int4: Mapping[str, StoredInt4] = field(default_factory=dict)
     fixed: tuple[int, int, int] | None = None
+    calibration: Calibration | None = None
     method: dict[str, Any] = field(default_factory=dict)
     model: None = None
-    images_used: int = 0
+
+    @property
+    def images_used(self) -> int:
+        return self.calibration.images if self.calibration else 0
 
     def describe(self) -> str:
         """One line per fact a user should know."""
@@ -98,7 +126,8 @@ class OnnxGraphs:
         if self.precision == "fp16":
             return f"fp16: ONNX graphs, {static}products in FP16, the rest in FP32"
         weights = f"{len(self.int8) or 'no'} weights in INT8" + (f", {len(self.int4)} in INT4" if self.int4 else "")
-        return f"{self.precision}: ONNX graphs, {static}{weights}, the rest in FP32"
+        seen = f", activations' scales fixed on {self.images_used} images" if self.calibration else ""
+        return f"{self.precision}: ONNX graphs, {static}{weights}{seen}, the rest in FP32"
 
     def write(self, model: Sam3, folder: str | Path, **metadata: Any) -> ArtifactInfo:
         """``export_onnx``, checked against ``model``; ``metadata`` are its other keywords."""
@@ -107,7 +136,8 @@ class OnnxGraphs:
         from sam3slim.graphs.modules import Lengths
 
         fixed = None if self.fixed is None else Lengths(*self.fixed)
-        extra = {"method": self.method, **(metadata.pop("extra", None) or {})}
+        calibrated = {"calibrated": {"images": self.images_used}} if self.calibration else {}
+        extra = {"method": {**self.method, **calibrated}, **(metadata.pop("extra", None) or {})}
         return export_onnx(
             model,
             folder,
@@ -115,6 +145,7 @@ class OnnxGraphs:
             int8=self.int8,
             int4=self.int4,
             fixed=fixed,
+            calibration=self.calibration,
             extra=extra,
             **metadata,
         )
@@ -128,6 +159,20 @@ def onnx(model: Sam3, method: Onnx) -> OnnxGraphs:
 @register(Int8Onnx)
 def int8_onnx(model: Sam3, method: Int8Onnx) -> OnnxGraphs:
     return OnnxGraphs("int8_onnx", tuple(quantised_names(model, method.rules)))
+
+
+@register(Int8OnnxStatic)
+def int8_onnx_static(model: Sam3, method: Int8OnnxStatic, batches: Batches | None = None) -> OnnxGraphs:
+    from sam3slim.graphs.calibration import Calibration
+
+    given = [] if batches is None else [batch.to("cpu") for batch in batches(method.calibration_batches)]
+    if not given:
+        raise UserError(
+            "compress=int8_onnx_static needs unlabelled images with a phrase, and there are none; check data.root and "
+            "compress.calibration_split, or use int8_onnx"
+        )
+    names = tuple(quantised_names(model, method.rules))
+    return OnnxGraphs("int8_onnx_static", names, calibration=Calibration(given))
 
 
 @register(Int4Onnx)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sam3slim.artifacts.lazy import Convert
 from sam3slim.compression.compensate import check_compensation, compensated_model
 from sam3slim.compression.gptq import int8_rounder
+from sam3slim.compression.groups import weights_by_group
 from sam3slim.compression.registry import Batches, needs_batches, register
 from sam3slim.compression.rounding import quantise
 from sam3slim.models import Sam3, part_of
@@ -93,9 +94,14 @@ def store_int8(chosen: Collection[str], dynamic: Collection[str] = ()) -> Conver
 
 
 def quantised_names(model: nn.Module, rules: Int8Rules) -> list[str]:
-    """The parameters of ``model`` that ``rules`` turn into INT8, in model order."""
+    """The parameters of ``model`` that ``rules`` turn into INT8, in model order.
+
+    Of embeddings only those that are looked up: queries and reference points are read as plain tensors.
+    """
+    looked_up = weights_by_group(model)["embeddings"]
     return [
         f"{name}.weight"
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | nn.Embedding) and rules.selects(f"{name}.weight", module.weight)
+        if (isinstance(module, nn.Linear) or f"{name}.weight" in looked_up)
+        and rules.selects(f"{name}.weight", module.weight)
     ]

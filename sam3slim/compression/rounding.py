@@ -121,5 +121,5 @@ def quantise(weight: Tensor, *, dynamic: bool = False) -> Tensor:
         from torchao.quantization import Int8Tensor, PerRow
     except ImportError as error:
         raise UserError("INT8 weights need torchao, which is not installed; pip install torchao") from error
-    quantised = Int8Tensor.from_hp(weight.detach().cpu().float(), granularity=PerRow())
+    quantised = Int8Tensor.from_hp(weight.detach().float(), granularity=PerRow())
     return int8_tensor(quantised.qdata, quantised.scale, dynamic=dynamic)

@@ -18,12 +18,13 @@ from sam3slim.checkpoints.locating import ONNX
 from sam3slim.errors import UserError
 from sam3slim.evaluation.inference import eval_mode
 from sam3slim.files import at_home, atomic_path
+from sam3slim.graphs.calibration import Calibration
 from sam3slim.graphs.contents import shares
 from sam3slim.graphs.folder import complete, info
 from sam3slim.graphs.halves import HALF_TOLERANCE, halve
 from sam3slim.graphs.modules import MODULES, Lengths, signatures, traceable
 from sam3slim.graphs.packages import require
-from sam3slim.graphs.quantise import quantise
+from sam3slim.graphs.quantise import Static, quantise
 from sam3slim.graphs.runner import OnnxSam3
 from sam3slim.graphs.trace import OPSET, trace
 from sam3slim.graphs.verify import verify
@@ -41,6 +42,7 @@ def export_onnx(
     int4: Mapping[str, StoredInt4] | None = None,
     external_data: bool | None = None,
     fixed: Lengths | None = None,
+    calibration: Calibration | None = None,
     **origin: Any,
 ) -> ArtifactInfo:
     """Write ``model`` to ``folder`` as ONNX, whole or not at all; an artifact already there is replaced.
@@ -54,6 +56,7 @@ def export_onnx(
         int4: names of the Linear weights to store in INT4 → those.
         external_data: weights beside each graph in ``<graph>.onnx.data``; None: only those above 1.5 GB.
         fixed: lengths of static graphs, for runtimes that want them (TensorRT); None: any length from call to call.
+        calibration: fixes the scales of the activations that are multiplied in INT8; None: measured at each call.
         origin: fields of ``Origin``.
 
     Returns:
@@ -76,8 +79,10 @@ def export_onnx(
             packed = bool(int8 or int4)
             floats = Path(work) if packed or half else temporary
             trace_graphs(model, floats, external_data=external_data, fixed=fixed)
-            differences = verify(model, _opened(floats, model.spec, fixed))
-            quantised = quantise_graphs(floats, temporary, int8, external_data, int4) if packed else set()
+            runner = _opened(floats, model.spec, fixed)
+            differences = verify(model, runner)
+            static = None if calibration is None else (calibration, runner)
+            quantised = quantise_graphs(floats, temporary, int8, external_data, int4, static) if packed else set()
             if half:
                 for name in MODULES:
                     halve(floats / f"{name}.onnx", temporary / f"{name}.onnx", external_data=external_data)
@@ -129,6 +134,7 @@ def quantise_graphs(
     weights: Collection[str],
     external_data: bool | None = None,
     int4: Mapping[str, StoredInt4] | None = None,
+    static: Static | None = None,
 ) -> set[str]:
     """Write the graphs of ``source`` to ``target`` with ``weights`` in INT8, and those of ``int4`` in INT4.
 
@@ -141,7 +147,9 @@ def quantise_graphs(
     found: set[str] = set()
     for name in MODULES:
         file = f"{name}.onnx"
-        found.update(quantise(source / file, target / file, weights, int4=int4, external_data=external_data))
+        found.update(
+            quantise(source / file, target / file, weights, int4=int4, static=static, external_data=external_data)
+        )
     if not found:
         raise UserError("ONNX export: none of the weights to quantise is in a graph; choose other parts")
     return found

@@ -1,6 +1,6 @@
-"""Quantised graphs for ONNX Runtime: dynamic INT8, and INT4 weights.
+"""Quantised graphs for ONNX Runtime: dynamic and static INT8, and INT4 weights.
 
-INT8: weights per output channel, activations as UINT8 measured at each call.
+INT8: weights per output channel, activations as UINT8, with scales measured at each call (dynamic) or fixed (static).
 
 Reduced range: weights take 7 of the 8 bits. Without VNNI a CPU adds pairs of products in 16 bits, and with all 8 bits
 of the weights those sums saturate (4.8 % error instead of 0.7 %).
@@ -17,11 +17,14 @@ from typing import Any
 import numpy as np
 
 from sam3slim.checkpoints.int4 import StoredInt4
+from sam3slim.graphs.calibration import Calibration
 from sam3slim.graphs.packages import require
+from sam3slim.graphs.runner import GraphSam3
 from sam3slim.graphs.trace import LARGEST_FILE
 
 STEPS = 127
 CONTRIB = "com.microsoft"  # ONNX Runtime's own operators
+Static = tuple[Calibration, GraphSam3]  # images, and the FP32 graphs that run before the one in question
 
 
 def quantise(
@@ -30,6 +33,7 @@ def quantise(
     weights: Collection[str],
     *,
     int4: Mapping[str, StoredInt4] | None = None,
+    static: Static | None = None,
     external_data: bool | None = None,
 ) -> list[str]:
     """Write ``source`` (FP32) to ``target`` with the named weights in INT8.
@@ -38,6 +42,7 @@ def quantise(
 
     Args:
         int4: weights that MatMuls are to have in INT4 instead: ONNX Runtime's ``MatMulNBits``, with FP32 products.
+        static: fixes the activations' scales; None: they are measured at each call.
         weights: the model's names of parameters, ``….q_proj.weight``; those of other graphs are passed over.
         external_data: weights in ``<target>.data``; None: only where one file cannot hold them.
 
@@ -78,12 +83,47 @@ def quantise(
         return found
     # The exporter has already folded and optimised; otherwise the quantiser advises to do so, at every call.
     quantization.quant_utils.add_pre_process_metadata(graph_model)
+    common = {
+        "op_types_to_quantize": ["MatMul"], "nodes_to_quantize": list(matmuls), "per_channel": True,
+        "reduce_range": True, "weight_type": quantization.QuantType.QInt8, "use_external_data_format": external_data,
+    }  # fmt: skip
     with _quiet():
-        quantization.quantize_dynamic(
-            graph_model, target, op_types_to_quantize=["MatMul"], nodes_to_quantize=list(matmuls), per_channel=True,
-            reduce_range=True, weight_type=quantization.QuantType.QInt8, use_external_data_format=external_data,
+        if static is None:
+            quantization.quantize_dynamic(graph_model, target, **common)
+            return found
+        _branch_off(onnx, graph, set(matmuls))
+        calibration, runner = static
+        reader = calibration.reader(runner, source.stem)
+        quantization.quantize_static(
+            graph_model, target, reader, quant_format=quantization.QuantFormat.QDQ,
+            activation_type=quantization.QuantType.QUInt8,
+            # What follows a MatMul reads floats: its result is not rounded again.
+            extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul"]}, **common,
         )  # fmt: skip
     return found
+
+
+def _branch_off(onnx: Any, graph: Any, matmuls: Collection[str]) -> None:
+    """Give the named MatMuls inputs of their own where others read the same.
+
+    The quantiser puts a rounded tensor in the place of the original for all who read it; an Identity in between, which
+    ONNX Runtime removes, leaves residual sums and float layers what they had.
+    """
+    constants = {tensor.name for tensor in graph.initializer}
+    others = {name for node in graph.node if node.name not in matmuls for name in node.input}
+    others |= {output.name for output in graph.output}
+    branches: dict[str, Any] = {}
+    for node in graph.node:
+        if node.name not in matmuls or (name := node.input[0]) not in others or name in constants:
+            continue
+        if name not in branches:
+            branches[name] = onnx.helper.make_node("Identity", [name], [f"{name}_int8"], name=f"{name}_int8")
+            info = onnx.helper.make_tensor_value_info(f"{name}_int8", onnx.TensorProto.FLOAT, None)
+            graph.value_info.append(info)
+        node.input[0] = f"{name}_int8"
+    for name, branch in branches.items():
+        readers = (place for place, node in enumerate(graph.node) if f"{name}_int8" in node.input)
+        graph.node.insert(next(readers), branch)
 
 
 def _pack_matmul(onnx: Any, model: Any, node: Any, table: Any, weight: StoredInt4) -> None:

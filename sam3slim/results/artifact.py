@@ -47,7 +47,7 @@ class Source:
 
     @property
     def quantised(self) -> bool:
-        """Whether any of its weights is INT8 or INT4."""
+        """Whether any of its weights is INT8, INT4 or FP8."""
         packed = {precision.dtype for precision in PRECISIONS.values() if not precision.cast}
         return not packed.isdisjoint(self.metadata.get("dtypes", {}))
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from sam3slim.artifacts import ArtifactInfo
+from sam3slim.checkpoints.float8 import multiply_on
 from sam3slim.compression import emulated
 from sam3slim.data.agreement import read_labels, write_labels
 from sam3slim.data.batch import Batch
@@ -42,6 +43,7 @@ from sam3slim.runtimes import runtime_named
 from sam3slim.specs import ModelSpec
 
 EMULATION = "torchao's INT8 products emulated in FP32 (latency: the kernel itself)"
+FP8_ON_CPU = "FP8 codes multiplied by PyTorch on the CPU, summed in FP32"
 
 
 def back_to_cpu(*models: Sam3) -> None:
@@ -85,6 +87,8 @@ def measure(
         on_cpu = isinstance(model, Sam3) and device.type == "cpu"
         with emulated(model) if on_cpu else nullcontext(0) as count:  # type: ignore[arg-type]
             result = evaluate_model(model, loader, limit=spec.limit, top_k=spec.max_detections)
+        if on_cpu and multiply_on(model, device):  # type: ignore[arg-type]
+            record.artifact = replace(record.artifact, evaluated_with=FP8_ON_CPU)
         if count:
             record.artifact = replace(record.artifact, evaluated_with=EMULATION)
             print(f"{count} Linears: {EMULATION}")

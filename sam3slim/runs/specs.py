@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sam3slim.checkpoints import IMAGE_SIZE
-from sam3slim.compression import rows
+from sam3slim.compression import fake_method, rows
 from sam3slim.data.spec import DataSpec
 from sam3slim.distill import DistillSpec
 from sam3slim.launch.compose import check_options
@@ -106,6 +106,8 @@ class TrainSpec:
         compile: see ``models.compiled.compile_layers``; a live teacher is compiled as well.
         force: train again although the folder's record says that just this has been trained.
         compress_after: options of the compress group, applied to the trained model.
+        qat: quantisation-aware training: the method of compression whose rounded weights every step computes with, or
+            its options with ``method``; see ``compression.FakeQuantised``. None: none.
         metric: the one that decides (best checkpoint, search, ``compress_after``); None: mask mAP, box mAP without
             masks.
         cost: what a search minimises beside it, see ``results.costs``; None: bytes.
@@ -132,6 +134,7 @@ class TrainSpec:
     compile: Compile = False
     force: bool = False
     compress_after: tuple[str, ...] = ()
+    qat: str | dict[str, Any] | None = None
     metric: str | None = None
     cost: str | None = None
     latency: bool | None = None
@@ -180,6 +183,7 @@ class TrainSpec:
                 "answers at one size; set distill.image_size=null (they are resized), or distill.cache=null"
             )
         self._check_boxes()
+        self._check_rounding()
         if not self.distill.labels and self.init.kind == "pruned" and self.init.importance == "taylor":
             raise SpecError(
                 "init.importance=taylor needs the loss against labels, and distill.labels=false; "
@@ -190,6 +194,32 @@ class TrainSpec:
                 "model.text.bank: a prompt bank has no text tower to train; train without it, and make the bank of the "
                 "result (sam3slim text CHECKPOINT OUT --phrases FILE --bank)"
             )
+
+    @property
+    def qat_options(self) -> dict[str, Any]:
+        """Those of ``qat``'s method that were given."""
+        return {k: v for k, v in self.qat.items() if k != "method"} if isinstance(self.qat, dict) else {}
+
+    @property
+    def rounding(self) -> Any:
+        """The method of compression that ``qat`` names, with its options; None: none."""
+        if self.qat is None:
+            return None
+        name = self.qat.get("method") if isinstance(self.qat, dict) else self.qat
+        if name is None:
+            raise SpecError(f"qat={self.qat} names no method; write 'qat={{method: int4_weight, …}}'")
+        return fake_method(str(name), **self.qat_options)
+
+    def _check_rounding(self) -> None:
+        if self.rounding is None:
+            return
+        if self.optim.lora is not None:
+            raise SpecError(
+                "qat rounds the weights that are trained, and optim.lora leaves them as they are; set "
+                "optim.lora=null, or qat=null"
+            )
+        if "fsdp" in self.sharding:
+            raise SpecError("qat rounds whole weights, and trainer=fsdp shards them; use trainer=ddp, or qat=null")
 
     def _check_boxes(self) -> None:
         share = self.data.boxes.share

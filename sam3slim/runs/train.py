@@ -18,6 +18,7 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 from sam3slim.artifacts import write_artifact
 from sam3slim.artifacts.trained import trained_prompts
 from sam3slim.checkpoints import load
+from sam3slim.compression import FakeQuantised
 from sam3slim.data.module import ConceptData
 from sam3slim.distill import CachedTeacher, FrozenTeacher
 from sam3slim.environment import describe_device
@@ -109,6 +110,9 @@ def _compress(spec: TrainSpec, run: Run) -> tuple[list[RunRecord], bool]:
     given += [] if spec.metric is None else [f"compress.metric={spec.metric}"]
     composed = compose_run("compress", given, run.folder / COMPRESSED)
     config = {**composed.config, "data": run.config["data"], "seed": spec.seed}
+    if spec.rounding is not None and spec.rounding.name in spec.compress_after:  # as it was trained
+        name = spec.rounding.name
+        config["compress"] = {**config["compress"], name: {**config["compress"][name], **spec.qat_options}}
     smaller = replace(composed, config=config, choices=run.choices, command=run.command)
     asked = spec_from_dict(CompressSpec, config, "")
     if load_samples(run.folder):  # the training has just measured the model, so it is not measured again
@@ -150,6 +154,9 @@ def train(asked: TrainSpec, run: Run) -> RunRecord:
             return record
         teacher = teacher_of(spec, data)
         module = training_module(spec, model, teacher, run.config, masks=masks)
+        if (method := spec.rounding) is not None:
+            module.rounding = FakeQuantised(model, method)
+            rank_zero_only(print)(f"qat={method.name}: {len(module.rounding.keys)} weights are rounded in every step")
         if resume is not None:
             check_trained_parameters(Path(resume), model, module.unused)
         for net in (model, teacher.model) if isinstance(teacher, FrozenTeacher) else (model,):
@@ -284,6 +291,11 @@ def _write_result(spec: TrainSpec, run: Run, data: ConceptData, record: RunRecor
         "training_seconds": training_seconds(output_dir),
         "versions": record.versions,
         **({"image_sizes": record.training.image_sizes} if record.training.image_sizes else {}),
+        **(
+            {"qat": {"method": spec.rounding.name, **spec.qat_options}}
+            if spec.rounding and record.training.retrained
+            else {}
+        ),
         **({"slimming": plan.metadata()} if plan else {}),
         **({"vision": vision.to_dict()} if vision else {}),
     }

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import torch
 
 from sam3slim.checkpoints import LoadReport
+from sam3slim.checkpoints.float8 import multiply_on
 from sam3slim.checkpoints.int8 import is_quantised
 from sam3slim.errors import UserError
 from sam3slim.graphs import GraphSam3, load_runnable
@@ -55,7 +56,7 @@ def to_device(model: ModelT, device: torch.device, precision: str, arithmetic: s
     slower without AVX512-BF16. Graphs stay on the CPU, the only place they are run on.
 
     Raises:
-        UserError: half arithmetic of INT8 weights or of graphs.
+        UserError: half arithmetic of INT8 weights or of graphs; FP8 weights on a GPU without FP8 products.
     """
     if arithmetic in HALVES and (isinstance(model, GraphSam3) or any(map(is_quantised, model.parameters()))):
         raise UserError(f"arithmetic={arithmetic}: quantised weights and graphs have their own; use arithmetic=auto")
@@ -66,6 +67,7 @@ def to_device(model: ModelT, device: torch.device, precision: str, arithmetic: s
         arithmetic = precision if precision in HALVES and device.type == "cuda" else "fp32"
     moved: Any = model.to(device)  # type: ignore[arg-type]
     compute_in(moved, arithmetic)
+    multiply_on(moved, device)
     if precision in HALVES or arithmetic in HALVES:
         print(f"stored in {precision}, computes in {arithmetic} on {device.type}")
     return moved

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Protocol
 
 import lightning
 import torch
@@ -29,6 +29,14 @@ from sam3slim.training.step_loss import StepLoss
 from sam3slim.training.unused import unused_parameters
 
 
+class Rounding(Protocol):
+    """Weights that are rounded in forward passes; see ``compression.FakeQuantised``."""
+
+    def round(self) -> None: ...
+
+    def restore(self) -> None: ...
+
+
 class ConceptSegmentation(lightning.LightningModule):
     """Trains a ``Sam3``.
 
@@ -51,6 +59,8 @@ class ConceptSegmentation(lightning.LightningModule):
     Attributes:
         unused: names of the parameters that no loss depends on. Like frozen ones they have no gradient, so that DDP
             does not wait for them, and no optimiser state, so that weight decay leaves them alone.
+        rounding: rounds weights for each forward and backward pass and in validation, never in between, so that the
+            optimiser, averages and checkpoints have the weights themselves; None: nothing is rounded.
 
     Raises:
         UserError: no parameter is left to train.
@@ -80,6 +90,7 @@ class ConceptSegmentation(lightning.LightningModule):
         self.one_to_many, self.teacher = one_to_many, teacher
         self.max_prompts = max_prompts
         self.metric = metric
+        self.rounding: Rounding | None = None
         self._validated: list[ConceptMetrics] = []  # of every data set that is validated on
         self._whole = ExitStack()
         self.unused = unused_parameters(
@@ -135,6 +146,8 @@ class ConceptSegmentation(lightning.LightningModule):
         # The teacher is asked first: what it needs on the way is free again when the student's activations pile up.
         soft = None if self.teacher is None else self.teacher.targets(batch)
         counts = None if self.criterion is None else self._counts(batch)
+        if self.rounding is not None:
+            self.rounding.round()  # until the backward pass is over
         losses = self._step_loss(self.model, soft, counts, self._average).losses(batch)
         loss = losses.pop("loss")
         self._check_finite(loss, losses)
@@ -144,6 +157,16 @@ class ConceptSegmentation(lightning.LightningModule):
             self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size, sync_dist=True)
             self.log_dict({f"train/{name}": value for name, value in losses.items()}, batch_size=size, sync_dist=True)
         return loss
+
+    def on_after_backward(self) -> None:
+        if self.rounding is not None:
+            self.rounding.restore()
+
+    def state_dict(self, *args: Any, **options: Any) -> Any:
+        """The weights themselves, also where a step was broken off."""
+        if self.rounding is not None:
+            self.rounding.restore()
+        return super().state_dict(*args, **options)
 
     def _step_loss(
         self, model: Sam3, soft: SoftTargets | None, counts: Counts | None, average: Average | None = None
@@ -206,10 +229,16 @@ class ConceptSegmentation(lightning.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         truths = ground_truths(batch)
-        found = predict_batch(
-            self.model, batch, top_k=counted_detections(truths), keep_score=CONFIDENT,
-            with_masks=truths[0].rles is not None,
-        )  # fmt: skip
+        if self.rounding is not None:
+            self.rounding.round()
+        try:
+            found = predict_batch(
+                self.model, batch, top_k=counted_detections(truths), keep_score=CONFIDENT,
+                with_masks=truths[0].rles is not None,
+            )  # fmt: skip
+        finally:
+            if self.rounding is not None:
+                self.rounding.restore()
         self._validated[dataloader_idx].update(found, truths)
 
     def on_validation_epoch_end(self) -> None:

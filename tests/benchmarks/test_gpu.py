@@ -31,7 +31,7 @@ CASES = {
         f"{name}, 2 images x 3 prompts, compile={how}" for name in ("full", "slim") for how in ("false", "eager")
     },
     "Evaluation and prediction": {"evaluate, fp32", "evaluate, fp16", "predict"},
-    "Latency": {"fp32", "bf16", "fp16", "int8_weight", "int8_dynamic"},
+    "Latency": {"fp32", "bf16", "fp16", "int8_weight", "int8_dynamic", "fp8_dynamic"},
 }
 
 

@@ -42,10 +42,12 @@ def test_method_names__what_the_user_types() -> None:
         "bf16",
         "int8_weight",
         "int8_dynamic",
+        "fp8_dynamic",
         "int4_weight",
         "mixed",
         "onnx",
         "int8_onnx",
+        "int8_onnx_static",
         "int4_onnx",
         "slim",
         "recalibrated",
@@ -224,3 +226,16 @@ def test_write__facts_say_the_method_and_shares(model: Sam3, tmp_path: Path) -> 
     assert "vision" in metadata["extra"]["method"]["rules"]["parts"]
     assert set(metadata["dtypes"]) == {"int8", "float16"}
     assert metadata["parent"] == "full"
+
+
+@pytest.mark.parametrize("method", ["int8_weight", "int4_weight"])
+def test_rules__of_every_part_leave_a_model_that_runs(
+    model: Sam3, tmp_path: Path, inputs: dict[str, torch.Tensor], method: str
+) -> None:
+    options = {"group": 32} if method == "int4_weight" else {}
+    rules = {"parts": ["vision", "text", "geometry", "encoder", "decoder", "mask", "scoring"]}
+    loaded = reload(model, compress(model, method_from_name(method, rules=rules, **options)), tmp_path / "a")
+    assert is_quantised(loaded.get_parameter("detr_decoder.layers.0.self_attn.q_proj.weight"))
+    assert not is_quantised(loaded.get_parameter("detr_decoder.query_embed.weight"))  # read as a plain tensor
+    with torch.inference_mode():
+        assert loaded(**inputs).pred_logits.isfinite().all()

@@ -9,7 +9,7 @@ import pytest
 from sam3slim.compression import Int8Rules, method_from_name, method_names
 from sam3slim.errors import UserError
 
-WITH_RULES = ("int8_weight", "int8_dynamic", "int8_onnx", "int4_weight", "int4_onnx")
+WITH_RULES = ("int8_weight", "int8_dynamic", "fp8_dynamic", "int8_onnx", "int8_onnx_static", "int4_weight", "int4_onnx")
 
 
 @pytest.mark.parametrize("name", method_names())
