@@ -24,8 +24,10 @@ SETS = ("carparts", "facades", "coco609")
 METHODS = ("weights_only", "fp16", "bf16", "int8_weight", "int8_dynamic", "int8_onnx", "int4_weight")
 COMPENSATED = ("int8_weight", "int4_weight")  # rounding that makes up for itself, on training images
 FIT = "init.fit_batches=12"
-STEPS = 400
-TAUGHT = ("distill=full", f"trainer.max_steps={STEPS}", f"trainer.val_check_interval={STEPS}", "optim.lr=2e-4")
+STEPS = 800
+TAUGHT = ("distill=full", f"trainer.max_steps={STEPS}", f"trainer.val_check_interval={STEPS}", "optim.lr=2e-4",
+          "optim.lr_vision=2e-4", "trainer.precision=bf16-mixed")  # fmt: skip
+TAUGHT_HOW = f"fitted, {STEPS} steps taught"
 RULES = {
     "even": ("init.depth=even",),
     "importance": ("init.depth=importance", "init.importance=taylor"),
@@ -40,9 +42,10 @@ SLIM = {
     "decoder": ("decoder 3 -> 2 layers", ("model=photo", "model/decoder=l2")),
     "text": ("text 2 -> 1 layers", ("model=photo", "model.text.layers=1")),
 }
-RETRAINED = ("slim", "w320")
+RETRAINED = ("w320",)
 DEPTHS = (10, 9, 8, 6)
 DEPTHS_TAUGHT = (9,)
+SIZES = (168, 112)  # pixels; photo's own is 224
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ HEADS = {
     "precisions": ("method",),
     "cuts": ("cut", "how"),
     "depth": ("blocks", "removed by", "how"),
+    "resolution": ("pixels", "how"),
 }
 
 
@@ -103,9 +107,12 @@ def all_rows(photos: Path, full: Path, out: Path) -> Iterator[Row]:
     for name, (title, sizes) in SLIM.items():
         yield Row("cuts", (title, "as cut"), Step(f"cut_{name}", "train", (*cut, *sizes, untrained)))
         yield Row("cuts", (title, "fitted"), Step(f"cut_{name}_fitted", "train", (*cut, *sizes, FIT, untrained)))
+        if name == "slim":
+            roots = [f"data.sets.{one}.root={photos / one}" for one in SETS[:2]]
+            recipe = ("experiment=photo_slim", f"init.checkpoint={full}", *roots, "logger=csv")
+            yield Row("cuts", (title, "experiment=photo_slim"), Step(f"cut_{name}_taught", "train", recipe))
         if name in RETRAINED:
-            how = f"fitted, {STEPS} steps taught"
-            yield Row("cuts", (title, how), Step(f"cut_{name}_taught", "train", (*cut, *sizes, FIT, *TAUGHT)))
+            yield Row("cuts", (title, TAUGHT_HOW), Step(f"cut_{name}_taught", "train", (*cut, *sizes, FIT, *TAUGHT)))
     for depth in DEPTHS:
         for rule, chosen in RULES.items():
             step = (*cut, "model=photo", f"model.vit.depth={depth}", *chosen, untrained)
@@ -114,8 +121,14 @@ def all_rows(photos: Path, full: Path, out: Path) -> Iterator[Row]:
                 yield Row("depth", (*cells, "as cut"), Step(name, "train", step))
             yield Row("depth", (*cells, "fitted"), Step(f"{name}_fitted", "train", (*step, FIT)))
             if depth in DEPTHS_TAUGHT and rule == "even":
-                how = f"fitted, {STEPS} steps taught"
-                yield Row("depth", (*cells, how), Step(f"{name}_taught", "train", (*step[:-1], FIT, *TAUGHT)))
+                taught = Step(f"{name}_taught", "train", (*step[:-1], FIT, *TAUGHT))
+                yield Row("depth", (*cells, TAUGHT_HOW), taught)
+    for size in SIZES:
+        step = (*cut, "model=photo", f"model.vit.image_size={size}")
+        yield Row("resolution", (str(size), "as it is"), Step(f"r{size}", "train", (*step, untrained)))
+        yield Row(
+            "resolution", (str(size), f"{STEPS} steps taught"), Step(f"r{size}_taught", "train", (*step, *TAUGHT))
+        )
 
 
 @dataclass(frozen=True)
