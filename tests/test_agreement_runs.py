@@ -14,14 +14,20 @@ from sam3slim.checkpoints import load
 from sam3slim.compression import Mixed
 from sam3slim.data.shapes import ShapesSpec, make_shapes
 from sam3slim.errors import UserError
+from sam3slim.export.run import export
 from sam3slim.launch.compose import compose_plain
+from sam3slim.report.gallery import make_gallery
+from sam3slim.results.collect import collect
 from sam3slim.results.metrics import METRICS
 from sam3slim.results.record import RunRecord, read_record
 from sam3slim.runs.plans import PrecisionEvaluator
 from sam3slim.runs.specs import CompressSpec
 from sam3slim.strict import spec_from_dict
 from tests import running as runs
+from tests.export.conftest import same_process
 from tests.tiny import tiny_model
+
+__all__ = ["same_process"]
 
 NANO = Path(__file__).parent.parent / "assets" / "nano"
 PICTURES = 8
@@ -94,6 +100,23 @@ def test_labels__are_the_confident_detections(root: Path, compressed: list[RunRe
     assert labels["phrases"] == ["circle", "square", "triangle", "red circle"]
     assert len(labels["images"]) == PICTURES // 4
     assert sum(len(image["objects"]) for image in labels["images"]) > 3
+
+
+def test_export__is_not_measured_where_nobody_annotated(
+    root: Path, compressed: list[RunRecord], same_process: list[str]
+) -> None:
+    made = export([root / "compressed"], root / "export", max_drop=100)
+    assert same_process
+    assert made.selection.warnings == []
+    assert "not evaluated again: the images are not annotated" in made.verified.lines()[-1]
+    assert made.verified.differences
+
+
+def test_gallery__says_that_nobody_annotated(root: Path, compressed: list[RunRecord]) -> None:
+    (group,) = collect([root / "compressed"]).groups
+    (run,) = (run for run in group.runs if run.folder.name == "slim")
+    gallery = make_gallery(group, [run], 1)
+    assert [picture["alt"].partition(":")[0] for picture in gallery.truth] == ["not annotated"]
 
 
 def test_search__the_model_itself_labels_its_split(root: Path) -> None:

@@ -111,6 +111,8 @@ def _sample(model: Runnable, request: Request) -> dict[str, Any]:
         loader = spec.build(model.spec).loader(spec.split)
     except UserError as error:
         return {"reason": str(error)}
+    if loader.dataset.by_model:
+        return {"reason": "the images are not annotated; agreement was with what another model found"}
     result = evaluate(model, loader, limit=request.images, progress=sys.stdout.isatty())
     return {"metrics": result.metrics, "images": result.images, "prompts": result.prompts}
 

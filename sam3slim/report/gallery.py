@@ -125,9 +125,9 @@ def make_gallery(
         if gallery is None:
             phrases = sorted(names[category] for category in (shown or names))
             gallery = Gallery([info.file_name for info in batch.images], phrases=phrases)
-            truths = ground_truths(batch)
+            heading = "not annotated" if dataset.by_model else "ground truth"
             gallery.truth = [
-                _picture(*pair, names, shown, "ground truth") for pair in zip(pictures, truths, strict=True)
+                _picture(*pair, names, shown, heading) for pair in zip(pictures, ground_truths(batch), strict=True)
             ]
         with emulated(model) if isinstance(model, Sam3) else nullcontext(0):
             found = predict_batch(model, batch)

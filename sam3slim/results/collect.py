@@ -167,7 +167,8 @@ def _without_repeats(runs: Sequence[Run]) -> list[Run]:
     by_hash = defaultdict(list)
     for (config, _), run in kept.items():
         if run.record.status == "finished":
-            by_hash[config].append(run)
+            # A compress.py of one method measures the full model, too, with the same configuration.
+            by_hash[config, run.record.kind].append(run)
     for same in by_hash.values():
         for run in same:
             run.conflict = len(same) > 1

@@ -53,6 +53,12 @@ def test_collect__equal_configuration_and_other_numbers_are_both_marked(tmp_path
     assert {run.folder.name: run.conflict for run in collect([tmp_path]).runs} == {"a": True, "b": True, "c": False}
 
 
+def test_collect__the_full_model_beside_its_one_method_is_no_conflict(tmp_path: Path) -> None:
+    add_run(tmp_path, "full", config_hash="x", kind="evaluate", segm=0.8)
+    add_run(tmp_path, "fp16", config_hash="x", kind="compress", segm=0.7)
+    assert [run.conflict for run in collect([tmp_path]).runs] == [False, False]
+
+
 def test_collect__without_a_hash_nothing_merges(tmp_path: Path) -> None:
     add_run(tmp_path, "a", config_hash=None)
     add_run(tmp_path, "b", config_hash=None)
