@@ -40,6 +40,7 @@ NEEDED = {
     "experiment=overfit": ["data.root=x"],
     "experiment=photo_frozen": ["init.vision=x", "data.sets.carparts.root=x", "data.sets.facades.root=x"],
     "experiment=photo_reference": ["data.sets.carparts.root=x", "data.sets.facades.root=x"],
+    "experiment=photo_slim": ["data.sets.carparts.root=x", "data.sets.facades.root=x"],
     **{
         f"experiment={name}": ["init.checkpoint=x", "data.root=x"]
         for name in ("slim", "slim_depth", "slim_width", "slim_text", "slim_layers")

@@ -13,7 +13,7 @@ NAMES = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
 STEPS = 3
 USERS = "(the user's)"  # stands for what only the user knows
 # What the experiment inherits from, by its init.checkpoint.
-FAMILIES = {USERS: "full", "assets/nano": "nano", "outputs/photo_frozen": "photo"}
+FAMILIES = {USERS: "full", "assets/nano": "nano", "outputs/photo_frozen": "photo", "outputs/photo_reference": "photo"}
 # A size that the experiment cuts is smaller than the teacher's here, too.
 CUT: dict[str, Any] = {
     "vit.embed_dim": 16, "vit.num_heads": 1, "vit.mlp_ratio": 1.5, "vit.depth": 3, "text.width": 16,
