@@ -108,10 +108,11 @@ def _sample(model: Runnable, request: Request) -> dict[str, Any]:
     """{"metrics", "images", "prompts"}, or {"reason"} where the data cannot be read."""
     try:
         spec = recorded_data(request.data or {}, root=request.root)
-        loader = spec.build(model.spec).loader(spec.split)
+        data = spec.build(model.spec)
+        loader = data.loader(spec.split)
     except UserError as error:
         return {"reason": str(error)}
-    if loader.dataset.by_model:
+    if data.dataset(spec.split).by_model:
         return {"reason": "the images are not annotated; agreement was with what another model found"}
     result = evaluate(model, loader, limit=request.images, progress=sys.stdout.isatty())
     return {"metrics": result.metrics, "images": result.images, "prompts": result.prompts}
