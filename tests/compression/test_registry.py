@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
 
@@ -17,8 +18,12 @@ def test_method_from_name__every_option_refuses_what_it_is_not(name: str) -> Non
     options = [item.name for item in dataclasses.fields(method_from_name(name))]
     for option in options:
         for value in (None, -7, "x"):
-            with pytest.raises(UserError, match=rf"^compress\.{name}\.{option}\b[^\n]* must be [^\n]*$"):
+            with pytest.raises(UserError) as refused:
                 method_from_name(name, **{option: value})
+            message = str(refused.value)
+            assert re.search(rf"\bcompress\.{name}\.{option}\b", message), message
+            assert re.search(r" must be |^unknown option ", message), message
+            assert "\n" not in message
     with pytest.raises(UserError, match=rf"^unknown key compress\.{name}\.foreign"):
         method_from_name(name, foreign=1)
 
