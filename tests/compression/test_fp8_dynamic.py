@@ -75,7 +75,7 @@ def test_fp8__products_of_codes(half: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     for rows, columns in ((48, 16), (256, 1024)):
         layer = nn.Linear(columns, rows)
-        made = quantise(layer.weight)
+        made = quantise(torch.randn(rows, columns, generator=generator))
         layer.weight = nn.Parameter(made.running(), requires_grad=False)
         # One token far larger than the others, one of zeros.
         x = torch.randn(2, 9, columns, generator=generator) * torch.logspace(-3, 3, 9)[:, None]
@@ -87,8 +87,10 @@ def test_fp8__products_of_codes(half: bool) -> None:
         codes = (given / scale).to(torch.float8_e4m3fn).float()
         y = F.linear(codes, made.qdata.float()) * scale * made.scale.flatten() + layer.bias
         assert found.dtype == torch.float32
-        allowed = 3e-2 if half else 1e-5
-        assert ((found - y).abs() <= allowed * y.abs().amax(-1, keepdim=True)).all(), (rows, columns)
+        # Scales in bfloat16 move some codes to their neighbours, an eighth away, which a sum that cancels out shows.
+        size = F.linear(codes.abs(), made.qdata.float().abs()) * scale * made.scale.flatten() + layer.bias.abs()
+        allowed = 1 / 8 if half else 1e-5
+        assert ((found - y).abs() <= allowed * size).all(), (rows, columns)
 
 
 def test_fp8__gpus_that_can_and_cannot(loaded: Sam3) -> None:

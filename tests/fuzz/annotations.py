@@ -15,7 +15,8 @@ from sam3slim.data.spec import DataSpec
 from sam3slim.errors import UserError
 from sam3slim.results.metrics import measure_all
 from tests.data.plain_set import plain, rle_of, written
-from tests.data.test_kinds import federated, noun_phrases, saco
+from tests.data.spellings import noun_phrases, saco
+from tests.data.test_kinds import federated
 from tests.fuzz.odd import broken_bytes, spoiled
 from tests.tiny import SPEC
 

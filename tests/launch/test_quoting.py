@@ -102,6 +102,7 @@ def test_path_keys__are_keys() -> None:
     """What is named here exists in some command."""
     known = {f"{group}.{key}" for group in ("init", "distill", "data") for key in _keys(group)}
     known |= {*compose_plain("train"), *compose_plain("evaluate", missing="x"), *FOLDERS}
+    known |= {f"compress.{key}" for key in compose_plain("compress", missing="x")["compress"]}
     assert set(PATHS) <= known
 
 
