@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sam3slim.artifacts.extraction import check_options, part_bytes, provenance
 from sam3slim.artifacts.write import write_folder
-from sam3slim.checkpoints import float8, int4, int8
+from sam3slim.checkpoints import int8
 from sam3slim.checkpoints.load_report import CheckpointError, by_part
 from sam3slim.checkpoints.loading import require_all
 from sam3slim.checkpoints.locating import locate, weight_files
@@ -81,7 +81,7 @@ def cut_text(
     located, path = locate(source), at_home(target)
     check_options(located, path, None, "hf", overwrite)
     raw = read(located, overrides)
-    if any(pattern.match(key) for key in raw.tensors for pattern in (int8.QDATA, int4.KEY, float8.KEY)):
+    if any(pattern.match(key) for key in raw.tensors for pattern in (int8.QDATA, *(own[0] for own in int8.OWN))):
         raise CheckpointError(
             f"checkpoint {raw.path} is already quantised ({raw.precision}); cut the text tower of its FP32 or FP16 "
             "parent, and compress the result"

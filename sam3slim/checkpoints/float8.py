@@ -102,13 +102,18 @@ def stored(tensor: Any) -> StoredFloat8 | None:
     return StoredFloat8(tensor.qdata, tensor.scale) if is_float8(tensor) else None
 
 
+def float8_linears(model: nn.Module) -> list[nn.Linear]:
+    """Those with FP8 weights."""
+    return [module for module in model.modules() if isinstance(module, nn.Linear) and is_float8(module.weight)]
+
+
 def multiply_on(model: nn.Module, device: torch.device) -> int:
     """Let the Linears with FP8 weights compute on ``device``, where ``model`` is; how many they are.
 
     Raises:
         UserError: a GPU without FP8 products.
     """
-    chosen = [module for module in model.modules() if isinstance(module, nn.Linear) and is_float8(module.weight)]
+    chosen = float8_linears(model)
     if chosen and device.type == "cuda":
         check_capability(torch.cuda.get_device_capability(device), torch.cuda.get_device_name(device))
         for module in chosen:

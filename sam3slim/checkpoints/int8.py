@@ -59,6 +59,11 @@ STORED = re.compile(
     r"^(?P<module>.+)\._(?P<name>\w+?)_(?P<part>int4|int4_scale|int4_zero|float8|float8_scale|qdata|scale)$"
 )
 QDATA = re.compile(r"^(?P<module>.+)\._(?P<name>\w+)_qdata$")
+# Layouts of our own: the key of the codes, what messages call them, what they stand for, ends of the keys beside them.
+OWN: tuple[tuple[re.Pattern[str], str, Any, tuple[str, ...]], ...] = (
+    (int4.KEY, "INT4", StoredInt4, ("_scale", "_zero")),
+    (float8.KEY, "FP8", StoredFloat8, ("_scale",)),
+)
 
 
 def stored_part(tensors: Mapping[str, Any], key: str) -> Tensor:
@@ -183,22 +188,15 @@ def unflatten(
     """
     tensors: dict[str, Any] = dict(flat)
     for key in flat:
-        if match := int4.KEY.match(key):
-            stem = f"{match['module']}._{match['name']}_int4"
-            if f"{stem}_scale" not in flat:
-                raise CheckpointError(f"checkpoint {source}: INT4 weight {key} has no {stem}_scale; write it again")
-            ours = StoredInt4(tensors.pop(key), tensors.pop(f"{stem}_scale"), tensors.pop(f"{stem}_zero", None))
-            name = f"{match['module']}.{match['name']}"
-            tensors[name] = ours if as_stored else ours.dequantize() if dequantize else ours.running()
-            continue
-        if match := float8.KEY.match(key):
-            stem = f"{match['module']}._{match['name']}_float8"
-            if f"{stem}_scale" not in flat:
-                raise CheckpointError(f"checkpoint {source}: FP8 weight {key} has no {stem}_scale; write it again")
-            fp8 = StoredFloat8(tensors.pop(key), tensors.pop(f"{stem}_scale"))
-            name = f"{match['module']}.{match['name']}"
-            tensors[name] = fp8 if as_stored else fp8.dequantize() if dequantize else fp8.running()
-            continue
+        for pattern, what, kind, ends in OWN:
+            if match := pattern.match(key):
+                if f"{key}_scale" not in flat:
+                    raise CheckpointError(
+                        f"checkpoint {source}: {what} weight {key} has no {key}_scale; write it again"
+                    )
+                ours = kind(tensors.pop(key), *(tensors.pop(f"{key}{end}", None) for end in ends))
+                name = f"{match['module']}.{match['name']}"
+                tensors[name] = ours if as_stored else ours.dequantize() if dequantize else ours.running()
         match = QDATA.match(key)
         if match is None:
             continue
@@ -208,10 +206,11 @@ def unflatten(
         qdata, scale = tensors.pop(key), tensors.pop(f"{stem}scale")
         tensors.pop(f"{stem}zero_point", None)  # all zeros: the scheme is symmetric
         key = f"{match['module']}.{match['name']}"
+        stored = StoredInt8(qdata, scale)
         tensors[key] = (
-            StoredInt8(qdata, scale)
+            stored
             if as_stored
-            else qdata.float() * scale.float()
+            else stored.dequantize()
             if dequantize or qdata.ndim != 2
             else int8_tensor(qdata, scale, dynamic=key in dynamic)
         )

@@ -7,22 +7,21 @@ that codes would differ; here the method's own conversion rounds, and what it st
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from sam3slim.artifacts.lazy import Convert
 from sam3slim.checkpoints.int8 import is_quantised
-from sam3slim.compression.int4_weight import Int4Weight, int4_weight
-from sam3slim.compression.int8_weight import Int8Weight, int8_weight
-from sam3slim.compression.mixed import Mixed, mixed
-from sam3slim.compression.registry import check_methods, method_from_name, needs_batches
+from sam3slim.compression.int4_weight import Int4Weight
+from sam3slim.compression.int8_weight import Int8Weight
+from sam3slim.compression.mixed import Mixed
+from sam3slim.compression.registry import check_methods, handler_of, method_from_name, needs_batches
 from sam3slim.errors import UserError
 from sam3slim.models import Sam3
 
-HANDLERS: dict[Any, Any] = {Int4Weight: int4_weight, Int8Weight: int8_weight, Mixed: mixed}
+METHODS = (Int4Weight, Int8Weight, Mixed)
 
 
 def fake_method(name: str, **options: Any) -> Any:
@@ -31,7 +30,7 @@ def fake_method(name: str, **options: Any) -> Any:
     Raises:
         UserError: another one, or a wrong option.
     """
-    known = [kind.name for kind in HANDLERS]
+    known = [kind.name for kind in METHODS]
     if name not in known:
         raise UserError(f"qat={name} must be one of {', '.join(known)}, which store weights in INT4 or INT8")
     try:
@@ -58,7 +57,6 @@ class FakeQuantised:
 
     Attributes:
         keys: names of the weights that are rounded.
-        facts: the method's options, plain values.
 
     Raises:
         UserError: ``method`` cannot work on this model, or rounds none of its weights to INT4 or INT8.
@@ -67,10 +65,9 @@ class FakeQuantised:
     def __init__(self, model: Sam3, method: Any) -> None:
         check_methods(model, {method.name: method})
         self._model = model
-        self._convert: Convert = HANDLERS[type(method)](model, method)
+        self._convert = cast(Convert, handler_of(method)(model, method))  # what those of METHODS make
         state = {name: p.detach().cpu().float() for name, p in model.named_parameters()}
         self.keys = [name for name, value in state.items() if is_quantised(self._convert(name, value).tensor)]
-        self.facts = {"name": method.name, **asdict(method)}
         self._own: dict[str, Tensor] = {}
         if not self.keys:
             raise UserError(f"qat={method.name} rounds no weight of this model to INT4 or INT8; choose other options")

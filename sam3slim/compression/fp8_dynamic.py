@@ -6,35 +6,26 @@ x ≈ x_q · s with one such scale per token, y = (x_q · w_qᵀ) · s · s_w. S
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor, nn
 
 from sam3slim.artifacts.lazy import Convert
 from sam3slim.checkpoints import float8
-from sam3slim.compression.int8_weight import Int8Rules, quantised_names, store_int8
+from sam3slim.compression.int8_dynamic import DynamicProducts
+from sam3slim.compression.int8_weight import quantised_names, store_int8
 from sam3slim.compression.registry import register
 from sam3slim.errors import UserError
 from sam3slim.models import Sam3, part_of
-from sam3slim.models.count import check_parts
 from sam3slim.precisions import Stored
 
 
 @dataclass(frozen=True)
-class Fp8Dynamic:
-    """``int8_weight``, but FP8 weights and products in the Linears of ``activations``.
-
-    Attributes:
-        activations: parts whose Linears are in FP8: the towers, where the arithmetic is.
-    """
+class Fp8Dynamic(DynamicProducts):
+    """FP8 products, of weights in FP8."""
 
     name: ClassVar[str] = "fp8_dynamic"
-    rules: Int8Rules = field(default_factory=Int8Rules)
-    activations: tuple[str, ...] = ("vision", "text")
-
-    def __post_init__(self) -> None:
-        check_parts("fp8_dynamic.activations", self.activations)
 
     def check(self, model: nn.Module) -> None:
         """Refuse a model of which no Linear would be in FP8. Raises UserError."""

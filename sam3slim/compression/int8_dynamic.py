@@ -28,19 +28,26 @@ SMALLEST_SCALE = torch.finfo(torch.float32).eps  # torchao's
 
 
 @dataclass(frozen=True)
-class Int8Dynamic:
-    """``int8_weight``, and INT8 products in the Linears of ``activations``.
+class DynamicProducts:
+    """``int8_weight``, and products in few bits in the Linears of ``activations``.
 
     Attributes:
         activations: parts whose Linears quantise their inputs: the towers, where the arithmetic is.
     """
 
-    name: ClassVar[str] = "int8_dynamic"
+    name: ClassVar[str]
     rules: Int8Rules = field(default_factory=Int8Rules)
     activations: tuple[str, ...] = ("vision", "text")
 
     def __post_init__(self) -> None:
-        check_parts("int8_dynamic.activations", self.activations)
+        check_parts(f"{self.name}.activations", self.activations)
+
+
+@dataclass(frozen=True)
+class Int8Dynamic(DynamicProducts):
+    """INT8 products."""
+
+    name: ClassVar[str] = "int8_dynamic"
 
 
 @register(Int8Dynamic)

@@ -142,9 +142,7 @@ def compress(model: Sam3, method: Any, batches: Batches | None = None) -> Any:
             are no ``batches`` for a method that needs some.
         TypeError: ``method`` has no handler.
     """
-    handler = _HANDLERS.get(type(method))
-    if handler is None:
-        raise TypeError(f"no compression handler for {type(method).__name__}")
+    handler = handler_of(method)
     check_methods(model, {method.name: method})
     state = model.state_dict()
     release_memory()
@@ -156,6 +154,14 @@ def compress(model: Sam3, method: Any, batches: Batches | None = None) -> Any:
         return CompressedTensors(getattr(method, "precision", method.name), converted(sources, made), options)
     made.method = options
     return made
+
+
+def handler_of(method: Any) -> Handler:
+    """What works as ``method`` says. Raises TypeError where nothing is registered for it."""
+    handler = _HANDLERS.get(type(method))
+    if handler is None:
+        raise TypeError(f"no compression handler for {type(method).__name__}")
+    return handler
 
 
 def check_methods(model: Sam3, methods: Mapping[str, Any]) -> None:

@@ -48,6 +48,7 @@ class Gallery:
         runs: folder of a run → its predictions, in the same order.
         missing: folder of a run → why it has none.
         phrases: what was looked for.
+        heading: of ``truth``, which is empty pictures where nobody has annotated them.
     """
 
     names: list[str]
@@ -55,10 +56,11 @@ class Gallery:
     runs: dict[str, list[Picture]] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     phrases: list[str] = field(default_factory=list)
+    heading: str = "ground truth"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values for the page."""
-        return {key: getattr(self, key) for key in ("names", "truth", "runs", "missing", "phrases")}
+        return {key: getattr(self, key) for key in ("names", "truth", "runs", "missing", "phrases", "heading")}
 
 
 def gallery_runs(
@@ -124,8 +126,8 @@ def make_gallery(
         ]
         if gallery is None:
             phrases = sorted(names[category] for category in (shown or names))
-            gallery = Gallery([info.file_name for info in batch.images], phrases=phrases)
             heading = "not annotated" if dataset.by_model else "ground truth"
+            gallery = Gallery([info.file_name for info in batch.images], phrases=phrases, heading=heading)
             gallery.truth = [
                 _picture(*pair, names, shown, heading) for pair in zip(pictures, ground_truths(batch), strict=True)
             ]

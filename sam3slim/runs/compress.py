@@ -79,11 +79,9 @@ def compress(spec: CompressSpec, run: Run) -> list[RunRecord]:
     check_methods(model, {**dict.fromkeys(spec.methods), **dict(zip(entries, methods, strict=True))})
     data = spec.data.build(model.spec, spec.seed)
     data.prepare_data()
-    if budget.given:
-        check_other_split(data, "compress.search_split", budget.search_split, spec.data.split)
     if any(map(needs_labels, methods)) and spec.data.kind == "pictures":
         raise UserError("compress=recalibrated fits scores to annotations, and data=pictures has none; use data=coco")
-    if any(map(needs_labels, methods)) and not budget.given:
+    if budget.given or any(map(needs_labels, methods)):
         check_other_split(data, "compress.search_split", budget.search_split, spec.data.split)
     if any(needs_batches(method) and not needs_labels(method) for method in methods):
         check_other_split(data, "compress.calibration_split", budget.calibration_split, spec.data.split)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from sam3slim.artifacts import ArtifactInfo
-from sam3slim.checkpoints.float8 import multiply_on
+from sam3slim.checkpoints.float8 import float8_linears
 from sam3slim.compression import emulated
 from sam3slim.data.agreement import read_labels, write_labels
 from sam3slim.data.batch import Batch
@@ -87,7 +87,7 @@ def measure(
         on_cpu = isinstance(model, Sam3) and device.type == "cpu"
         with emulated(model) if on_cpu else nullcontext(0) as count:  # type: ignore[arg-type]
             result = evaluate_model(model, loader, limit=spec.limit, top_k=spec.max_detections)
-        if on_cpu and multiply_on(model, device):  # type: ignore[arg-type]
+        if on_cpu and float8_linears(model):  # type: ignore[arg-type]
             record.artifact = replace(record.artifact, evaluated_with=FP8_ON_CPU)
         if count:
             record.artifact = replace(record.artifact, evaluated_with=EMULATION)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import Any, Protocol
 
 import lightning
@@ -35,6 +35,10 @@ class Rounding(Protocol):
     def round(self) -> None: ...
 
     def restore(self) -> None: ...
+
+    def __enter__(self) -> Any: ...
+
+    def __exit__(self, *_: object) -> None: ...
 
 
 class ConceptSegmentation(lightning.LightningModule):
@@ -229,16 +233,11 @@ class ConceptSegmentation(lightning.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         truths = ground_truths(batch)
-        if self.rounding is not None:
-            self.rounding.round()
-        try:
+        with self.rounding or nullcontext():
             found = predict_batch(
                 self.model, batch, top_k=counted_detections(truths), keep_score=CONFIDENT,
                 with_masks=truths[0].rles is not None,
             )  # fmt: skip
-        finally:
-            if self.rounding is not None:
-                self.rounding.restore()
         self._validated[dataloader_idx].update(found, truths)
 
     def on_validation_epoch_end(self) -> None:

@@ -279,7 +279,7 @@ function drawGallery(runs) {
       figure.append(node("img", { src: picture.src, alt: picture.alt, decoding: "async" }), node("figcaption", {}, caption));
       row.append(figure);
     };
-    show(gallery.truth[i], gallery.truth[i].alt.split(":")[0]);
+    show(gallery.truth[i], gallery.heading);
     for (const run of views) show(gallery.runs[run.run][i], `${run.family} ${run.precision}, ${size(run.bytes)}`);
     image.append(node("h3", {}, name), row);
     box.append(image);
