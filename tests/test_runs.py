@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -113,9 +114,13 @@ def test_evaluate__splits_and_latency(trained: tuple[RunRecord, Path], root: Pat
 
 
 def test_compress__one_measured_artifact_per_method(
-    trained: tuple[RunRecord, Path], root: Path, caplog: pytest.LogCaptureFixture
+    trained: tuple[RunRecord, Path], root: Path, caplog: pytest.LogCaptureFixture, request: pytest.FixtureRequest
 ) -> None:
     source, out = trained
+    # Not through the root logger, which in whole runs was seen without pytest's handlers; by what was not found.
+    log = logging.getLogger("sam3slim.runs.compress")
+    log.addHandler(caplog.handler)
+    request.addfinalizer(lambda: log.removeHandler(caplog.handler))
     given = [f"checkpoint={out}", *data(root), "latency=false", "compress=[weights_only,fp16,int8_weight]"]
     config = compose_plain("compress", given, root / "compressed")
     records = runs.compress(config, root / "compressed", {}, "python compress.py")
