@@ -128,7 +128,6 @@ def test_open_runtime__the_default_is_the_sources_own(root: Path) -> None:
         ("weights", "onnx", {"arithmetic": "bf16"}, r"^ONNX Runtime cannot compute in bf16, but in fp32, w8a8; use one"
          r" of them or auto, or the runtime eager or compile or openvino$"),
         ("graphs", "onnx", {"arithmetic": "w8a8"}, r"graphs of .* are written in fp32 and cannot compute in w8a8 here"),
-        ("weights", "openvino", {"arithmetic": "w8a8_static"}, r"^w8a8_static measures activations on"),
         ("weights", "onnx", {"device": "cuda"}, r"^device cuda: ONNX Runtime \(runtime onnx\) runs on cpu;"),
         ("graphs", "onnx", {"overrides": {"vit.image_size": 64}}, r"graphs of .* have their size built in"),
     ],
@@ -136,6 +135,17 @@ def test_open_runtime__the_default_is_the_sources_own(root: Path) -> None:
 def test_open_runtime__what_cannot_be(root: Path, source: str, name: str, given: dict[str, Any], line: str) -> None:
     with pytest.raises(UserError, match=line):
         open_runtime(root / source, name, **given)
+
+
+def test_open_runtime__static_ranges_need_pictures(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("openvino", reason="the extra openvino is not installed")
+    pytest.importorskip("nncf", reason="the extra openvino is not installed")
+    with pytest.raises(UserError, match=r"^w8a8_static measures activations on training pictures"):
+        open_runtime(root / "weights", "openvino", arithmetic="w8a8_static")
+    draw(root / "pictures/a.png")
+    asked = ["predict", str(root / "weights"), str(root / "pictures"), "--prompt", "cup", "--out", str(root / "static")]
+    assert main([*asked, "--runtime", "openvino", "--dtype", "w8a8_static"]) == 2
+    assert "w8a8_static measures activations on training pictures" in capsys.readouterr().err
 
 
 def test_check_runtime__a_package_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,8 +222,6 @@ def test_predict__in_another_runtime(root: Path, capsys: pytest.CaptureFixture[s
     assert "begun with other settings (" in capsys.readouterr().err
     assert main([*asked, "--runtime", "onnx", "--dtype", "bf16", "--overwrite"]) == 2
     assert "ONNX Runtime cannot compute in bf16" in capsys.readouterr().err
-    assert main([*asked, "--runtime", "openvino", "--dtype", "w8a8_static", "--overwrite"]) == 2
-    assert "w8a8_static measures activations on training pictures" in capsys.readouterr().err
 
 
 @pytest.mark.slow
