@@ -29,6 +29,7 @@ def compare(raw: RawCheckpoint, tensors: Mapping[str, Tensor], allow_fresh: Coll
     report = LoadReport(
         raw.path, raw.kind, raw.precision, raw.spec, ignored=dict(raw.ignored),
         bytes_by_part=bytes_by_part(raw.tensors), absent=raw.absent, rivals=raw.rivals, left_out=raw.left_out,
+        assumed=raw.assumed,
     )  # fmt: skip
     if raw.adapter:
         report.adapter = f"it holds {lora_text(raw.adapter)} beside its weights; {merge_advice(raw.path, alone=False)}"

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -50,12 +50,27 @@ IMAGE_SIZE = "vit.image_size"  # the override that reads weights for another siz
 _FROM_TABLES = ("vit.num_heads", "vit.window_size", "vit.image_size", "vit.global_attention_blocks")
 
 
+class Inferred(NamedTuple):
+    """An architecture, and those of its sizes that no tensor tells and nobody has stated, by dotted key."""
+
+    spec: ModelSpec
+    assumed: dict[str, Any]
+
+
 def infer_spec(
-    tensors: Mapping[str, Tensor], layout: Layout, path: Path, overrides: Mapping[str, Any] | None = None
-) -> ModelSpec:
+    tensors: Mapping[str, Tensor],
+    layout: Layout,
+    path: Path,
+    overrides: Mapping[str, Any] | None = None,
+    stated: ModelSpec | None = None,
+) -> Inferred:
     """The architecture of a file without configuration; ``overrides`` go first and fill in what it does not tell.
 
-    The text tower's heads are taken to be 64 wide, as in every CLIP, unless overridden.
+    What nobody states is assumed where one value is usual: the text tower's heads are 64 wide, as in every CLIP, and a
+    vision tower as large as the released one, without rotary tables, has its heads, windows and image size.
+
+    Args:
+        stated: what the file's writer has left beside it; it fills in what neither ``overrides`` nor tensors tell.
 
     Raises:
         CheckpointError: something is not told by the file nor overridden (the message names the key).
@@ -84,11 +99,11 @@ def infer_spec(
     positions = _size(tensors, layout, "vision_encoder.backbone.embeddings.position_embeddings", 1)
     if positions and "vit.patch_size" in sizes:
         tell("vit.pretrain_image_size", math.isqrt(positions) * sizes["vit.patch_size"])
-    if "text.width" in sizes and sizes["text.width"] % CLIP_HEAD_SIZE == 0:
-        tell("text.num_heads", sizes["text.width"] // CLIP_HEAD_SIZE)
     for key, value in _from_rotary_tables(tensors, layout, sizes).items():
         tell(key, value)
-    return _spec({**found, **known}, path)
+    known = {**({} if stated is None else _flat(stated.to_dict())), **found, **known}
+    assumed = {key: value for key, value in _usual(sizes).items() if key not in known}
+    return Inferred(_spec({**assumed, **known}, path), assumed)
 
 
 def check_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,10 +160,8 @@ def _from_rotary_tables(tensors: Mapping[str, Tensor], layout: Layout, sizes: Ma
         re.escape(layout.prefix) + r"backbone\.vision_backbone\.trunk\.blocks\.(\d+)\.attn\.freqs_cis(_real)?"
     )
     tables = {int(match[1]): tensor for key, tensor in tensors.items() if (match := name.fullmatch(key))}
-    released = ModelSpec().vit
     if not tables:
-        same = (sizes.get("vit.embed_dim"), sizes.get("vit.depth")) == (released.embed_dim, released.depth)
-        return {key: getattr(released, key.removeprefix("vit.")) for key in _FROM_TABLES} if same else {}
+        return {}
     sides = {block: math.isqrt(len(table)) for block, table in tables.items()}
     image, window = max(sides.values()), min(sides.values())
     columns = {table.shape[1] for table in tables.values() if table.ndim == 2}
@@ -166,14 +179,25 @@ def _from_rotary_tables(tensors: Mapping[str, Tensor], layout: Layout, sizes: Ma
     return found
 
 
+def _usual(sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """What files of these sizes usually have, of what no tensor tells."""
+    released, usual = ModelSpec().vit, {}
+    if "text.width" in sizes and sizes["text.width"] % CLIP_HEAD_SIZE == 0:
+        usual["text.num_heads"] = sizes["text.width"] // CLIP_HEAD_SIZE
+    if (sizes.get("vit.embed_dim"), sizes.get("vit.depth")) == (released.embed_dim, released.depth):
+        usual |= {key: getattr(released, key.removeprefix("vit.")) for key in _FROM_TABLES}
+    return usual
+
+
 def _spec(sizes: dict[str, Any], path: Path) -> ModelSpec:
     wanted = [key for key in _flat(ModelSpec().to_dict()) if key not in _NOT_TOLD]
     unknown = [key for key in wanted if key not in sizes]
     if unknown:
-        example = f"{unknown[0]}={_flat(ModelSpec().to_dict())[unknown[0]]}"
+        released = {**_flat(ModelSpec().to_dict()), "vit.global_attention_blocks": list(ModelSpec().vit.global_blocks)}
+        example = " ".join(f"{key}={released[key]}".replace(" ", "") for key in unknown)
         raise CheckpointError(
             f"checkpoint {path} does not tell {', '.join(unknown)}; state {'it' if len(unknown) == 1 else 'them'} "
-            f"as overrides, e.g. {example}"
+            f"as overrides; SAM 3 has {example}"
         )
     return spec_from_dict(ModelSpec, _nested({"name": path.stem, **sizes}), "model")
 

@@ -56,6 +56,7 @@ class Inspection:
             "absent": report.absent,
             "other_weights": list(report.rivals),
             "not_loaded": report.left_out,
+            "assumed": report.assumed,
             "mismatched": {key: [list(shape) for shape in shapes] for key, shapes in report.mismatched.items()},
         }
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -73,6 +74,7 @@ class LoadReport:
         adapter: what LoRA matrices the file holds that are not merged, and the command that merges them; else empty.
         rivals: other sets of weights in the file.
         left_out: classes of the objects in the file that were not loaded.
+        assumed: sizes of the architecture that the file does not tell and nobody has stated, by dotted key.
     """
 
     source: Path
@@ -90,6 +92,7 @@ class LoadReport:
     adapter: str = ""
     rivals: tuple[str, ...] = ()
     left_out: list[str] = field(default_factory=list)
+    assumed: dict[str, Any] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -124,6 +127,9 @@ class LoadReport:
     def notes(self) -> list[str]:
         """What else there is to know of the file, a line each."""
         lines = []
+        if self.assumed:
+            sizes = ", ".join(f"{key}={list(v) if isinstance(v, tuple) else v}" for key, v in self.assumed.items())
+            lines.append(f"assumed, because no tensor tells: {sizes} (overrides change it)")
         if self.absent:
             lines.append("not in the file: the neck's fourth level, which nothing reads (as in SAM 3.1)")
         if self.rivals:
@@ -151,7 +157,9 @@ class LoadReport:
                 f"allow_fresh=[{','.join(by_part(fatal))}] would start them fresh"
             )
         if self.unexpected:
-            reasons.append(f"{len(self.unexpected)} unexpected keys ({_first(self.unexpected)})")
+            reasons.append(
+                f"{len(self.unexpected)} unexpected keys ({_first(self.unexpected)}); save the file without them"
+            )
         for key, (in_file, in_model) in list(self.mismatched.items())[:1]:
             reasons.append(
                 f"{len(self.mismatched)} keys of another shape (first {key}: "

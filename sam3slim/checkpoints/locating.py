@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import struct
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ ONNX, PROGRAMS = "onnx", "torch-export"
 GRAPH_FILES = {ONNX: (".onnx", ".onnx.data"), PROGRAMS: (".pt2",)}
 OLD_WEIGHTS_FILE = "pytorch_model.bin"
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+LOOKED_AT = 1000  # files below a folder without weights of its own
 BESIDE_WEIGHTS = ("optimizer", "scheduler", "training_args", "rng_state", "scaler", "adapter_")
 ADAPTER_CONFIG = "adapter_config.json"
 # Where a run leaves its weights, the best first.
@@ -94,12 +96,16 @@ def transformers_files(folder: Path) -> list[Path]:
     found = _weights_in(folder)
     if not found:
         raise CheckpointError(f"checkpoint {folder} has no {WEIGHTS_FILE}; copy the whole folder")
+    return [_only(folder, found)]
+
+
+def _only(folder: Path, found: list[Path]) -> Path:
     if len(found) > 1:
         names = ", ".join(path.name for path in found[:5])
         raise CheckpointError(
             f"checkpoint {folder} has several files of weights ({names}); give one of them: {found[0]}"
         )
-    return found
+    return found[0]
 
 
 def _weights_in(folder: Path) -> list[Path]:
@@ -158,8 +164,16 @@ def _locate_folder(folder: Path) -> Located:
             f"checkpoint folder {folder} is a distributed checkpoint; make one file of it: "
             f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder} sam3.pt"
         )
-    if len(weights := _weights_in(folder)) == 1:
-        return _locate_file(weights[0])
+    if (folder / "zero_to_fp32.py").is_file():
+        raise CheckpointError(
+            f"checkpoint folder {folder} is DeepSpeed's; make whole weights of it and give what this writes: "
+            f"python {folder}/zero_to_fp32.py {folder} OUT"
+        )
+    if weights := _weights_in(folder):
+        return _locate_file(_only(folder, weights))
+    deeper = next((path for path in islice(folder.rglob("*"), LOOKED_AT) if path.suffix in WEIGHT_SUFFIXES), None)
+    if deeper is not None:
+        raise CheckpointError(f"checkpoint folder {folder} has its weights further down; give them: {deeper}")
     names = sorted(p.name for p in folder.iterdir())
     found = f"holds only {', '.join(names[:5])}{', …' if len(names) > 5 else ''}" if names else "is empty"
     raise CheckpointError(

@@ -67,6 +67,7 @@ class RawCheckpoint:
         adapter: LoRA matrices that nobody has merged, by the file's names.
         rivals: other sets of weights in the file, which the override ``weights`` takes instead.
         left_out: classes of the objects in the file that were not loaded.
+        assumed: sizes in ``spec`` that nothing states, by dotted key.
     """
 
     path: Path
@@ -84,6 +85,7 @@ class RawCheckpoint:
     adapter: dict[str, Tensor] = field(default_factory=dict)
     rivals: tuple[str, ...] = ()
     left_out: list[str] = field(default_factory=list)
+    assumed: dict[str, Any] = field(default_factory=dict)
 
 
 def read(located: Located, overrides: Overrides | None = None) -> RawCheckpoint:
@@ -170,7 +172,7 @@ def read_torch(path: Path, overrides: Overrides, chosen: str | None = None) -> R
         kind = "state_dict"
         if found.layout.format == "reference":
             kind = "reference_trainer" if held.path and "optimizer" in content else "reference"
-        raw = _sorted(path, kind, infer_spec(found.tensors, found.layout, path, overrides), found)
+        raw = _inferred(path, kind, found, overrides)
     raw.other, raw.rivals, raw.left_out = held.other, held.rivals, left_out
     return raw
 
@@ -179,11 +181,11 @@ def read_safetensors_file(path: Path, overrides: Overrides, chosen: str | None =
     """A safetensors file without configuration, under the reference's names or transformers'."""
     tensors, header = read_safetensors(path)
     found = named(tensors, path, chosen)
+    kind = "reference" if found.layout.format == "reference" else "state_dict"
     if SPEC_METADATA in header:
         spec = override_spec(ModelSpec.from_dict(json.loads(header[SPEC_METADATA])), overrides)
-    else:
-        spec = infer_spec(found.tensors, found.layout, path, overrides)
-    return _sorted(path, "reference" if found.layout.format == "reference" else "state_dict", spec, found)
+        return _sorted(path, kind, spec, found)
+    return _inferred(path, kind, found, overrides)
 
 
 READERS: dict[SourceKind, Callable[[Path, Overrides, str | None], RawCheckpoint]] = {
@@ -192,6 +194,24 @@ READERS: dict[SourceKind, Callable[[Path, Overrides, str | None], RawCheckpoint]
     "torch": read_torch,
     "safetensors": read_safetensors_file,
 }
+
+
+def _inferred(path: Path, kind: str, given: Named, overrides: Overrides) -> RawCheckpoint:
+    """A file without configuration, of the architecture that its tensors tell."""
+    spec, assumed = infer_spec(given.tensors, given.layout, path, overrides, _stated_beside(path))
+    raw = _sorted(path, kind, spec, given)
+    raw.assumed = assumed
+    return raw
+
+
+def _stated_beside(path: Path) -> ModelSpec | None:
+    """The architecture that ``extract`` has left beside a single file, unless the file is another one now."""
+    beside = path.with_name(f"{path.name}.{ARTIFACT_FILE}")
+    if not beside.is_file():
+        return None
+    metadata = read_metadata(beside)
+    own = metadata.get("bytes") == path.stat().st_size
+    return ModelSpec.from_dict(metadata["spec"]) if own and isinstance(metadata.get("spec"), dict) else None
 
 
 def _sorted(path: Path, kind: str, spec: ModelSpec, given: Named) -> RawCheckpoint:

@@ -426,6 +426,29 @@ def test_folder__several_files_of_weights(model: Sam3, folder: Path) -> None:
     assert_weights(load(advised, overrides=HEADS)[0], model)
 
 
+def test_folder__several_checkpoints_of_a_trainer(model: Sam3, tmp_path: Path) -> None:
+    state = reference_tensors(model.spec, model.state_dict())
+    for name in ("epoch=1.ckpt", "epoch=2.ckpt"):
+        torch.save(state, tmp_path / name)
+    message = refusal(tmp_path)
+    assert "several files of weights (epoch=1.ckpt, epoch=2.ckpt)" in message
+    assert_weights(load(message.rpartition("give one of them: ")[2], overrides=HEADS)[0], model)
+
+
+def test_folder__weights_further_down(model: Sam3, tmp_path: Path) -> None:
+    (tmp_path / "version_0/checkpoints").mkdir(parents=True)
+    torch.save(reference_tensors(model.spec, model.state_dict()), tmp_path / "version_0/checkpoints/last.ckpt")
+    message = refusal(tmp_path)
+    assert_weights(load(message.rpartition("further down; give them: ")[2], overrides=HEADS)[0], model)
+
+
+def test_folder__of_deepspeed(tmp_path: Path) -> None:
+    (tmp_path / "zero_to_fp32.py").write_text("")
+    (tmp_path / "global_step1").mkdir()
+    torch.save({}, tmp_path / "global_step1/mp_rank_00_model_states.pt")
+    assert f"is DeepSpeed's; make whole weights of it and give what this writes: python {tmp_path}" in refusal(tmp_path)
+
+
 def test_folder__one_file_without_configuration(model: Sam3, state: State, tmp_path: Path) -> None:
     torch.save(state, tmp_path / "sam3.1_multiplex.pt")
     (tmp_path / "README.md").write_text("")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import sam3slim
-from sam3slim.checkpoints import CheckpointError, LoadReport, load
+from sam3slim.artifacts import extract, write_artifact
+from sam3slim.artifacts.reference_file import reference_tensors
+from sam3slim.checkpoints import CheckpointError, LoadReport, inspect, load
 from sam3slim.checkpoints.layout import find_layout
 from sam3slim.checkpoints.reference_keys import POINTS, freqs_cis, place_of, template_of
 from sam3slim.models import Sam3
 from sam3slim.models.build import state_shapes
 from sam3slim.specs import ModelSpec
+from tests.small import small_model
+from tests.tiny import SPEC
 
 TOLERANCE = 1e-5
 HEADS = {"text.num_heads": 2}
@@ -83,6 +88,40 @@ def test_golden_model__architecture_is_the_recorded_one(golden: Golden, golden_f
 def test_golden_model__text_heads_must_be_told(golden_file: Path) -> None:
     with pytest.raises(CheckpointError, match=r"does not tell text\.num_heads; state it as overrides"):
         load(golden_file)
+
+
+def test_assumed_sizes__are_told_and_those_beside_an_extracted_file_are_read(tmp_path: Path) -> None:
+    spec = replace(SPEC, text=replace(SPEC.text, width=64, num_heads=2))
+    model = small_model(spec)
+    torch.save(reference_tensors(spec, model.state_dict()), tmp_path / "bare.pt")
+    found, report = load(tmp_path / "bare.pt")
+    assert found.spec.text.num_heads == 1  # 64 wide, as in CLIP
+    assert report.assumed == {"text.num_heads": 1}
+    assert "assumed, because no tensor tells: text.num_heads=1" in report.render()
+    assert inspect(tmp_path / "bare.pt").to_dict()["assumed"] == report.assumed
+    assert load(tmp_path / "bare.pt", overrides=HEADS)[1].assumed == {}
+
+    write_artifact(model, tmp_path / "artifact")
+    extract(tmp_path / "artifact", tmp_path / "ours.pt", format="reference")
+    found, report = load(tmp_path / "ours.pt")
+    assert (found.spec.text.num_heads, report.assumed) == (2, {})
+    torch.save(torch.load(tmp_path / "bare.pt", weights_only=True) | {"x": torch.ones(9)}, tmp_path / "ours.pt")
+    with pytest.raises(CheckpointError) as refused:
+        load(tmp_path / "ours.pt")  # another file now
+    assert refused.value.report is not None
+    assert refused.value.report.assumed == {"text.num_heads": 1}
+
+
+def test_sizes_that_nothing_tells__the_advice_names_all_of_them(golden_file: Path, tmp_path: Path) -> None:
+    state = torch.load(golden_file, weights_only=True)
+    torch.save({key: value for key, value in state.items() if "freqs_cis" not in key}, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError) as refused:
+        load(tmp_path / "x.pt")
+    advice = str(refused.value).partition("SAM 3 has ")[2]
+    assert advice == (
+        "vit.num_heads=16 vit.image_size=1008 vit.window_size=24 vit.global_attention_blocks=[7,15,23,31] "
+        "text.num_heads=16"
+    )
 
 
 @pytest.mark.parametrize("prefix", ["detector.", "module.", "module.detector."])
