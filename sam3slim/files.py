@@ -164,8 +164,8 @@ def read_lines(path: Path) -> list[str]:
 
 
 def size_text(size: float) -> str:
-    """Bytes as text, in units of 1000: 840 kB, 8.1 MB, 3.36 GB."""
+    """Bytes as text, in units of 1000: 840 kB, 8.1 MB, -3.36 GB."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= scale:
+        if abs(size) >= scale:
             return f"{size / scale:.3g} {unit}"
     return f"{size:.0f} B"

@@ -75,6 +75,15 @@ def test_train__a_broken_test_split_stops_it_before_its_first_step(tmp_path: Pat
     assert not (tmp_path / "run/checkpoints").exists()
 
 
+@pytest.mark.parametrize("command", ["evaluate", "compress"])
+def test_runs__a_wrong_data_root_is_told_before_weights_are_read(tmp_path: Path, command: str) -> None:
+    (tmp_path / "checkpoint").mkdir()  # which would be refused as well
+    given = [f"checkpoint={tmp_path / 'checkpoint'}", "data=coco", f"data.root={tmp_path}"]
+    config = compose_plain(command, given, tmp_path / "run")
+    with pytest.raises(UserError, match=f"data.root={tmp_path} holds no annotations of the test split"):
+        getattr(runs, command)(config, tmp_path / "run")
+
+
 def test_evaluate__a_limit_without_objects_is_told_before_the_model_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

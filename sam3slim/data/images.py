@@ -101,10 +101,13 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     with _told():
         try:
             image = Image.open(path)
-        except OSError:  # not a picture, or Pillow stumbled over what it does not need
+        except OSError as error:  # not a picture, or Pillow stumbled over what it does not need
             if not path.is_file() or (data := _without_metadata(path.read_bytes())) is None:
                 raise
-            image = Image.open(BytesIO(data))
+            try:
+                image = Image.open(BytesIO(data))
+            except OSError:  # whose message would name the bytes' place in memory
+                raise error from None
         with image:
             yield image
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sam3slim.data.boxes import BoxSpec
+from sam3slim.data.locate import find_annotations
 from sam3slim.data.mixture import MixedData, SetSpec, check_sets
-from sam3slim.data.module import ConceptData
+from sam3slim.data.module import ConceptData, of_split
 from sam3slim.data.prompt_file import SUFFIXES, phrases_digest, read_prompts
 from sam3slim.data.sampling import PromptSpec
 from sam3slim.data.shapes import ShapesSpec
@@ -208,6 +209,16 @@ class DataSpec:
         if self.prompt_kind == "text":
             return {}
         return {"prompt_kind": self.prompt_kind, "box_noise": [self.boxes.noise, self.boxes.noise_limit]}
+
+    def find(self) -> None:
+        """Look for the annotations that are measured on, so that a wrong path stops a run before it reads weights.
+
+        Raises:
+            UserError: none, or several files that fit.
+        """
+        measured = self.measured()
+        if measured.kind == "coco" and measured.root is not None:
+            find_annotations(Path(measured.root), self.split, of_split(measured.annotations, self.split))
 
     def build(self, model: ModelSpec, seed: int = 0, *, labels: bool = True, pool: int | None = None) -> ConceptData:
         """The data module for ``model``: its image size and text tower."""

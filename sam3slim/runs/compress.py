@@ -72,6 +72,7 @@ def compress(spec: CompressSpec, run: Run) -> list[RunRecord]:
     device = measuring_device(spec)
     require_compiler(spec.compile, device)
     check_runtime(spec.runtime)
+    spec.data.find()
     reference: Reference | None = load_reference(spec.reference, spec.data) if spec.reference else None
     searched_against = _search_reference(spec)
     model, report = load(spec.checkpoint, overrides=spec.overrides, mapped=True)

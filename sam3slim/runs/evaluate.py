@@ -36,6 +36,7 @@ def evaluate(spec: EvaluateSpec, run: Run, opened: tuple[Any, LoadReport] | None
         device = measuring_device(spec)
         require_compiler(spec.compile, device)
         check_runtime(spec.runtime)
+        spec.data.find()
         reference = load_reference(spec.reference, spec.data) if spec.reference else None
         model, report = opened or open_runtime(
             spec.checkpoint, spec.runtime, device=measured_on(spec, device), arithmetic=spec.arithmetic,
@@ -48,6 +49,7 @@ def evaluate(spec: EvaluateSpec, run: Run, opened: tuple[Any, LoadReport] | None
         measure(model, data, spec, record, run.folder, reference)
         print_metrics(record)
         print_drop(record)
+    print(f"written: {run.folder}")
     return record
 
 

@@ -41,6 +41,7 @@ from sam3slim.runs.measure import (
     data_summary,
     latency_of,
     model_summary,
+    print_metrics,
     print_set,
     written_artifact,
 )
@@ -304,6 +305,8 @@ def _write_result(spec: TrainSpec, run: Run, data: ConceptData, record: RunRecor
         trained_prompts=trained_prompts(spec.init.checkpoint, boxes=bool(spec.data.boxes.share)),
     )  # fmt: skip
     record.artifact = written_artifact(info, "fp32")
+    print_metrics(record)
+    print(f"written: {info.path}")
     if spec.eval_at_end:
         _measure_other_sets(spec, run, data, record, model)
         measure_other_sizes(spec, run, record, model)

@@ -142,6 +142,12 @@ def test_read_image__other_size_than_annotated(tmp_path: Path) -> None:
         read_image(tmp_path / "a.png", 60, 80)
 
 
+def test_read_image__a_jpeg_cut_in_its_metadata_is_called_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"\xff\xd8\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0" + bytes(50))
+    with pytest.raises(UnreadableImage, match=r"cannot identify image file '.*a\.jpg'"):
+        read_image(tmp_path / "a.jpg", 6, 8)
+
+
 @pytest.mark.parametrize("kind", ["text", "empty", "cut", "missing", "float"])
 def test_read_image__unreadable(tmp_path: Path, kind: str) -> None:
     path = tmp_path / ("a.tif" if kind == "float" else "a.png")

@@ -67,7 +67,8 @@ def test_write_table__missing_column_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "text"), [(3.36e9, "3.36 GB"), (8.12e6, "8.12 MB"), (840_000, "840 kB"), (12, "12 B")]
+    ("size", "text"),
+    [(3.36e9, "3.36 GB"), (8.12e6, "8.12 MB"), (840_000, "840 kB"), (12, "12 B"), (-150_707, "-151 kB")],
 )
 def test_size_text__units(size: float, text: str) -> None:
     assert size_text(size) == text
