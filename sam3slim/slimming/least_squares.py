@@ -11,7 +11,7 @@ RIDGE = 1e-3  # of the inputs' mean sum of squares
 class LeastSquares:
     """The change of a linear layer that brings its outputs nearest to given ones.
 
-    Minimises Σ |x Wᵀ + b − y|² + λ (|W − W₀|² + |b − b₀|²) over all rows that were added; λ is ``RIDGE`` times
+    Minimises Σ |x Wᵀ + b − y|² + λ (|W − W₀|² + |b − b₀|²) over all rows that were added; λ is ``ridge`` times
     the mean of the inputs' sums of squares, so directions that no data reaches stay as they were. Sums over what is
     added at once are taken in float32, their totals and the solution in float64; rows are not kept.
 
@@ -19,10 +19,12 @@ class LeastSquares:
         weight: W₀ [outputs, inputs].
         bias: b₀ [outputs].
         intercept: False leaves the bias as it is.
+        ridge: how strongly the layer is held where it was.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor, intercept: bool = True) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor, intercept: bool = True, ridge: float = RIDGE) -> None:
         self._weight, self._bias, self._intercept = weight.float(), bias.float(), intercept
+        self._ridge = ridge
         size = weight.shape[1] + intercept
         self._inputs = weight.new_zeros(size, size, dtype=torch.float64)
         self._residuals = weight.new_zeros(size, weight.shape[0], dtype=torch.float64)
@@ -43,7 +45,7 @@ class LeastSquares:
 
     def solve(self) -> tuple[Tensor, Tensor]:
         """Weight and bias, float64."""
-        ridge = RIDGE * self._inputs.diagonal().mean()
+        ridge = self._ridge * self._inputs.diagonal().mean()
         change = torch.linalg.solve(
             self._inputs + ridge * torch.eye(len(self._inputs)).to(self._inputs), self._residuals
         )

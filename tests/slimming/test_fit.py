@@ -222,7 +222,8 @@ def test_fit__what_was_not_cut_stays_bit_for_bit() -> None:
     assert target.shares_images
     assert not source.training
     for key, value in source.state_dict().items():
-        if key.startswith(("vision_encoder", "text_", "geometry")):
+        # In front of the cut, and the decoder, which fitted answers worse.
+        if key.startswith(("vision_encoder", "text_", "geometry", "detr_decoder")):
             assert torch.equal(target.state_dict()[key], value)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from transformers.models.sam3.modeling_sam3 import window_partition, window_unpa
 from sam3slim.environment import this_process
 from sam3slim.progress import progress_bar
 from sam3slim.slimming.fitting.neurons import best_inputs
-from sam3slim.slimming.least_squares import LeastSquares
+from sam3slim.slimming.least_squares import RIDGE, LeastSquares
 
 Seen = dict[str, tuple[Tensor, Tensor]]  # module → its input and output
 Map = Callable[[Tensor], Tensor]
@@ -111,6 +112,7 @@ class Layout:
         reader: the MLP's first layer of a full block, as weight and bias, as the slim stream is to be read.
         absorb: a block also stands in for those that were removed behind it. The last one always does.
         merge: and it may take neurons of theirs.
+        ridge: how strongly layers are held where they were, see ``LeastSquares``.
     """
 
     steps: Sequence[Step]
@@ -120,6 +122,7 @@ class Layout:
     reader: Callable[[Any], tuple[Tensor, Tensor]] = lambda block: (block.mlp.fc1.weight, block.mlp.fc1.bias)
     absorb: bool = True
     merge: bool = True
+    ridge: float = RIDGE
 
 
 def fit_stack(
@@ -167,12 +170,14 @@ def _fit_with_neurons(
     """Fit a block to the first of ``group``; its MLP gets the neurons that serve best, of all blocks of the group."""
     *before, hidden, out = layout.steps
     neurons = mine.mlp.fc1.weight.shape[0]
-    fit_block(mine, group[0], before, pairs, kept=kept, narrow=layout.narrow)
+    fit = partial(fit_block, mine, group[0], pairs=pairs, kept=kept, ridge=layout.ridge)
+    fit(before, narrow=layout.narrow)
     if len(group) == 1 and neurons == group[0].mlp.fc1.weight.shape[0]:
-        fit_block(mine, group[0], [hidden], pairs, kept=kept)
+        fit([hidden])
     else:
         readers = [layout.reader(block) for block in group]
-        fit = LeastSquares(torch.cat([weight for weight, _ in readers]), torch.cat([bias for _, bias in readers]))
+        both, biases = (torch.cat(values) for values in zip(*readers, strict=True))
+        hiddens = LeastSquares(both, biases, ridge=layout.ridge)
         for pair in pairs:
             with capture({"fc1": mine.mlp.fc1}, stop=True) as seen:
                 pair.slim.call(mine, pair.slim.stream)
@@ -181,13 +186,13 @@ def _fit_with_neurons(
                 with capture({"fc1": block.mlp.fc1}, stop=block is group[-1]) as original:
                     stream = pair.full.call(block, stream)
                 originals.append(pair.own("stream", original["fc1"][1]))
-            fit.add(seen["fc1"][0], torch.cat(originals, dim=-1), pair.weights.get("stream"))
-        weight, bias = (value.to(mine.mlp.fc1.weight) for value in fit.solve())
+            hiddens.add(seen["fc1"][0], torch.cat(originals, dim=-1), pair.weights.get("stream"))
+        weight, bias = (value.to(mine.mlp.fc1.weight) for value in hiddens.solve())
         chosen = best_inputs(_activations(mine, weight, bias, out, pairs, ends), neurons)
         set_linear(mine.mlp.fc1, weight[chosen], bias[chosen])
         columns = torch.cat([layout.narrow(block.mlp.fc2.weight.T) for block in group])
         mine.mlp.fc2.weight.copy_(columns[chosen].T)
-    fit_block(mine, group[0], [out], pairs, kept=kept, ends=ends)
+    fit([out], ends=ends)
 
 
 def _activations(
@@ -212,6 +217,7 @@ def fit_block(
     kept: Mapping[str, Tensor] | None = None,
     narrow: Map = same,
     ends: Sequence[Tensor] | None = None,
+    ridge: float = RIDGE,
 ) -> None:
     """Fit ``mine`` to ``its`` on the streams in front of them; in place. Memory: one batch's activations in one block.
 
@@ -220,11 +226,12 @@ def fit_block(
         narrow: from the full stream's channels to the slim one's.
         ends: what the stream should be after each step that writes it, in the slim model's channels and rows; None:
             what it is in ``its``.
+        ridge: see ``LeastSquares``.
     """
     kept = kept or {}
     for step in steps:
         layers: dict[str, Any] = {name: mine.get_submodule(name) for name in step.linears}
-        fits = {name: LeastSquares(layer.weight, layer.bias) for name, layer in layers.items()}
+        fits = {name: LeastSquares(layer.weight, layer.bias, ridge=ridge) for name, layer in layers.items()}
         for number, pair in enumerate(pairs):
             with capture({**layers, **_named(mine, step.after)}, stop=step.after != "") as seen:
                 end = pair.slim.call(mine, pair.slim.stream)

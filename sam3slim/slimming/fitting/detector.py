@@ -35,6 +35,7 @@ from sam3slim.slimming.plan import Plan
 from sam3slim.text.phrases import encode_phrases
 
 LEAST_ROW = 0.05  # weight of a row that no detection needs; one that a certain detection needs has 1 more
+RIDGE = 1e-2  # of encoder and decoder: where there is nothing counts for little, so there are few rows
 RANDOM_BOXES = 16  # box prompts of an image that a cut geometry encoder is fitted on
 
 GEOMETRY = [*attention("self_attn", "o_proj", "layer_norm2"),
@@ -100,14 +101,13 @@ class Detector:
             )
             yield full, slim, mine, answers
 
-    def _fit(self, stack: str, steps: Sequence[Step], pairs: Sequence[Pair], name: str, merge: bool = True) -> None:
-        """Fit a stack whose width is the same in both models."""
+    def _fit(self, stack: str, steps: Sequence[Step], pairs: Sequence[Pair], name: str, **how: Any) -> None:
+        """Fit a stack whose width is the same in both models; ``how``: more of its ``Layout``."""
         layout = Layout(
             steps,
             self.plan[f"{stack}.blocks"].indices,
             lambda i: {"mlp.fc1": self.plan[f"{stack}[{i}].neurons"].entries().to(self.queries.device)},
-            absorb=merge,
-            merge=merge,
+            **how,
         )
         prefix = STACKS[stack].removesuffix(".")
         fit_stack(self.source.get_submodule(prefix).children(), self.target.get_submodule(prefix).children(),
@@ -133,7 +133,7 @@ class Detector:
             Pair(full, slim, _weights(mine, answers.pixels), self.rows)
             for full, slim, mine, answers in self._each(lambda model, run: front(model.detr_encoder.layers[0], run))
         ]
-        self._fit("encoder", ENCODER, pairs, "encoder")
+        self._fit("encoder", ENCODER, pairs, "encoder", ridge=RIDGE)
 
     def fit_decoder(self) -> None:
         """The decoder's layers; exact for queries that find something."""
@@ -141,7 +141,7 @@ class Detector:
             Pair(full, slim, _weights(mine, F.pad(answers.queries[:, self.queries], (1, 0), value=1)), self.hidden_rows)
             for full, slim, mine, answers in self._each(_queries)
         ]
-        self._fit("decoder", DECODER, pairs, "decoder", merge=False)
+        self._fit("decoder", DECODER, pairs, "decoder", absorb=False, merge=False, ridge=RIDGE)
 
     def fit_scoring(self) -> None:
         """The MLP that reads the prompt."""
