@@ -25,7 +25,7 @@ METHODS = ("weights_only", "fp16", "bf16", "int8_weight", "int8_dynamic", "int8_
 COMPENSATED = ("int8_weight", "int4_weight")  # rounding that makes up for itself, on training images
 FIT = "init.fit_batches=12"
 STEPS = 800
-TAUGHT = ("distill=nano_fitted_full", f"trainer.max_steps={STEPS}", f"trainer.val_check_interval={STEPS}",
+TAUGHT = ("distill=fitted_full", f"trainer.max_steps={STEPS}", f"trainer.val_check_interval={STEPS}",
           "optim.lr=2e-4", "optim.lr_vision=3e-4", "optim.layer_decay=0.8", "optim.layer_decay_start=5",
           "trainer.precision=bf16-mixed")  # fmt: skip
 TAUGHT_HOW = f"fitted, {STEPS} steps taught"
