@@ -160,8 +160,9 @@ def sweep_of(config_name: str, overrides: Sequence[str], multirun: bool) -> Swee
         launcher: Any = OmegaConf.to_container(cfg.hydra.launcher, resolve=True)
     refuse_devices(OmegaConf.to_container(cfg.get("trainer") or OmegaConf.create()))
     start = f"{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:8]}"
-    if config_name == "train" and measures_latency(cfg.cost, cfg.latency, eval_at_end=cfg.eval_at_end):
-        refuse_side_by_side(launcher, sweeper)
+    train = config_name == "train"
+    if measures_latency(cfg.cost, cfg.latency, eval_at_end=cfg.eval_at_end) if train else cfg.latency:
+        refuse_side_by_side(launcher, sweeper, "latency=false cost=bytes" if train else "latency=false")
     return Sweep(
         directory, start, tuple(map(_key, varying)), Search.of(sweeper, cfg.get("metric"), cfg.get("cost")),
         LatencyAxis(directory) if _minimises_latency(cfg, sweeper) else None,
@@ -271,8 +272,11 @@ def refuse_devices(trainer: Any) -> None:
         )
 
 
-def refuse_side_by_side(launcher: Mapping[str, Any], sweeper: Mapping[str, Any]) -> None:
+def refuse_side_by_side(launcher: Mapping[str, Any], sweeper: Mapping[str, Any], without: str) -> None:
     """A latency that is measured while other trials compute on the same machine says nothing.
+
+    Args:
+        without: overrides that measure none.
 
     Raises:
         UserError: the launcher runs trials side by side on this machine.
@@ -286,7 +290,7 @@ def refuse_side_by_side(launcher: Mapping[str, Any], sweeper: Mapping[str, Any])
         what = f"{target.rpartition('.')[2]}{'' if key is None else f' with {key}={jobs}'}"
         raise UserError(
             f"{what} runs trials side by side on this machine, where their latencies would mean nothing; set "
-            f"{'hydra/launcher=basic' if key is None else f'{key}=1'}, or measure none (latency=false cost=bytes)"
+            f"{'hydra/launcher=basic' if key is None else f'{key}=1'}, or measure none ({without})"
         )
 
 

@@ -257,14 +257,25 @@ def test_refuse_side_by_side__latencies_of_trials_that_share_a_machine() -> None
         (joblib, {"n_jobs": 1}),
         (joblib | {"n_jobs": 1}, {}),
     ):
-        sweep.refuse_side_by_side(launcher, sweeper)
+        sweep.refuse_side_by_side(launcher, sweeper, "latency=false")
     for launcher, sweeper, fix in (
         (joblib, {}, r"JoblibLauncher with hydra\.launcher\.n_jobs=2 .*; set hydra\.launcher\.n_jobs=1, or"),
         (joblib, {"n_jobs": 3}, r"hydra\.sweeper\.n_jobs=3 .*; set hydra\.sweeper\.n_jobs=1, or"),
         (local, {}, "LocalLauncher runs trials side by side.*; set hydra/launcher=basic, or"),
     ):
         with pytest.raises(UserError, match=fix):
-            sweep.refuse_side_by_side(launcher, sweeper)
+            sweep.refuse_side_by_side(launcher, sweeper, "latency=false")
+
+
+@pytest.mark.parametrize("command", ["evaluate", "compress"])
+def test_sweep_of__latencies_side_by_side(command: str) -> None:
+    """Both measure one unless they are told not to."""
+    joblib = "hydra.launcher._target_=hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"
+    given = ["checkpoint=a,b", joblib, "++hydra.launcher.n_jobs=2"]
+    with pytest.raises(UserError, match=r"set hydra\.launcher\.n_jobs=1, or measure none \(latency=false\)"):
+        sweep.sweep_of(command, given, multirun=True)
+    assert isinstance(sweep.sweep_of(command, [*given, "latency=false"], multirun=True), sweep.Sweep)
+    assert isinstance(sweep.sweep_of(command, [*given, "++hydra.launcher.n_jobs=1"], multirun=True), sweep.Sweep)
 
 
 def test_main__unwritable_sweep_folder(run: Any, tmp_path: Path) -> None:
