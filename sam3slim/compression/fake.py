@@ -7,6 +7,7 @@ that codes would differ; here the method's own conversion rounds, and what it st
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -45,6 +46,23 @@ def fake_method(name: str, **options: Any) -> Any:
     return method
 
 
+def rounded_by(method: Any, model: Sam3, values: Callable[[nn.Parameter], Tensor]) -> tuple[Convert, list[str]]:
+    """How ``method`` stores a weight, and the names of those that it rounds to INT4 or INT8.
+
+    Args:
+        model: may be on the meta device.
+        values: of a parameter, float32 on the CPU.
+
+    Raises:
+        UserError: it rounds none.
+    """
+    convert = cast(Convert, handler_of(method)(model, method))  # what those of METHODS make
+    keys = [name for name, p in model.named_parameters() if is_quantised(convert(name, values(p)).tensor)]
+    if not keys:
+        raise UserError(f"qat={method.name} rounds no weight of this model to INT4 or INT8; choose other options")
+    return convert, keys
+
+
 class FakeQuantised:
     """While it is entered, weights of ``model`` have the values that ``method`` would store; then their own again.
 
@@ -64,13 +82,9 @@ class FakeQuantised:
 
     def __init__(self, model: Sam3, method: Any) -> None:
         check_methods(model, {method.name: method})
+        self._convert, self.keys = rounded_by(method, model, lambda parameter: parameter.detach().cpu().float())
         self._model = model
-        self._convert = cast(Convert, handler_of(method)(model, method))  # what those of METHODS make
-        state = {name: p.detach().cpu().float() for name, p in model.named_parameters()}
-        self.keys = [name for name, value in state.items() if is_quantised(self._convert(name, value).tensor)]
         self._own: dict[str, Tensor] = {}
-        if not self.keys:
-            raise UserError(f"qat={method.name} rounds no weight of this model to INT4 or INT8; choose other options")
 
     def __enter__(self) -> FakeQuantised:
         self.round()
@@ -84,9 +98,13 @@ class FakeQuantised:
         """Round; nothing where they are rounded."""
         for name in () if self._own else self.keys:
             parameter = self._model.get_parameter(name)
-            stored = self._convert(name, parameter.detach().float()).tensor
             self._own[name] = parameter.data
-            parameter.data = stored.dequantize().to(parameter.device, parameter.dtype)
+            parameter.data = self._rounded(name, parameter)
+
+    def _rounded(self, name: str, parameter: nn.Parameter) -> Tensor:
+        stored = self._convert(name, parameter.detach().float()).tensor
+        values: Tensor = stored.dequantize().to(parameter.device, parameter.dtype)
+        return values
 
     def restore(self) -> None:
         """Undo it."""

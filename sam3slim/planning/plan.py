@@ -11,8 +11,7 @@ from torch import nn
 
 from sam3slim.errors import UserError
 from sam3slim.models import build_model
-from sam3slim.models.count import PARTS
-from sam3slim.planning.tracing import AVERAGE, BATCH, GRADIENTS, LOSSES, OPTIMISER, PREDICTIONS, TEACHER, WEIGHTS, Trace
+from sam3slim.planning.tracing import GRADIENTS, OPTIMISER, SAVED, STANDING, WEIGHTS, Trace
 from sam3slim.runs.specs import TrainSpec
 from sam3slim.training.sharded import STACKS
 
@@ -20,8 +19,6 @@ GIB = 2**30
 CARDS = (16.0, 24.0, 40.0, 80.0)
 # Of a card: CUDA's context, the libraries' workspaces, and a share for gaps between the allocator's blocks.
 CONTEXT, GAPS = 1 * GIB, 0.03
-STANDING = (WEIGHTS, GRADIENTS, OPTIMISER, AVERAGE, TEACHER, BATCH)
-SAVED = (*PARTS, LOSSES, PREDICTIONS)
 BUCKETS, GATHERED = "DDP buckets", "gathered layers"
 ASSUMED_DEVICES = 8
 

@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 from transformers.models.sam3.modeling_sam3 import Sam3SinePositionEmbedding
 
+from sam3slim.compression.fake import FakeQuantised, rounded_by
 from sam3slim.distill import FrozenTeacher
 from sam3slim.models import Sam3, build_model, init_for_training
 from sam3slim.models.build import empty_model
@@ -31,9 +32,9 @@ from sam3slim.specs import ModelSpec
 
 WEIGHTS, GRADIENTS, OPTIMISER, AVERAGE = "weights", "gradients", "optimiser", "weight average"
 TEACHER, PREDICTIONS, BATCH = "teacher's weights", "teacher's answers", "batch"
-LOSSES, BACKWARD = "losses", "backward pass"
+LOSSES, BACKWARD, ROUNDED = "losses", "backward pass", "rounded weights"
 STANDING = (WEIGHTS, GRADIENTS, OPTIMISER, AVERAGE, TEACHER, BATCH)
-SAVED = (*PARTS, LOSSES, PREDICTIONS)
+SAVED = (*PARTS, LOSSES, PREDICTIONS, ROUNDED)
 
 
 @dataclass(frozen=True)
@@ -76,11 +77,33 @@ def trace(spec: TrainSpec, instances: int, teacher: ModelSpec, *, cuda: bool, da
                 batch = replace(batch, soft=cached_predictions(spec, batch, teacher.vit.grid_size))
         with _own_tables(), _as_usual():  # a look at which weights are taught computes with data of its own
             module = training_module(spec, model, teaching)
+            keys = _rounded(spec)
+        if keys:
+            module.rounding = _Copies(model, keys, ledger)
         _label_parts(model, ledger)
         watch = _Watch(ledger)
         with ledger.labelled(AVERAGE):
             fit(spec, module, batch, watch)
     return Trace(watch.standing, watch.before_backward, dict(ledger.at_peak), ledger.peak, ledger.peak_label)
+
+
+def _rounded(spec: TrainSpec) -> list[str]:
+    """Names of the weights of which ``qat`` holds a rounded copy from the forward to the end of the backward pass."""
+    if (method := spec.rounding) is None:
+        return []
+    return rounded_by(method, build_model(spec.model, device="meta"), lambda p: torch.zeros(p.shape))[1]
+
+
+class _Copies(FakeQuantised):
+    """The copies alone: rounding needs data, and what it holds meanwhile, of one weight at a time, is not counted."""
+
+    def __init__(self, model: Sam3, keys: list[str], ledger: Ledger) -> None:
+        self._model, self.keys, self._ledger = model, keys, ledger
+        self._own = {}
+
+    def _rounded(self, name: str, parameter: torch.nn.Parameter) -> torch.Tensor:
+        with self._ledger.labelled(ROUNDED):
+            return parameter.detach().clone()
 
 
 @contextmanager

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sam3slim.cli import main
+from sam3slim.compression import FakeQuantised
 from sam3slim.errors import UserError
-from sam3slim.models import build_model
+from sam3slim.models import build_model, init_for_training
 from sam3slim.planning import Trace, make_plan, parse_cards
 from sam3slim.planning.cuda import as_on_cuda
 from sam3slim.planning.fake import without_data
@@ -22,7 +23,7 @@ from sam3slim.planning.ledger import Ledger
 from sam3slim.planning.memo import Memo
 from sam3slim.planning.plan import BUCKETS, GATHERED, GIB, strategy
 from sam3slim.planning.request import MISSING, planned_spec
-from sam3slim.planning.tracing import BATCH, GRADIENTS, OPTIMISER, SAVED, STANDING, TEACHER, WEIGHTS, trace
+from sam3slim.planning.tracing import BATCH, GRADIENTS, OPTIMISER, ROUNDED, SAVED, STANDING, TEACHER, WEIGHTS, trace
 from sam3slim.runs.specs import TrainSpec
 from tests.tiny import OVERRIDES
 
@@ -58,6 +59,27 @@ def test_trace__weights_gradients_and_state_are_the_models() -> None:
     assert 2 * found.standing[GRADIENTS] <= found.standing[OPTIMISER] < 2 * (weights - text)
     assert set(found.before_backward) <= {*STANDING, *SAVED}
     assert found.peak >= sum(found.before_backward.values())
+
+
+@pytest.mark.parametrize("qat", ["int8_weight", "{method: int4_weight, group: 32}"])
+def test_trace__rounded_copies_are_those_of_a_training(qat: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes of the copies that a training's own rounding holds, measured, and what they add to the peak."""
+    spec = planned_spec([*SMALL, f"qat={qat}"])
+    plain, found = (trace(one, 2, one.model, cuda=True) for one in (planned_spec(SMALL), spec))
+    model = init_for_training(build_model(spec.model), 0)
+    own = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
+    with FakeQuantised(model, spec.rounding):
+        copies = sum(p.nbytes for name, p in model.named_parameters() if p.data_ptr() != own[name])
+    assert 0 < copies == found.before_backward[ROUNDED] < found.standing[WEIGHTS]
+    assert {**found.standing, ROUNDED: 0} == {**plain.standing, ROUNDED: 0}
+    assert found.peak >= plain.peak
+    plan = make_plan(spec, found)
+    assert plan.saved[ROUNDED] == copies
+    assert (plan.at_peak.get(ROUNDED) == copies) == (found.peak == plain.peak + copies)
+    real = trace(spec, 2, spec.model, cuda=False, data=True)
+    fake = trace(spec, 2, spec.model, cuda=False)
+    assert real.before_backward[ROUNDED] == copies
+    assert fake.peak == pytest.approx(real.peak, rel=0.02)
 
 
 def test_trace__a_card_computes_layers_a_second_time_in_the_types_of_the_first() -> None:
