@@ -9,17 +9,22 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from sam3slim.errors import UserError
 
 Pairs = list[tuple[str, Any]]
 # Names that ``atomic_path`` and ``ensure_writable_dir`` give, and that stay where a process is killed.
 _LEFTOVER = re.compile(r"\.(.*\.[0-9a-f]{8}\.(tmp|old)(\.[^.]*)?|write-test-[0-9a-f]{8})", re.DOTALL)
+
+_SCRATCH, _LOCK = ".sam3slim-scratch-", "in-use.lock"
 
 
 def at_home(path: str | Path) -> Path:
@@ -64,6 +69,23 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def scratch_folder(place: Path | None = None) -> Iterator[Path]:
+    """Yield a folder in ``place`` (the machine's folder for temporary files), removed at the end.
+
+    Before, those of processes that were killed are removed: nobody holds the lock in them any more.
+    """
+    for lock in Path(place or tempfile.gettempdir()).glob(f"{_SCRATCH}*/{_LOCK}"):
+        with suppress(OSError, Timeout), FileLock(lock, timeout=0):
+            shutil.rmtree(lock.parent, ignore_errors=True)
+    with (
+        tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=place) as folder,
+        FileLock(Path(folder) / f".{_LOCK}") as held,
+    ):
+        Path(held.lock_file).rename(Path(folder) / _LOCK)  # to be found only now, as a lock that is held
+        yield Path(folder)
 
 
 def ensure_writable_dir(folder: str | Path) -> Path:
@@ -136,6 +158,30 @@ def write_json(path: str | Path, value: Any) -> Path:
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return Path(path)
+
+
+class Kept:
+    """Results of a long work in one JSON file, so that the same work, once interrupted, goes on behind them.
+
+    Args:
+        file: written whenever there is a new result.
+        key: what the results depend on; those of another one are forgotten.
+
+    Raises:
+        UserError: ``file`` is not JSON.
+    """
+
+    def __init__(self, file: Path, key: str) -> None:
+        self.file, self.key = file, key
+        found = read_json(file, "delete it to measure again") if file.is_file() else {}
+        self.results: dict[str, Any] = found["results"] if found.get("key") == key else {}
+
+    def __call__(self, name: str, work: Callable[[], Any]) -> Any:
+        """The result called ``name``, plain values: kept, or now of ``work``."""
+        if name not in self.results:
+            self.results[name] = work()
+            write_json(self.file, {"key": self.key, "results": self.results})
+        return self.results[name]
 
 
 def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> Path:

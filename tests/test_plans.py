@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,13 +16,14 @@ import torch
 from sam3slim.artifacts import write_artifact
 from sam3slim.checkpoints import load
 from sam3slim.compression import GROUPS, Mixed
+from sam3slim.compression.effects import Effects
 from sam3slim.data.shapes import ShapesSpec, make_shapes
 from sam3slim.errors import UserError
 from sam3slim.launch.compose import compose_plain
 from sam3slim.models import Sam3
 from sam3slim.results.coco import Matches
 from sam3slim.results.metrics import METRICS
-from sam3slim.results.record import read_record
+from sam3slim.results.record import Drop, read_record
 from sam3slim.runs import plans
 from sam3slim.runs.specs import EvaluateSpec
 from sam3slim.strict import spec_from_dict
@@ -93,6 +96,24 @@ def test_sensitivity__finds_the_fragile_group(root: Path, fragile: Path) -> None
     assert all(0 < int(row["bytes_saved"]) <= 3 * int(row["params"]) for row in rows.values())
 
 
+def test_sensitivity__goes_on_after_an_interruption(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def drops(evaluator: plans.PrecisionEvaluator, method: Mixed) -> dict[str, Drop]:
+        asked.append(next(group for group, precision in method.groups.items() if precision == "int8"))
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return {name: Drop(float(len(asked)), (0.0, 9.0), 5) for name in evaluator.reference}
+
+    monkeypatch.setattr(plans.PrecisionEvaluator, "drops", drops)
+    with pytest.raises(KeyboardInterrupt):
+        compress(root, "sensed", NANO, "compress=[sensitivity]", "limit=2")
+    out = compress(root, "sensed", NANO, "compress=[sensitivity]", "limit=2")
+    assert asked == [*GROUPS[:3], *GROUPS[2:]]
+    with (out / "sensitivity/sensitivity.csv").open() as file:
+        assert [float(row["segm_drop"]) for row in csv.DictReader(file)] == [1, 2, *range(4, len(asked) + 1)]
+
+
 def test_budget__the_fragile_group_stays_float(root: Path, fragile: Path) -> None:
     out = compress(root, "budget", fragile, "compress=[mixed]", "compress.max_drop=1.0")
     record = read_record(out / "mixed")
@@ -150,6 +171,49 @@ def test_budget__splits_that_share_images(root: Path, tmp_path: Path) -> None:
     config = compose_plain("compress", [*given, "data.split=test"], tmp_path / "out")
     with pytest.raises(UserError, match=rf"shares {IMAGES} images with data\.split=test"):
         runs.compress(config, tmp_path / "out", {}, "python compress.py")
+
+
+def test_budget__an_interrupted_search_goes_on(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither an output error nor a plan is measured twice, unless it is of other weights."""
+    plans_measured: list[str] = []
+    units_measured: list[str] = []
+    effect = Effects._effect
+
+    def points(evaluator: plans.PrecisionEvaluator, method: Mixed) -> float:
+        plans_measured.append(repr(method))
+        if len(plans_measured) == stop:
+            raise KeyboardInterrupt
+        return 0.1 * sum(precision == "int4" for precision in method.groups.values())
+
+    def counted(effects: Effects, precision: str, names: list[str]) -> Any:
+        units_measured.append(f"{precision} {names[0]}")
+        return effect(effects, precision, names)
+
+    monkeypatch.setattr(plans.PrecisionEvaluator, "points", points)
+    monkeypatch.setattr(Effects, "_effect", counted)
+    weights = root / "weights"
+    shutil.copytree(NANO, weights, ignore=shutil.ignore_patterns("sam3slim.json"))
+    given = ["compress=[mixed]", "compress.max_drop=0.35", "limit=2"]
+    stop = 3
+    with pytest.raises(KeyboardInterrupt):
+        compress(root, "stopped", weights, *given)
+    assert read_record(root / "stopped/mixed").status == "interrupted"
+    stop = 0
+    compress(root, "stopped", weights, *given)
+    assert len(plans_measured) - 1 == len(set(plans_measured)) > 4  # the one that was interrupted is measured again
+    assert len(units_measured) == len(set(units_measured)) > 20
+    trace = json.loads((root / "stopped/mixed/search.json").read_text())
+    assert len(trace) == len(set(plans_measured))
+
+    before, stop = set(plans_measured), len(plans_measured) + 2
+    with pytest.raises(KeyboardInterrupt):  # a search that has come to its end is not kept
+        compress(root, "stopped", weights, *given)
+    os.utime(weights / "model.safetensors", (1, 1))
+    plans_measured.clear()
+    stop = 0
+    compress(root, "stopped", weights, *given)
+    assert len(plans_measured) == len(before)
+    assert not (root / "stopped/mixed/unfinished.json").exists()
 
 
 def test_search_reference__drops_are_counted_from_the_full_model(root: Path) -> None:

@@ -6,9 +6,10 @@ forward pass of a few images for each, from the first part of the model that the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,6 +40,13 @@ class Effect:
 
     error: float
     bytes: int
+
+
+Keep = Callable[[str, Callable[[], Any]], Any]  # (name, work) → what the work gives, or gave in an interrupted call
+
+
+def anew(_: str, work: Callable[[], Any]) -> Any:
+    return work()
 
 
 class Effects:
@@ -72,24 +80,24 @@ class Effects:
             self._text = [self._read(batch) for batch in self.batches]
             self._full = [_Outputs(*found) for found in self._outputs([], None)]
 
-    def of(self, precision: str) -> dict[str, Effect]:
-        """Unit → what ``precision`` does."""
+    def of(self, precision: str, keep: Keep = anew) -> dict[str, Effect]:
+        """Unit → what ``precision`` does; see ``files.Kept`` for ``keep``."""
         found: dict[str, Effect] = {}
         with progress_bar() as progress, torch.no_grad(), eval_mode(self.model):
             task = progress.add_task(f"output errors in {precision.upper()}", total=len(self.units))
             for unit, names in self.units.items():
-                found[unit] = self._effect(precision, names)
+                found[unit] = Effect(**keep(f"{unit} in {precision}", partial(self._effect, precision, names)))
                 progress.advance(task)
         return found
 
-    def _effect(self, precision: str, names: Sequence[str]) -> Effect:
+    def _effect(self, precision: str, names: Sequence[str]) -> dict[str, Any]:
         with self._rounded(precision, names) as size:
             if precision == "fp32":
-                return Effect(0.0, size)
+                return asdict(Effect(0.0, size))
             outputs = zip(self._outputs(names, self._full), self._full, strict=True)
             errors = [full.error(*found) for found, full in outputs]
             lost, whole = torch.stack([e[0] for e in errors]).sum(0), torch.stack([e[1] for e in errors]).sum(0)
-            return Effect(float((lost / whole.clamp(min=TINY)).sum()), size)
+            return asdict(Effect(float((lost / whole.clamp(min=TINY)).sum()), size))
 
     @contextmanager
     def _rounded(self, precision: str, names: Sequence[str]) -> Iterator[int]:

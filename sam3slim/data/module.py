@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning
+import torch
 
+from sam3slim.data.batch import Batch
 from sam3slim.data.coco import CocoConcepts
 from sam3slim.data.collate import Collate, LookUp
 from sam3slim.data.loader import ConceptLoader
@@ -202,6 +205,16 @@ class ConceptData(lightning.LightningDataModule):
             limit=self.trainer.limit_train_batches if self.trainer and training else 1.0,
             views=views,
         )
+
+    def first_batches(self, count: int, split: str = "train") -> Iterator[Batch]:
+        """The first ``count`` training batches of ``split`` that ask something, with their augmentation.
+
+        The seed decides which; every process of a distributed run that has no trainer yet sees the same ones. Leaves
+        the random state as it was.
+        """
+        self.prepare_data()
+        with torch.random.fork_rng():
+            yield from islice((b for b in self.loader(split, training=True) if len(b.input_ids)), count)
 
     def train_dataloader(self) -> ConceptLoader:
         """Shuffled, with sampled prompts, augmentation and image sizes."""

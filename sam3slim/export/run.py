@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from sam3slim.export.builder import builder_sizes
 from sam3slim.export.card import ExportDetails, export_card
 from sam3slim.export.convert import Advance, Converted, convert
 from sam3slim.export.verify import Opening, Verified, verify_export
-from sam3slim.files import at_home, atomic_path, ensure_writable_dir, size_text, write_json
+from sam3slim.files import at_home, atomic_path, ensure_writable_dir, scratch_folder, size_text, write_json
 from sam3slim.results.artifact import source_of
 from sam3slim.results.record import plain
 from sam3slim.results.select import ExportCriteria, Selection, choose
@@ -89,8 +88,7 @@ def export(
     source = source_of(choice.chosen.run)
     ensure_writable_dir(path.parent)
     # Answers are compared on the export's own disk: of a full-size model they take a gigabyte.
-    work_folder = tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent)
-    with atomic_path(path) as temporary, work_folder as work:
+    with atomic_path(path) as temporary, scratch_folder(path.parent) as work:
         step(f"writing {criteria.format}")
         record = choice.chosen.run.record
         made = convert(source, criteria.format, temporary, metrics=plain(record.metrics), advance=advance)
@@ -100,7 +98,7 @@ def export(
         opens = criteria.format == "hf" and "transformers" in source.metadata.get("opens_in", ["transformers"])
         verified = verify_export(
             Opening(source.path, source.overrides), Opening(made.path, made.overrides, opens), record, criteria.format,
-            Path(work), images=check_images, root=data,
+            work, images=check_images, root=data,
         )  # fmt: skip
         verified = replace(verified, int8=source.quantised)
         details = ExportDetails(choice, criteria, source, spec, made, verified, command)

@@ -20,15 +20,16 @@ from sam3slim.compression.slim import KEY
 from sam3slim.data.batch import Batch
 from sam3slim.data.module import ConceptData
 from sam3slim.errors import UserError
-from sam3slim.files import ensure_writable_dir
+from sam3slim.files import Kept, ensure_writable_dir
 from sam3slim.launch.run import Run
 from sam3slim.models import Sam3
 from sam3slim.models.compiled import require_compiler
+from sam3slim.predict.opening import identity
 from sam3slim.report.rows import ACCEPTED_DROP, compression_columns, compression_rows, compression_shown, tells_drops
 from sam3slim.report.table import to_markdown, write_table
 from sam3slim.results.metrics import main_metric
 from sam3slim.results.record import RunRecord, read_record
-from sam3slim.results.recording import begin
+from sam3slim.results.recording import begin, config_hash
 from sam3slim.runs.evaluate import loaded_artifact
 from sam3slim.runs.measure import (
     back_to_cpu,
@@ -51,6 +52,7 @@ from sam3slim.slimming import check_enough
 log = logging.getLogger(__name__)
 SOURCE = "full"  # folder of the checkpoint's own measurement
 SENSITIVITY = "sensitivity"
+UNFINISHED = "unfinished.json"  # measurements of a search that has not come to its end
 
 
 def compress(spec: CompressSpec, run: Run) -> list[RunRecord]:
@@ -180,7 +182,7 @@ class _Compression:
             with part.recording(self.spec.checkpoint) as record:
                 searched = None
                 if isinstance(method, Mixed) and self.spec.budget.given:
-                    searched = self.search(folder, method)
+                    searched = self.search(part, method)
                     method = searched.method
                 compressed, seconds = self.compressed(method)
                 print(compressed.describe())
@@ -198,6 +200,7 @@ class _Compression:
                 print_drop(record)
                 if searched is not None:
                     verify_budget(record, searched, self.spec.budget)
+            (folder / UNFINISHED).unlink(missing_ok=True)
         except UserError as error:
             if record is None:
                 raise
@@ -240,11 +243,9 @@ class _Compression:
     def calibration(self, count: int) -> Iterator[Batch]:
         """The first batches of the calibration split as training has them; the seed decides which.
 
-        Labels only decide which phrases are asked, where there are some. Leaves the random state as it was.
+        Labels only decide which phrases are asked, where there are some.
         """
-        split = self.spec.budget.calibration_split
-        with torch.random.fork_rng():
-            yield from islice((b for b in self.data.loader(split, training=True) if len(b.input_ids)), count)
+        return self.data.first_batches(count, self.spec.budget.calibration_split)
 
     def labelled(self, count: int) -> Iterator[Batch]:
         """The first annotated batches of the search split, asked as in an evaluation."""
@@ -260,9 +261,14 @@ class _Compression:
                 limit=self.spec.limit, reference=self.reference.found if self.reference else None,
                 metric=self.spec.budget.metric,
             )  # fmt: skip
-            sensitivity(evaluator, part.folder)
+            sensitivity(evaluator, part.folder, self.kept(part))
+        (part.folder / UNFINISHED).unlink(missing_ok=True)
 
-    def search(self, folder: Path, method: Mixed) -> Searched:
+    def kept(self, part: Run) -> Kept:
+        """What an interrupted run of ``part`` has measured of this checkpoint."""
+        return Kept(part.folder / UNFINISHED, f"{identity(self.spec.checkpoint)} {config_hash(part.config)}")
+
+    def search(self, part: Run, method: Mixed) -> Searched:
         """The plan for the budget, searched on a split of its own."""
         budget = self.spec.budget
         evaluator = PrecisionEvaluator(
@@ -270,7 +276,7 @@ class _Compression:
             limit=budget.search_limit or self.spec.limit, metric=budget.metric,
             reference=self.searched_against.found if self.searched_against else None,
         )  # fmt: skip
-        return search_plan(evaluator, method, budget, folder)
+        return search_plan(evaluator, method, budget, part.folder, self.kept(part))
 
 
 def _check_slim(method: Slim, model: Sam3, data: ConceptData, spec: CompressSpec) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any
 
 import torch
@@ -99,10 +98,8 @@ def _adopted(spec: TrainSpec, model: Sam3, data: ConceptData) -> VisionFit:
     assert spec.init.vision is not None
     device = training_device(spec)
     vit = read_plain_vit(spec.init.vision)
-    with torch.random.fork_rng():
-        batches = islice(_batches(data, model), spec.init.vision_batches)
-        images = [batch.pixel_values.to(device) for batch in batches]
-        found = adopt_vision(vit.to(device), model.to(device), images)  # type: ignore[arg-type]
+    images = [batch.pixel_values.to(device) for batch in data.first_batches(spec.init.vision_batches)]
+    found = adopt_vision(vit.to(device), model.to(device), images)  # type: ignore[arg-type]
     back_to_cpu(model)
     rank_zero_only(print)(found.describe())
     return found
@@ -174,15 +171,13 @@ def _at_image_size(spec: TrainSpec) -> dict[str, Any]:
 def _greedy(source: Sam3, spec: TrainSpec, data: ConceptData) -> Greedy:
     """The blocks that stay, by the first ``init.importance_batches`` training batches."""
     device = training_device(spec)
-    with torch.random.fork_rng():
-        batches = islice(_batches(data, source), spec.init.importance_batches)
-        images = [batch.pixel_values.to(device) for batch in batches]
-        found = greedy_blocks(
-            source.to(device),  # type: ignore[arg-type]
-            spec.model.vit.depth,
-            images,
-            protect_global=spec.init.protect_global is not False,
-        )
+    images = [batch.pixel_values.to(device) for batch in data.first_batches(spec.init.importance_batches)]
+    found = greedy_blocks(
+        source.to(device),  # type: ignore[arg-type]
+        spec.model.vit.depth,
+        images,
+        protect_global=spec.init.protect_global is not False,
+    )
     back_to_cpu(source)
     return found
 
@@ -201,19 +196,14 @@ def with_blocks(model: ModelSpec, source: ModelSpec, greedy: Greedy) -> ModelSpe
 def fitted(source: Sam3, model: Sam3, plan: Plan, spec: TrainSpec, data: ConceptData) -> Fit:
     """Fit what was cut on the first ``init.fit_batches`` training batches, as ``data_scores`` does."""
     device = training_device(spec)
-    with torch.random.fork_rng():
-        batches = [batch.to(device) for batch in islice(_batches(data, source), spec.init.fit_batches)]
-        found = fit_model(source.to(device), model.to(device), plan, batches)  # type: ignore[arg-type]
+    batches = [batch.to(device) for batch in _batches(data, source, spec.init.fit_batches)]
+    found = fit_model(source.to(device), model.to(device), plan, batches)  # type: ignore[arg-type]
     back_to_cpu(source, model)
     return found
 
 
 def data_scores(source: Sam3, spec: TrainSpec, data: ConceptData) -> DataScores:
-    """Importance of the full model's units on the first ``init.importance_batches`` training batches.
-
-    The batches are those of the first epoch, with its augmentation, so the seed decides them; every process of
-    a distributed run sees the same ones. Leaves the random state as it was.
-    """
+    """Importance of the full model's units on the first ``init.importance_batches`` training batches."""
     assert spec.init.importance in ("activation", "taylor")
     criterion = Criterion(spec.loss)
 
@@ -221,13 +211,12 @@ def data_scores(source: Sam3, spec: TrainSpec, data: ConceptData) -> DataScores:
         total: torch.Tensor = criterion(outputs, targets)["loss"]
         return total
 
-    with torch.random.fork_rng():
-        found = collect_scores(
-            source.to(training_device(spec)),  # type: ignore[arg-type]
-            islice(_batches(data, source), spec.init.importance_batches),
-            spec.init.importance,
-            loss,
-        )
+    found = collect_scores(
+        source.to(training_device(spec)),  # type: ignore[arg-type]
+        _batches(data, source, spec.init.importance_batches),
+        spec.init.importance,
+        loss,
+    )
     back_to_cpu(source)
     return found
 
@@ -245,10 +234,8 @@ def training_device(spec: TrainSpec) -> torch.device:
     return torch.device("cuda", chosen[local] if isinstance(chosen, list) and local < len(chosen) else local)
 
 
-def _batches(data: ConceptData, reader: Sam3) -> Iterator[Batch]:
-    """Training batches with at least one prompt, in the tokens of ``reader``, whose vocabulary may be another one."""
-    data.prepare_data()
-    for batch in data.loader("train", training=True):
-        if len(batch.input_ids):
-            ids, mask = encode_phrases(reader.spec.text, batch.phrases)
-            yield replace(batch, input_ids=ids, attention_mask=mask)
+def _batches(data: ConceptData, reader: Sam3, count: int) -> Iterator[Batch]:
+    """The first training batches in the tokens of ``reader``, whose vocabulary may be another one."""
+    for batch in data.first_batches(count):
+        ids, mask = encode_phrases(reader.spec.text, batch.phrases)
+        yield replace(batch, input_ids=ids, attention_mask=mask)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,10 @@ from sam3slim.compression.effects import Effect, Effects
 from sam3slim.compression.groups import weights_by_unit
 from sam3slim.compression.mixed import STORES
 from sam3slim.compression.search import Searched, search
-from sam3slim.data.batch import Batch
 from sam3slim.data.module import ConceptData
 from sam3slim.errors import UserError
 from sam3slim.evaluation import agreed, evaluate
-from sam3slim.files import write_json
+from sam3slim.files import Kept, scratch_folder, write_json
 from sam3slim.models import Sam3
 from sam3slim.report.rows import drop_columns
 from sam3slim.report.table import drop_cells, to_markdown, write_table
@@ -87,9 +87,9 @@ class PrecisionEvaluator:
         return metric.points_lost(before, after)
 
     def _measured(self, method: Mixed) -> Found:
-        with tempfile.TemporaryDirectory() as folder:
-            compress_model(self.model, method).write(self.model, Path(folder) / "artifact")
-            reloaded, stored = load(Path(folder) / "artifact", expect=self.model.spec)
+        with scratch_folder() as folder:
+            compress_model(self.model, method).write(self.model, folder / "artifact")
+            reloaded, stored = load(folder / "artifact", expect=self.model.spec)
             return self._found(to_device(reloaded, self.device, stored.precision))
 
     def bytes(self, method: Mixed) -> int:
@@ -97,32 +97,28 @@ class PrecisionEvaluator:
         size: int = compress_model(self.model, method).file_bytes
         return size
 
-    def effects(self, method: Mixed) -> dict[str, dict[str, Effect]]:
+    def effects(self, method: Mixed, keep: Kept) -> dict[str, dict[str, Effect]]:
         """Precision → unit → what it does to the model's outputs; ``method.granularity`` says what a unit is."""
         units = weights_by_unit(self.model, method.granularity)
         to_device(self.model, self.device, "fp32")
-        effects = Effects(self.model, units, method, self._few())
+        batches = self.data.first_batches(-(-EFFECT_IMAGES // self.data.batch_size), self.split)
+        effects = Effects(self.model, units, method, list(batches))
         print(f"ranking {len(units)} {method.granularity}s by the output errors they cause on {effects.images} images")
-        found = {precision: effects.of(precision) for precision in STORES}
+        found = {precision: effects.of(precision, keep) for precision in STORES}
         back_to_cpu(self.model)
         return found
-
-    def _few(self) -> list[Batch]:
-        """The first images of the split as training has them; leaves the random state as it was."""
-        batches: list[Batch] = []
-        with torch.random.fork_rng():
-            for batch in self.data.loader(self.split, training=True):
-                batches.append(batch)
-                if sum(len(b.pixel_values) for b in batches) >= EFFECT_IMAGES:
-                    break
-        return batches
 
     def _found(self, model: Sam3) -> Found:
         return evaluate(model, self.loader, limit=self.limit).samples
 
 
-def sensitivity(evaluator: PrecisionEvaluator, folder: Path, groups: Sequence[str] = GROUPS) -> list[dict[str, Any]]:
+def sensitivity(
+    evaluator: PrecisionEvaluator, folder: Path, keep: Kept, groups: Sequence[str] = GROUPS
+) -> list[dict[str, Any]]:
     """Put one group at a time into INT8, everything else in FP32; writes ``sensitivity.csv`` and ``.md``.
+
+    Args:
+        keep: has the rows that an interrupted run measured.
 
     Returns:
         One row per group: parameters, bytes saved against FP32, drops with their 95 % intervals.
@@ -136,16 +132,20 @@ def sensitivity(evaluator: PrecisionEvaluator, folder: Path, groups: Sequence[st
         if not names[group]:
             continue  # a prompt bank has no text tower
         method = Mixed({name: "int8" if name == group else "fp32" for name in GROUPS}, rest="fp32")
-        drops = evaluator.drops(method)
+        drops = keep(group, partial(_drop_cells, evaluator, method))
         rows.append({
             "group": group, "params": sum(state[name].numel() for name in names[group]),
-            "bytes_saved": full - evaluator.bytes(method), **drop_cells(drops),
+            "bytes_saved": full - evaluator.bytes(method), **drops,
         })  # fmt: skip
         # After every group, so that an interrupted run leaves what it knows.
         write_table(rows, folder, columns=columns, shown=shown, stem="sensitivity")
-        print(f"{group}: {drops[evaluator.metric.name].points:.2f} points")
+        print(f"{group}: {drops[f'{evaluator.metric.name}_drop']:.2f} points")
     print("\n" + to_markdown(rows, shown))
     return rows
+
+
+def _drop_cells(evaluator: PrecisionEvaluator, method: Mixed) -> dict[str, Any]:
+    return drop_cells(evaluator.drops(method))
 
 
 def check_other_split(data: ConceptData, key: str, search: str, verify: str) -> None:
@@ -175,17 +175,18 @@ def _images(data: ConceptData, split: str) -> set[str]:
     return {str((dataset.folder / record.file_name).resolve()) for record in dataset.records}
 
 
-def search_plan(evaluator: PrecisionEvaluator, method: Mixed, budget: BudgetSpec, folder: Path) -> Searched:
+def search_plan(evaluator: PrecisionEvaluator, method: Mixed, budget: BudgetSpec, folder: Path, keep: Kept) -> Searched:
     """The smallest plan within the budget, measured with ``evaluator``; every plan tried is kept in ``search.json``.
 
     Args:
         method: its ``granularity`` says what the plan gives precisions to, ``int4_group`` how INT4 is stored.
+        keep: has what an interrupted run measured.
     """
-    effects = evaluator.effects(method)
+    effects = evaluator.effects(method, keep)
     write_json(folder / "effects.json", {name: {u: asdict(e) for u, e in row.items()} for name, row in effects.items()})
 
     def drop_of(method: Mixed) -> float:
-        points = evaluator.points(method)
+        points: float = keep(json.dumps(asdict(method), sort_keys=True), lambda: evaluator.points(method))
         print(f"{_told(method.groups)}: {points:.2f}")
         return points
 

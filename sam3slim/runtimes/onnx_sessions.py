@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -11,6 +10,7 @@ from sam3slim.checkpoints import IMAGE_SIZE, LoadReport, load
 from sam3slim.checkpoints.readers import read_artifact_metadata
 from sam3slim.compression.int8_weight import Int8Rules, quantised_names
 from sam3slim.errors import UserError
+from sam3slim.files import scratch_folder
 from sam3slim.graphs.loading import load_graphs
 from sam3slim.graphs.onnx import plain_model, quantise_graphs, trace_graphs
 from sam3slim.graphs.runner import GraphSam3, OnnxSam3
@@ -56,15 +56,15 @@ def run_graphs(
         opening.located.path, overrides=opening.overrides or None, expect=opening.expect, dequantize=True
     )
     print("making ONNX graphs of the checkpoint (sam3slim export --format onnx keeps them) …", flush=True)
-    with tempfile.TemporaryDirectory(prefix="sam3slim-graphs-") as work:
-        folder = Path(work) / "fp32"
+    with scratch_folder() as work:
+        folder = work / "fp32"
         folder.mkdir()
         model = plain_model(model, "ONNX")
         trace_graphs(model, folder)
         if int8:
             names = quantised_names(model, Int8Rules(also=()))
-            (Path(work) / "int8").mkdir()
-            quantise_graphs(folder, folder := Path(work) / "int8", names)
+            (work / "int8").mkdir()
+            quantise_graphs(folder, folder := work / "int8", names)
         del model
         return run(folder, report.spec), report
 

@@ -37,6 +37,18 @@ def ids(batch: Batch) -> list[int]:
     return [info.image_id for info in batch.images]
 
 
+def test_first_batches__of_a_training_and_its_random_state(shapes_root: Path) -> None:
+    data = module(shapes_root, prompts=PromptSpec(negatives=0))
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    found = list(data.first_batches(3))
+    assert torch.equal(torch.get_rng_state(), before)
+    trained = [batch for batch in data.loader("train", training=True) if len(batch.input_ids)][:3]
+    assert [ids(batch) for batch in found] == [ids(batch) for batch in trained]
+    assert all(map(torch.equal, [b.pixel_values for b in found], [b.pixel_values for b in trained]))
+    assert len(list(data.first_batches(1, "val"))) == 1
+
+
 def test_collate__indices_point_at_their_rows(shapes_root: Path) -> None:
     data = CocoConcepts(shapes_root, image_size=48, prompts=PromptSpec(negatives=2))
     samples = [data[index] for index in range(4)]
