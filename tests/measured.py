@@ -11,8 +11,8 @@ from sam3slim.artifacts import write_artifact
 from sam3slim.launch.compose import compose_plain
 from tests import running as runs
 from tests.small import small_model
-from tests.test_runs import data
 from tests.tiny import SPEC
+from tests.tiny_runs import data
 
 METHODS = "compress=[fp16,int8_weight,int8_dynamic]"
 

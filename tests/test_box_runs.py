@@ -16,8 +16,8 @@ from sam3slim.models import build_model, init_for_training
 from sam3slim.results.record import RunRecord, plain, read_record
 from sam3slim.runs.reference import load_reference
 from tests import running as runs
-from tests.test_runs import QUICK, data, evaluate, train
 from tests.tiny import OVERRIDES
+from tests.tiny_runs import QUICK, data, evaluate, train
 
 BOXES = ["data.boxes.share=0.8", "trainer.val_check_interval=4"]
 BOX = ["data.prompts=box", "data.protocol=present"]

@@ -16,8 +16,8 @@ from sam3slim.models import compiled
 from sam3slim.runs.specs import TrainSpec
 from sam3slim.strict import spec_from_dict
 from tests import running as runs
-from tests.test_runs import data, evaluate, segm, train
 from tests.tiny import OVERRIDES, tiny_model
+from tests.tiny_runs import data, evaluate, segm, train
 
 # Not beside the fast tests: what TorchDynamo does after other tests' fake tensors in one process is not settled.
 pytestmark = pytest.mark.slow

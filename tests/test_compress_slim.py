@@ -17,8 +17,8 @@ from sam3slim.launch.compose import compose_plain
 from sam3slim.models import build_model, init_for_training
 from sam3slim.results.record import RunRecord, read_record
 from tests import running as runs
-from tests.test_runs import QUICK
 from tests.tiny import OVERRIDES, SPEC
+from tests.tiny_runs import QUICK
 
 SIZES = ["vit.depth=1", "vit.embed_dim=16", "vit.num_heads=1", "decoder.num_layers=1"]
 CUT = [text for text in OVERRIDES if text.startswith("model.")] + [f"model.{size}" for size in SIZES]

@@ -14,8 +14,8 @@ from sam3slim.runs import machine
 from sam3slim.runs.machine import check_machine
 from sam3slim.runs.specs import TrainSpec
 from sam3slim.strict import spec_from_dict
-from tests.test_runs import data
 from tests.tiny import OVERRIDES
+from tests.tiny_runs import data
 
 ROOT = Path(__file__).resolve().parent.parent
 

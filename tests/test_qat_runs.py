@@ -18,8 +18,8 @@ from sam3slim.runs.specs import TrainSpec
 from sam3slim.strict import spec_from_dict
 from sam3slim.training import module
 from tests import running as runs
-from tests.test_runs import QUICK, data
 from tests.tiny import OVERRIDES
+from tests.tiny_runs import QUICK, data
 
 QAT = "qat={method:int4_weight,group:32}"
 KEY = "vision_encoder.backbone.layers.0.mlp.fc1.weight"

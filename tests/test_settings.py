@@ -19,8 +19,8 @@ from sam3slim.results.collect import collect
 from sam3slim.results.record import read_record
 from sam3slim.runs import start
 from tests import running as runs
-from tests.test_runs import QUICK, SLIMMER, data, train
 from tests.tiny import OVERRIDES
+from tests.tiny_runs import QUICK, SLIMMER, data, train
 
 # Every argument of lightning.Trainer: overrides that are refused, each with a part of the message.
 REFUSED = {

@@ -11,7 +11,7 @@ import torch
 from sam3slim.checkpoints import load
 from sam3slim.errors import UserError
 from sam3slim.results.record import RunRecord, read_record
-from tests.test_runs import QUICK, evaluate, segm, train
+from tests.tiny_runs import QUICK, evaluate, segm, train
 
 assert QUICK
 SIZES = "data.image_sizes=[32,24]"

@@ -19,8 +19,8 @@ from sam3slim.runs.teacher import training_data
 from sam3slim.runs.vocabulary import with_vocabulary
 from sam3slim.strict import spec_from_dict
 from tests import running as runs
-from tests.test_runs import QUICK, SLIMMER, data, train
 from tests.tiny import OVERRIDES
+from tests.tiny_runs import QUICK, SLIMMER, data, train
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +160,9 @@ def test_data_scores__of_the_phrases_whatever_their_tokens(
         config = compose_plain("train", [*OVERRIDES, *QUICK, *data(root), *given], root / "scores")
         spec = with_vocabulary(spec_from_dict(TrainSpec, config, ""))
         torch.manual_seed(0)
+        before = torch.get_rng_state()
         found.append(data_scores(source, spec, training_data(spec)))
+        assert torch.equal(torch.get_rng_state(), before)
     assert found[0].units.keys() == found[1].units.keys()
     for axis, scores in found[0].units.items():
         assert torch.equal(scores, found[1].units[axis]), axis

@@ -15,7 +15,7 @@ from sam3slim.errors import UserError
 from sam3slim.results.record import read_record
 from sam3slim.runs.train import bad_input_of
 from sam3slim.training import ConceptSegmentation
-from tests.test_runs import QUICK, train
+from tests.tiny_runs import QUICK, train
 
 
 @pytest.fixture(scope="module")

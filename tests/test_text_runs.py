@@ -16,8 +16,8 @@ from sam3slim.models import build_model, init_for_training
 from sam3slim.predict import BoxPrompt, Predictor, PredictSpec, predict_files
 from sam3slim.results.record import RunRecord, read_record
 from tests import running as runs
-from tests.test_runs import QUICK, data, evaluate, segm
 from tests.tiny import OVERRIDES, SPEC
+from tests.tiny_runs import QUICK, data, evaluate, segm
 
 PHRASES = [category["name"] for category in ShapesSpec().categories()]
 

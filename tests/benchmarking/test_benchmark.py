@@ -18,8 +18,8 @@ from sam3slim.cli import main
 from sam3slim.errors import UserError
 from sam3slim.runtimes import RUNTIMES, Opening, Runtime
 from tests.small import small_model
-from tests.test_runs import data
 from tests.tiny import SPEC
+from tests.tiny_runs import data
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from sam3slim.runs.specs import TrainSpec
 from sam3slim.runs.teacher import overrides_of, teacher_of, training_data
 from sam3slim.specs import ModelSpec
 from sam3slim.strict import spec_from_dict
-from tests.test_runs import SLIMMER, data
 from tests.tiny import OVERRIDES, tiny_model
+from tests.tiny_runs import SLIMMER, data
 
 
 def test_teacher__reads_what_its_file_does_not_tell_as_the_student_does(tmp_path: Path) -> None:

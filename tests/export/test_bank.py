@@ -13,8 +13,8 @@ from sam3slim.data.shapes import ShapesSpec
 from sam3slim.errors import UserError
 from sam3slim.export.run import export
 from sam3slim.graphs import load_runnable
-from tests.test_runs import evaluate
 from tests.tiny import tiny_model
+from tests.tiny_runs import evaluate
 
 PHRASES = [category["name"] for category in ShapesSpec().categories()]
 

@@ -21,8 +21,8 @@ from sam3slim.graphs import load_runnable
 from sam3slim.launch.compose import compose_plain
 from sam3slim.results.record import read_record
 from tests import running as commands
-from tests.test_runs import data
 from tests.tiny import SPEC
+from tests.tiny_runs import data
 
 
 def contents(out: Path) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from sam3slim.launch.compose import compose_plain
 from sam3slim.results.record import RunRecord, read_record
 from tests import running as runs
 from tests.small import small_model
-from tests.test_runs import data
 from tests.tiny import SPEC
+from tests.tiny_runs import data
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from pycocotools import mask as mask_utils
 
 from sam3slim.artifacts import write_artifact
+from sam3slim.data.detections import Detections
 from sam3slim.predict import Done, PredictSpec, predict_files
+from sam3slim.predict.images import Picture
+from sam3slim.predict.writer import OutputFolder, stamp
 from tests.small import small_model
 from tests.tiny import SPEC
 
@@ -70,3 +75,28 @@ def detections(folder: Path) -> Any:
 def names(folder: Path) -> list[str]:
     """The pictures of ``detections.json``, in their order."""
     return [image["file_name"] for image in detections(folder)["images"]]
+
+
+def some(score: float = 0.75) -> Detections:
+    """One detection: a box with fractions and a mask of 3 x 4 pixels in a picture of 40 x 32."""
+    mask = np.zeros((32, 40), dtype=np.uint8)
+    mask[2:5, 10:14] = 1
+    return Detections(
+        image_id=1,
+        boxes=torch.tensor([[10.1234, 2.0, 14.0, 5.5]]), scores=torch.tensor([score]), labels=torch.tensor([2]),
+        rles=[mask_utils.encode(np.asfortranarray(mask))],
+    )  # fmt: skip
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[Picture]:
+    return [Picture(draw(tmp_path / f"in/{i}.png", i), f"{i}.png", i + 1) for i in range(3)]
+
+
+def settings(pictures: list[Picture], **changed: Any) -> dict[str, Any]:
+    return {"model": "sha256:0", "prompts": ["red"], "images": str(pictures[0].path.parent), **changed}
+
+
+def keep(folder: OutputFolder, *pictures: Picture, score: float = 0.75) -> None:
+    for picture in pictures:
+        folder.add(picture, stamp(picture.path), some(score), 32, 40)

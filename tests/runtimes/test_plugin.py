@@ -17,8 +17,8 @@ from sam3slim.runtimes import RUNTIMES, Opening, Runtime, register
 from tests import running as runs
 from tests.predict.conftest import draw
 from tests.small import small_model
-from tests.test_runs import data
 from tests.tiny import SPEC
+from tests.tiny_runs import data
 
 
 class Doubted:

@@ -25,8 +25,8 @@ from sam3slim.strict import SpecError, spec_from_dict
 from tests import running as runs
 from tests.predict.conftest import draw
 from tests.small import OUTPUTS, small_model
-from tests.test_runs import data
 from tests.tiny import SPEC, tiny_batch
+from tests.tiny_runs import data
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from PIL import Image
 from sam3slim.artifacts import write_artifact
 from sam3slim.errors import UserError
 from scripts import demo, reference
-from tests.test_runs import QUICK, SLIMMER, data
 from tests.tiny import OVERRIDES, tiny_model
+from tests.tiny_runs import QUICK, SLIMMER, data
 
 ROOT = Path(__file__).resolve().parents[2]
 COLUMNS = "name,precision,params,bytes,ratio,bbox_map,segm_map,segm_drop,retrained"

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from sam3slim.results.record import read_record
-from tests.test_runs import data
 from tests.tiny import OVERRIDES
+from tests.tiny_runs import data
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = [

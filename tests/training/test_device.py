@@ -13,8 +13,8 @@ from sam3slim.launch.compose import compose_plain
 from sam3slim.runs.initial import training_device
 from sam3slim.runs.specs import TrainSpec
 from sam3slim.strict import spec_from_dict
-from tests.test_runs import data
 from tests.tiny import OVERRIDES
+from tests.tiny_runs import data
 
 
 @pytest.mark.parametrize(

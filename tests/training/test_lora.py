@@ -21,8 +21,8 @@ from sam3slim.runs.train import training_module
 from sam3slim.strict import spec_from_dict
 from sam3slim.training import LoraSpec, add_lora
 from sam3slim.training.lora import is_matrix, plain_name
-from tests.test_runs import evaluate, segm, train
 from tests.tiny import OVERRIDES, tiny_batch, tiny_model
+from tests.tiny_runs import evaluate, segm, train
 
 LORA = "optim.lora={rank:4,alpha:8}"
 

@@ -15,8 +15,8 @@ from sam3slim.launch.compose import compose_plain
 from sam3slim.results.record import read_record
 from tests import running as runs
 from tests.rehearsal.running import rehearse
-from tests.test_runs import data
 from tests.tiny import OVERRIDES
+from tests.tiny_runs import data
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 6
