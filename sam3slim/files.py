@@ -16,8 +16,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from sam3slim.errors import UserError
 
 Pairs = list[tuple[str, Any]]
@@ -77,6 +75,8 @@ def scratch_folder(place: Path | None = None) -> Iterator[Path]:
 
     Before, those of processes that were killed are removed: nobody holds the lock in them any more.
     """
+    from filelock import FileLock, Timeout  # a sixth of a help text's time
+
     for lock in Path(place or tempfile.gettempdir()).glob(f"{_SCRATCH}*/{_LOCK}"):
         with suppress(OSError, Timeout), FileLock(lock, timeout=0):
             shutil.rmtree(lock.parent, ignore_errors=True)
