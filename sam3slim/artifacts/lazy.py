@@ -82,10 +82,7 @@ def rounding_of(tensors: Mapping[str, Tensor]) -> Rounding:
 
 def _describe(tensor: Any) -> Any:
     """``tensor`` without its content, quantised ones too."""
-    if (packed := in_own_layout(tensor)) is not None:
-        return packed.to("meta")
-    if isinstance(tensor, StoredInt8):
-        return StoredInt8(tensor.qdata.to("meta"), tensor.scale.to("meta"))
-    if is_quantised(tensor):
+    packed = in_own_layout(tensor)
+    if packed is None and is_quantised(tensor) and not isinstance(tensor, StoredInt8):
         return int8_tensor(tensor.qdata.to("meta"), tensor.scale.to("meta"), dynamic=is_dynamic(tensor))
-    return tensor.to("meta")
+    return (tensor if packed is None else packed).to("meta")

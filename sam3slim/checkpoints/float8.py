@@ -9,7 +9,6 @@ sums them in FP32; GPUs need compute capability 8.9 and give bfloat16.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sam3slim.checkpoints.scaled import Scaled
 from sam3slim.errors import UserError
 
 DTYPE = torch.float8_e4m3fn
@@ -27,41 +27,10 @@ CAPABILITY = (8, 9)  # Ada; Hopper is 9.0
 KEY = re.compile(r"^(?P<module>.+)\._(?P<name>\w+?)_float8$")
 
 
-@dataclass(frozen=True)
-class StoredFloat8:
-    """A weight in the layout above; what it loads as is float32.
+class StoredFloat8(Scaled):
+    """A weight [rows, columns] in the layout above."""
 
-    Attributes:
-        qdata: float8_e4m3fn [rows, columns].
-        scale: float32 [rows, 1].
-    """
-
-    qdata: Tensor
-    scale: Tensor
-
-    @property
-    def shape(self) -> torch.Size:
-        return self.qdata.shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What it is loaded as."""
-        return torch.float32
-
-    @property
-    def parts(self) -> dict[str, Tensor]:
-        """End of the key on disk → tensor."""
-        return {"float8": self.qdata, "float8_scale": self.scale}
-
-    def numel(self) -> int:
-        return self.qdata.numel()
-
-    def to(self, device: torch.device | str) -> StoredFloat8:
-        return StoredFloat8(self.qdata.to(device), self.scale.to(device))
-
-    def dequantize(self) -> Tensor:
-        """float32 [rows, columns]."""
-        return self.qdata.float() * self.scale
+    ENDS = ("float8", "float8_scale")
 
     def running(self) -> Tensor:
         """torchao's tensor with FP8 products. Raises UserError without torchao."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,36 +20,14 @@ from sam3slim.checkpoints import float8, int4
 from sam3slim.checkpoints.float8 import StoredFloat8
 from sam3slim.checkpoints.int4 import StoredInt4
 from sam3slim.checkpoints.load_report import CheckpointError
+from sam3slim.checkpoints.scaled import Scaled
 from sam3slim.errors import UserError
 
 
-@dataclass(frozen=True)
-class StoredInt8:
-    """A weight that is INT8 on disk and float in memory: ``qdata`` int8, ``scale`` float32 that broadcasts to it."""
+class StoredInt8(Scaled):
+    """A weight that is INT8 on disk and float in memory."""
 
-    qdata: Tensor
-    scale: Tensor
-
-    @property
-    def parts(self) -> dict[str, Tensor]:
-        """End of the key on disk → tensor."""
-        return {"qdata": self.qdata, "scale": self.scale}
-
-    @property
-    def shape(self) -> torch.Size:
-        return self.qdata.shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What it is loaded as."""
-        return torch.float32
-
-    def numel(self) -> int:
-        return self.qdata.numel()
-
-    def dequantize(self) -> Tensor:
-        """float32, of the same shape."""
-        return self.qdata.float() * self.scale.float()
+    ENDS = ("qdata", "scale")
 
 
 # In the safetensors header: keys, as JSON. No dot in the name: transformers takes dotted ones for tensors.
