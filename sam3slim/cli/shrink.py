@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
 
 from sam3slim.cli.command import Command, quick_imports
 
@@ -25,8 +28,6 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from pathlib import Path
-
     from sam3slim.export.sizes import parse_bytes
     from sam3slim.files import at_home
 
@@ -34,16 +35,13 @@ def _run(arguments: argparse.Namespace) -> None:
         from sam3slim.runs.shrink import shrink
         from sam3slim.runs.shrink_inputs import ShrinkSpec
 
-    def path(name: str | None) -> Path | None:
-        return None if name is None else at_home(name)
-
-    spec = ShrinkSpec(
-        arguments.checkpoint, at_home(arguments.out), at_home(arguments.images), path(arguments.phrases),
-        path(arguments.annotations), arguments.max_drop,
-        None if arguments.max_bytes is None else parse_bytes(arguments.max_bytes),
-        arguments.keep_architecture, arguments.search_images, arguments.overrides,
-    )  # fmt: skip
-    shrink(spec, lambda text: print(text, flush=True))
+    read: dict[str, Callable[[str], Any]] = {
+        **dict.fromkeys(("out", "images", "phrases", "annotations"), at_home),
+        "max_bytes": parse_bytes,
+    }
+    given = {field.name: getattr(arguments, field.name) for field in fields(ShrinkSpec)}
+    given |= {name: parse(given[name]) for name, parse in read.items() if given[name] is not None}
+    shrink(ShrinkSpec(**given), lambda text: print(text, flush=True))
 
 
 SHRINK = Command(

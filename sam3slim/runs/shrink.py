@@ -14,7 +14,6 @@ from sam3slim.artifacts.cut import cut_text
 from sam3slim.checkpoints import load, locate, weight_files
 from sam3slim.compression import Mixed, check_methods
 from sam3slim.compression.slim import KEY
-from sam3slim.data.module import ConceptData
 from sam3slim.data.spec import SPLITS
 from sam3slim.export.run import Exported, export
 from sam3slim.files import atomic_path
@@ -54,26 +53,21 @@ def shrink(spec: ShrinkSpec, say: Callable[[str], object] = print) -> Exported:
     check_methods(model, {"mixed": Mixed()})
     full = model.spec
     del model
-    built = _built(spec, data, full)
+    config = compose_run("evaluate", [f"checkpoint={spec.checkpoint}", *data], spec.out).config
+    built = spec_from_dict(EvaluateSpec, config, "").data.build(full)
     images = {split: len(built.dataset(split, training=split == "train")) for split in SPLITS}
     phrases = bank_phrases(spec)
     cuts = cuts_of(spec, full, images["train"], phrases)
     ladder = _Ladder(spec, data, images, say)
-    reports = [built.dataset(split).report.lines() for split in ("val", "test")]
-    left_out = dict.fromkeys(line for lines in reports for line in lines if "cannot be read" in line)
+    lines = [line for split in ("val", "test") for line in built.dataset(split).report.lines()]
     unit = "agreement with the full model" if built.dataset("test").by_model else "mAP against annotations"
     say(
         f"{images['train']} images to fit on, {images['val']} to search with ({ladder.searched} are used), "
         f"{images['test']} to verify on; drops are points of {unit}"
     )
-    for line in left_out:
+    for line in dict.fromkeys(line for line in lines if "cannot be read" in line):
         say(f"left out: {line}")
     return ladder.climb(cuts, phrases)
-
-
-def _built(spec: ShrinkSpec, data: Sequence[str], full: ModelSpec) -> ConceptData:
-    config = compose_run("evaluate", [f"checkpoint={spec.checkpoint}", *data], spec.out).config
-    return spec_from_dict(EvaluateSpec, config, "").data.build(full)
 
 
 @dataclass
@@ -99,8 +93,8 @@ class _Ladder:
         self.ahead = [0, test, self.searched, *[fit] * len(cuts), 0, test, PLANS * self.searched + test, 16]
         weights = folder / "weights"
         self.do("weights only", lambda: weights.is_dir() or extract(spec.checkpoint, weights))
-        full = self.evaluate("full", spec.checkpoint)
-        found = self.evaluate("full_search", weights, *self.searching())
+        full = self.record("evaluate", "full", (), spec.checkpoint)
+        found = self.record("evaluate", "full_search", self.searching)
         self.metric = main_metric(full)
         if not tells_drops(full, self.metric):
             self.say(f"warning: the full model has at most {ACCEPTED_DROP:g} point here, so no drop can be seen")
@@ -125,7 +119,7 @@ class _Ladder:
         measured = [folder / "full"]
         against = [f"reference={folder / 'full'}"]
         if source != weights:
-            self.row("before rounding", self.evaluate("unrounded", source, *against), full, "held-out images")
+            self.row("before rounding", self.record("evaluate", "unrounded", against, source), full, "held-out images")
             measured.append(folder / "unrounded")
         for share in SEARCHES:
             name = f"mixed_{share:g}"
@@ -145,6 +139,7 @@ class _Ladder:
         self.page(made, mixed, full)
         return made
 
+    @property
     def searching(self) -> list[str]:
         return ["data.split=val", f"limit={self.searched}"]
 
@@ -154,7 +149,7 @@ class _Ladder:
         reference = f"reference={self.spec.out / STEPS / 'full_search'}"
         settings = ["model=full", f"overrides=[{listed}]", f"fit_batches={FIT_BATCHES}"]
         slim = [f"{KEY}.{text}" for text in settings]
-        return self.record("compress", f"cut_{name}", [*self.searching(), "compress=[slim]", *slim, reference])
+        return self.record("compress", f"cut_{name}", [*self.searching, "compress=[slim]", *slim, reference])
 
     def mixed(self, name: str, source: Path, against: list[str], share: float) -> RunRecord:
         """The precisions searched for with this share of the budget, measured on the held-out images."""
@@ -163,9 +158,6 @@ class _Ladder:
         search = [budget, f"search_limit={self.searched}", f"search_reference={spec.out / STEPS / 'full_search'}"]
         settings = ["compress=[mixed]", *(f"compress.{text}" for text in search), *against]
         return self.record("compress", name, settings, source)
-
-    def evaluate(self, name: str, checkpoint: str | Path, *settings: str) -> RunRecord:
-        return self.record("evaluate", name, settings, checkpoint)
 
     def record(self, kind: Kind, name: str, settings: Sequence[str], checkpoint: str | Path | None = None) -> RunRecord:
         """The record of one command in ``steps/name``, which is run unless just this has been done there."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from sam3slim.checkpoints import locate, weight_files
@@ -65,6 +66,17 @@ class ShrinkSpec:
         """As it was given."""
         return f"--max-bytes {self.max_bytes}" if self.max_drop is None else f"--max-drop {self.max_drop:g}"
 
+    @cached_property
+    def annotation_files(self) -> list[Path]:
+        """Those given, or of all three splits of a data set, each its own; [] where there are none."""
+        if self.annotations is not None:
+            return [self.annotations]
+        try:
+            found = [find_annotations(self.images, split) for split in SPLITS]
+        except UserError:
+            return []
+        return found if len(set(found)) == len(SPLITS) else []
+
 
 def claim(spec: ShrinkSpec) -> None:
     """Refuse a folder with other results. Raises UserError; later calls with the same inputs go on there."""
@@ -98,12 +110,11 @@ def data_settings(spec: ShrinkSpec) -> list[str]:
     ]  # fmt: skip
     images = spec.images.resolve()
     if spec.annotations is not None:
-        files = {split: f"{split}.json" for split in SPLITS}
         _deal(spec.annotations, spec.out / "data")
-        listed = ",".join(f"{split}:{name}" for split, name in files.items())
+        listed = ",".join(f"{split}:{split}.json" for split in SPLITS)
         root = (spec.out / "data").resolve()
         own = ["data=coco", f"data.root={root}", f"data.images={images}", f"data.annotations={{{listed}}}"]
-    elif _is_data_set(images):
+    elif spec.annotation_files:
         own = ["data=coco", f"data.root={images}"]
     elif spec.phrases is not None:
         own = ["data=pictures", f"data.root={images}", f"data.phrases={spec.phrases.resolve()}"]
@@ -113,14 +124,6 @@ def data_settings(spec: ShrinkSpec) -> list[str]:
             "or --annotations JSON"
         )
     return [*own, *common]
-
-
-def _is_data_set(root: Path) -> bool:
-    """Whether annotations of all three splits are found in ``root``, each its own."""
-    try:
-        return len({find_annotations(root, split) for split in SPLITS}) == len(SPLITS)
-    except UserError:
-        return False
 
 
 def _deal(annotations: Path, folder: Path) -> None:
@@ -144,9 +147,5 @@ def bank_phrases(spec: ShrinkSpec) -> list[str]:
     """What the bank holds, if anything: the list, and the categories that drops are measured on."""
     if spec.phrases is None:
         return []
-    files = [spec.annotations] if spec.annotations else []
-    if not files and _is_data_set(spec.images):
-        files = [find_annotations(spec.images, split) for split in SPLITS]
-    return list(
-        dict.fromkeys([*read_phrase_list(spec.phrases), *(p for file in files for p in category_phrases(file))])
-    )
+    categories = (phrase for file in spec.annotation_files for phrase in category_phrases(file))
+    return list(dict.fromkeys([*read_phrase_list(spec.phrases), *categories]))
