@@ -27,7 +27,7 @@ from sam3slim.launch.run import Run
 from sam3slim.models.arithmetic import computing
 from sam3slim.results.record import plain
 from sam3slim.runs.evaluate import evaluate
-from sam3slim.runs.measure import calibration_of
+from sam3slim.runs.measure import prepared_data
 from sam3slim.runs.specs import EvaluateSpec
 from sam3slim.runtimes import open_runtime
 from sam3slim.strict import spec_from_dict
@@ -49,7 +49,7 @@ def measure_row(asked: Asked, folder: Path) -> dict[str, Any]:
     spec = None if asked.config is None else spec_from_dict(EvaluateSpec, _config(asked, folder), "")
     opened = open_runtime(
         asked.source, asked.runtime, device=device, arithmetic=asked.arithmetic,
-        calibration=None if spec is None else calibration_of(spec),
+        calibration=None if spec is None else lambda model: prepared_data(spec, model).loader("train"),
     )  # fmt: skip
     model, report = opened
     found: dict[str, Any] = {

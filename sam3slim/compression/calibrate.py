@@ -30,7 +30,7 @@ Pass = Callable[[], object]  # runs one batch through the model, or through the 
 
 
 @dataclass
-class Calibration:
+class Compensation:
     """What came of it.
 
     Attributes:
@@ -54,7 +54,7 @@ def calibrate(
     rounders: Mapping[str, Rounder],
     passes: Callable[[str], Sequence[Pass]],
     real: Callable[[str, Tensor], Tensor] = lambda name, inputs: inputs,
-) -> Calibration:
+) -> Compensation:
     """Round the Linears of ``model`` that ``rounders`` name; the model itself is left as it was.
 
     Args:
@@ -65,7 +65,7 @@ def calibrate(
     Raises:
         UserError: activations that are not finite.
     """
-    found = Calibration()
+    found = Compensation()
     blocks = _in_order(model, rounders, passes)
     reached = {name for block in blocks.values() for name in block.linears}
     found.not_reached = [name for name in rounders if name not in reached]

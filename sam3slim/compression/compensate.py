@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sam3slim.artifacts.lazy import Convert
-from sam3slim.compression.calibrate import Calibration, Pass, calibrate
+from sam3slim.compression.calibrate import Compensation, Pass, calibrate
 from sam3slim.compression.gptq import Rounder
 from sam3slim.compression.registry import Batches
 from sam3slim.data.batch import Batch
@@ -93,7 +93,7 @@ def compensated_model(
     return CompensatedModel(plain, made, {"compensated": facts})
 
 
-def _told(found: Calibration) -> str:
+def _told(found: Compensation) -> str:
     before, after = found.errors()
     left = f"; {len(found.not_reached)} layers that no image reached are rounded plainly" if found.not_reached else ""
     return f"output error of a layer, relative, mean: {before:.2%} rounded plainly, {after:.2%} compensated{left}"

@@ -19,7 +19,7 @@ from sam3slim.errors import UserError
 from sam3slim.models import Sam3
 
 if TYPE_CHECKING:
-    from sam3slim.graphs.calibration import Calibration
+    from sam3slim.graphs.calibration import CalibrationSet
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class OnnxGraphs:
     int8: tuple[str, ...] = ()
     int4: Mapping[str, StoredInt4] = field(default_factory=dict)
     fixed: tuple[int, int, int] | None = None
-    calibration: Calibration | None = None
+    calibration: CalibrationSet | None = None
     method: dict[str, Any] = field(default_factory=dict)
     model: None = None
 
@@ -163,7 +163,7 @@ def int8_onnx(model: Sam3, method: Int8Onnx) -> OnnxGraphs:
 
 @register(Int8OnnxStatic)
 def int8_onnx_static(model: Sam3, method: Int8OnnxStatic, batches: Batches | None = None) -> OnnxGraphs:
-    from sam3slim.graphs.calibration import Calibration
+    from sam3slim.graphs.calibration import CalibrationSet
 
     given = [] if batches is None else [batch.to("cpu") for batch in batches(method.calibration_batches)]
     if not given:
@@ -172,7 +172,7 @@ def int8_onnx_static(model: Sam3, method: Int8OnnxStatic, batches: Batches | Non
             "compress.calibration_split, or use int8_onnx"
         )
     names = tuple(quantised_names(model, method.rules))
-    return OnnxGraphs("int8_onnx_static", names, calibration=Calibration(given))
+    return OnnxGraphs("int8_onnx_static", names, calibration=CalibrationSet(given))
 
 
 @register(Int4Onnx)

@@ -1,9 +1,9 @@
 """Detections, metrics, latency and memory of a model."""
 
 from sam3slim.evaluation.evaluating import (
-    Calibration,
     ConceptMetrics,
     EvalResult,
+    ScoreCalibration,
     agreed,
     counted_detections,
     evaluate,
@@ -14,9 +14,9 @@ from sam3slim.evaluation.inference import Segmenter, TextCache, predict_batch
 from sam3slim.evaluation.latency import measure_latency, peak_memory_bytes, reset_peak_memory, timed
 
 __all__ = [
-    "Calibration",
     "ConceptMetrics",
     "EvalResult",
+    "ScoreCalibration",
     "Segmenter",
     "TextCache",
     "agreed",

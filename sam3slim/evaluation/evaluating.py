@@ -58,7 +58,7 @@ class EvalResult:
 
 
 @dataclass
-class Calibration:
+class ScoreCalibration:
     """Running means of presence and best score, apart for present and absent concepts; the error of presence."""
 
     sums: dict[str, float] = field(default_factory=dict)
@@ -117,7 +117,7 @@ def evaluate(
         ValueError: a batch without ground truth.
     """
     started = time.perf_counter()
-    calibration, cache = Calibration(), TextCache()
+    calibration, cache = ScoreCalibration(), TextCache()
     metrics = ConceptMetrics()
     prompts = 0
     with progress_bar(show=progress) as bar:
@@ -162,7 +162,7 @@ def agreed(result: EvalResult, dataset: CocoConcepts) -> EvalResult:
     label(dataset, result.detections)
     records = {record.id: record for record in dataset.records}
     truths = [dataset.ground_truth(records[found.image_id]) for found in result.detections]
-    calibration = Calibration()
+    calibration = ScoreCalibration()
     calibration.update(result.detections, truths)
     measured = measure_all(result.detections, truths)
     return replace(result, measured=measured, truths=truths, calibration=calibration.compute())

@@ -18,8 +18,8 @@ PROMPTS = 8  # that pass the prompts graph together: it answers with all masks
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """Images and phrases that a model is calibrated on.
+class CalibrationSet:
+    """Images and phrases that the ranges of activations are measured on.
 
     Attributes:
         batches: unlabelled, at least one. Scales reach over all values that are seen.
@@ -43,13 +43,20 @@ class Calibration:
 
 
 def feeds(runner: GraphSam3, graph: str, batches: Sequence[Batch]) -> Iterator[dict[str, np.ndarray]]:
-    """What ``runner`` would give to its ``graph``, a few prompts at a time; the graphs before it are run."""
+    """What ``runner`` would give to its ``graph``: single pictures, single phrases (each once), or a few prompts.
+
+    The graphs before it are run.
+    """
+    signature, phrases = runner.signatures[graph], set()
     for batch in batches:
         if graph == "vision":
-            yield arrays_of({"pixel_values": batch.pixel_values}, runner.signatures[graph])
+            for pixels in batch.pixel_values.split(1):
+                yield arrays_of({"pixel_values": pixels}, signature)
         elif graph == "text":
-            given = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-            yield arrays_of(given, runner.signatures[graph])
+            for ids, mask in zip(batch.input_ids.split(1), batch.attention_mask.split(1), strict=True):
+                if (phrase := tuple(ids[0].tolist())) not in phrases:
+                    phrases.add(phrase)
+                    yield arrays_of({"input_ids": ids, "attention_mask": mask}, signature)
         else:
             with torch.inference_mode():
                 yield from _prompts(runner, graph, batch)

@@ -18,7 +18,7 @@ from sam3slim.checkpoints.locating import ONNX
 from sam3slim.errors import UserError
 from sam3slim.evaluation.inference import eval_mode
 from sam3slim.files import at_home, atomic_path
-from sam3slim.graphs.calibration import Calibration
+from sam3slim.graphs.calibration import CalibrationSet
 from sam3slim.graphs.contents import shares
 from sam3slim.graphs.folder import complete, info
 from sam3slim.graphs.halves import HALF_TOLERANCE, halve
@@ -42,7 +42,7 @@ def export_onnx(
     int4: Mapping[str, StoredInt4] | None = None,
     external_data: bool | None = None,
     fixed: Lengths | None = None,
-    calibration: Calibration | None = None,
+    calibration: CalibrationSet | None = None,
     **origin: Any,
 ) -> ArtifactInfo:
     """Write ``model`` to ``folder`` as ONNX, whole or not at all; an artifact already there is replaced.

@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 
 from sam3slim.checkpoints.int4 import StoredInt4
-from sam3slim.graphs.calibration import Calibration
+from sam3slim.graphs.calibration import CalibrationSet
 from sam3slim.graphs.packages import require
 from sam3slim.graphs.runner import GraphSam3
 from sam3slim.graphs.trace import LARGEST_FILE
 
 STEPS = 127
 CONTRIB = "com.microsoft"  # ONNX Runtime's own operators
-Static = tuple[Calibration, GraphSam3]  # images, and the FP32 graphs that run before the one in question
+Static = tuple[CalibrationSet, GraphSam3]  # images, and the FP32 graphs that run before the one in question
 
 
 def quantise(

@@ -154,7 +154,7 @@ class Metrics(Part):
 
     Attributes:
         values: {metric: {number: value}}, e.g. {"segm": {"map": 0.83, …}}; see ``results.metrics``.
-        calibration: see ``evaluation.Calibration``.
+        calibration: see ``evaluation.ScoreCalibration``.
     """
 
     values: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

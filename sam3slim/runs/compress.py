@@ -33,12 +33,12 @@ from sam3slim.results.recording import begin, config_hash
 from sam3slim.runs.evaluate import loaded_artifact
 from sam3slim.runs.measure import (
     back_to_cpu,
-    calibration_of,
     label_as,
     measure,
     measured_on,
     measuring_device,
     model_summary,
+    prepared_data,
     print_metrics,
     written_artifact,
 )
@@ -80,8 +80,7 @@ def compress(spec: CompressSpec, run: Run) -> list[RunRecord]:
     model, report = load(spec.checkpoint, overrides=spec.overrides, mapped=True)
     print(report.render())
     check_methods(model, {**dict.fromkeys(spec.methods), **dict(zip(entries, methods, strict=True))})
-    data = spec.data.build(model.spec, spec.seed)
-    data.prepare_data()
+    data = prepared_data(spec, model.spec)
     if any(map(needs_labels, methods)) and spec.data.kind == "pictures":
         raise UserError("compress=recalibrated fits scores to annotations, and data=pictures has none; use data=coco")
     if budget.given or any(map(needs_labels, methods)):
@@ -216,7 +215,7 @@ class _Compression:
         return open_runtime(
             source, self.spec.runtime, device=measured_on(self.spec, self.device), arithmetic=self.spec.arithmetic,
             overrides=overrides, expect=(expect or self.model).spec,
-            calibration=calibration_of(self.spec, self.spec.budget.calibration_split),
+            calibration=lambda _: self.data.loader(self.spec.budget.calibration_split),
         )[0]  # fmt: skip
 
     def compressed(self, method: Any) -> tuple[Any, float]:

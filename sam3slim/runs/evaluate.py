@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache, partial
 from typing import Any
 
 from sam3slim.checkpoints import LoadReport, locate, weight_files
@@ -10,11 +11,11 @@ from sam3slim.launch.run import Run
 from sam3slim.models.compiled import require_compiler
 from sam3slim.results.record import Artifact, RunRecord
 from sam3slim.runs.measure import (
-    calibration_of,
     measure,
     measured_on,
     measuring_device,
     model_summary,
+    prepared_data,
     print_metrics,
     with_rest,
 )
@@ -38,14 +39,14 @@ def evaluate(spec: EvaluateSpec, run: Run, opened: tuple[Any, LoadReport] | None
         check_runtime(spec.runtime)
         spec.data.find()
         reference = load_reference(spec.reference, spec.data) if spec.reference else None
+        data_of = cache(partial(prepared_data, spec))
         model, report = opened or open_runtime(
             spec.checkpoint, spec.runtime, device=measured_on(spec, device), arithmetic=spec.arithmetic,
-            overrides=spec.overrides, calibration=calibration_of(spec),
+            overrides=spec.overrides, calibration=lambda model: data_of(model).loader("train"),
         )  # fmt: skip
         print(report.render() if report.loaded else f"{report.source} ({report.kind}, {report.precision})")
         record.model, record.artifact = model_summary(model), loaded_artifact(report, spec.overrides)
-        data = spec.data.build(model.spec, spec.seed)
-        data.prepare_data()
+        data = data_of(model.spec)
         measure(model, data, spec, record, run.folder, reference)
         print_metrics(record)
         print_drop(record)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -180,20 +180,11 @@ def print_set(record: RunRecord, metric_name: str | None = None) -> None:
         print(f"{record.data.data_set} ({record.data.split}): {metric.sentence(value)}")
 
 
-def calibration_of(spec: EvaluateSpec, split: str = "train") -> Callable[[ModelSpec], Iterator[Batch]]:
-    """Architecture → batches of ``split`` as they are evaluated, for runtimes that measure activations.
-
-    Raises:
-        UserError: when called, for data without that split.
-    """
-
-    def batches(model: ModelSpec) -> Iterator[Batch]:
-        data = spec.data.build(model, spec.seed)
-        data.prepare_data()
-        data.require(split)
-        return iter(data.loader(split))
-
-    return batches
+def prepared_data(spec: EvaluateSpec, model: ModelSpec) -> ConceptData:
+    """The data for a model of this architecture. Raises UserError."""
+    data = spec.data.build(model, spec.seed)
+    data.prepare_data()
+    return data
 
 
 def measured_on(spec: EvaluateSpec, device: torch.device) -> torch.device:

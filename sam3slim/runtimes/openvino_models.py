@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from sam3slim.checkpoints.locating import Located
 from sam3slim.checkpoints.readers import read_artifact_metadata
 from sam3slim.data.batch import Batch
 from sam3slim.errors import UserError
+from sam3slim.graphs.calibration import feeds
 from sam3slim.graphs.packages import require
 from sam3slim.graphs.runner import GraphSam3, arrays_of
 from sam3slim.runtimes.onnx_sessions import check_written, run_graphs
@@ -27,10 +29,10 @@ from sam3slim.runtimes.registry import AUTO, W8A8, W8A8_STATIC, W8A16, WEIGHTS, 
 from sam3slim.specs import ModelSpec
 
 EXTRA = "openvino"
-# The towers' activations become INT8 with w8a8; the decoder and the heads lose too much by it.
-TOWERS = ("vision", "text")
+# The towers' activations become INT8 with w8a8; the decoder and the heads lose too much by it. Static ranges are
+# measured on so many pictures and phrases.
+MOST = {"vision": 32, "text": 128}
 GROUP = 128  # activations that share a scale
-IMAGES, PHRASES = 32, 128  # most that static ranges are measured on
 Feeds = Sequence[Mapping[str, NDArray[Any]]]
 
 
@@ -46,7 +48,7 @@ class OpenVinoSam3(GraphSam3):
             both towers in INT8 by NNCF's post-training quantisation for transformers, with SmoothQuant
             (arXiv:2211.10438); ranges measured on ``batches``; the rest as ``w8a16``).
         threads: None: as many as torch uses now.
-        batches: what ``w8a8_static`` is calibrated on: the first ``IMAGES`` pictures and ``PHRASES`` phrases.
+        batches: what ``w8a8_static`` is calibrated on: the first pictures and phrases, ``MOST``.
 
     Raises:
         UserError: openvino or nncf is not installed, or OpenVINO refuses a graph.
@@ -65,10 +67,10 @@ class OpenVinoSam3(GraphSam3):
     ) -> None:
         super().__init__(spec)
         self.computes_in = arithmetic
-        feeds = tower_feeds(batches) if arithmetic == W8A8_STATIC else {}
+        given = tower_feeds(self, batches) if arithmetic == W8A8_STATIC else {}
         self.requests: dict[str, Any] = {
             name: compile_graph(
-                folder / f"{name}.onnx", arithmetic, tower=name in TOWERS, threads=threads, feeds=feeds.get(name, ())
+                folder / f"{name}.onnx", arithmetic, tower=name in MOST, threads=threads, feeds=given.get(name, ())
             )
             for name in self.signatures
         }
@@ -80,27 +82,21 @@ class OpenVinoSam3(GraphSam3):
         return {name: torch.from_numpy(found[name]) for name in signature.outputs}
 
 
-def tower_feeds(batches: Iterable[Batch]) -> dict[str, Feeds]:
+def tower_feeds(runner: GraphSam3, batches: Iterable[Batch]) -> dict[str, Feeds]:
     """The towers' inputs, one picture or phrase each: {"vision": …, "text": …}.
 
     Raises:
         UserError: there is no picture, or nothing is asked of them.
     """
-    pixels: list[Tensor] = []
-    phrases: dict[bytes, tuple[Tensor, Tensor]] = {}
+    seen: list[Batch] = []
     for batch in batches:
-        pixels += batch.pixel_values.split(1)
-        for row in zip(batch.input_ids.split(1), batch.attention_mask.split(1), strict=True):
-            phrases.setdefault(row[0].numpy().tobytes(), row)
-        if len(pixels) >= IMAGES:
+        seen.append(batch)
+        if sum(len(one.pixel_values) for one in seen) >= MOST["vision"]:
             break
-    if not pixels or not phrases:
+    found: dict[str, Feeds] = {name: list(islice(feeds(runner, name, seen), most)) for name, most in MOST.items()}
+    if not all(found.values()):
         raise UserError(f"{W8A8_STATIC}: the training pictures have no phrases to measure activations on; use {W8A8}")
-    asked = list(phrases.values())[:PHRASES]
-    return {
-        "vision": [{"pixel_values": one.float().numpy()} for one in pixels[:IMAGES]],
-        "text": [{"input_ids": ids.numpy(), "attention_mask": mask.numpy()} for ids, mask in asked],
-    }
+    return found
 
 
 def compile_graph(file: Path, arithmetic: str, *, tower: bool, threads: int | None = None, feeds: Feeds = ()) -> Any:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sam3slim.data.batch import Batch
     from sam3slim.specs import ModelSpec
 
-    Calibration = Callable[[ModelSpec], Iterable[Batch]]
+    CalibrationBatches = Callable[[ModelSpec], Iterable[Batch]]
 
 AUTO = "auto"
 WEIGHTS = "weights"  # a source that is loaded into a model, other than graphs, which are run
@@ -52,7 +52,7 @@ class Opening:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     expect: ModelSpec | None = None
     dequantize: bool = False
-    calibration: Calibration | None = None
+    calibration: CalibrationBatches | None = None
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def open_runtime(
     overrides: Mapping[str, Any] | None = None,
     expect: ModelSpec | None = None,
     dequantize: bool = False,
-    calibration: Calibration | None = None,
+    calibration: CalibrationBatches | None = None,
 ) -> tuple[Any, LoadReport]:
     """Whatever answers prompts for ``source``: a ``Segmenter`` with its ``spec``, ready to run, and what was loaded.
 

@@ -17,7 +17,7 @@ from sam3slim.compression.int8_weight import quantised_names
 from sam3slim.data.batch import Batch
 from sam3slim.errors import UserError
 from sam3slim.graphs import load_onnx
-from sam3slim.graphs.calibration import Calibration, feeds
+from sam3slim.graphs.calibration import CalibrationSet, feeds
 from sam3slim.models import Sam3
 from tests.graphs.conftest import Exported
 from tests.graphs.test_runner import ask
@@ -120,7 +120,9 @@ def test_static__answers_stay_near(static: Exported) -> None:
 def test_feeds__what_the_graphs_read(floats: Exported) -> None:
     batch = tiny_batch()
     given = {name: list(feeds(floats.runner, name, [batch, batch])) for name in GRAPHS}
-    assert {name: len(found) for name, found in given.items()} == dict.fromkeys(GRAPHS, 2)
+    phrases = len({tuple(row.tolist()) for row in batch.input_ids})
+    assert {name: len(found) for name, found in given.items()} == {"vision": 4, "text": phrases, "prompts": 2}
+    assert [found["pixel_values"].shape for found in given["vision"]] == [(1, 3, 32, 32)] * 4
     (answers,) = (floats.runner.sessions["prompts"].run(["pred_logits"], found) for found in given["prompts"][:1])
     np.testing.assert_array_equal(answers[0], floats.runner(**batch.inputs()).pred_logits.numpy())
     assert given["vision"][0].keys() == {"pixel_values"}
@@ -140,4 +142,4 @@ def test_static__bad_input(static: Exported, tmp_path: Path) -> None:
     int8: Sam3 = load(tmp_path / "a")[0]
     with pytest.raises(UserError, match=r"already INT8.*start from its FP32 or FP16 parent"):
         compress(int8, Int8OnnxStatic(), batches)
-    assert Calibration(batches(2)).images == 4
+    assert CalibrationSet(batches(2)).images == 4
