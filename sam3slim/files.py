@@ -121,7 +121,7 @@ def require_space(folder: str | Path, size: int) -> None:
     free = shutil.disk_usage(folder).free
     if size > free:
         raise UserError(
-            f"{folder} has {free / 1e9:.2f} GB free, and {size / 1e9:.2f} GB are to be written; "
+            f"{folder} has {size_text(free)} free, and {size_text(size)} are to be written; "
             "free some space or choose another folder"
         )
 

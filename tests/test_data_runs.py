@@ -75,6 +75,19 @@ def test_train__a_broken_test_split_stops_it_before_its_first_step(tmp_path: Pat
     assert not (tmp_path / "run/checkpoints").exists()
 
 
+def test_runs__a_folder_of_another_command_keeps_its_record(tmp_path: Path) -> None:
+    root = written(tmp_path / "set", plain_set())
+    train(tmp_path / "run", root, "trainer.max_steps=0")
+    before = (tmp_path / "run/record.json").read_bytes()
+    with pytest.raises(UserError, match="holds the record of a run of train, which evaluate would replace; choose"):
+        evaluate(tmp_path / "run", root, tmp_path / "run")
+    assert (tmp_path / "run/record.json").read_bytes() == before
+    evaluate(tmp_path / "evaluated", root, tmp_path / "run")
+    evaluate(tmp_path / "evaluated", root, tmp_path / "run")  # once more is the same command's business
+    with pytest.raises(UserError, match="a run of evaluate, which train would replace"):
+        runs.train_and_compress(compose_plain("train", [*OVERRIDES, *QUICK, f"data.root={root}"]), tmp_path / "evaluated")
+
+
 @pytest.mark.parametrize("command", ["evaluate", "compress"])
 def test_runs__a_wrong_data_root_is_told_before_weights_are_read(tmp_path: Path, command: str) -> None:
     (tmp_path / "checkpoint").mkdir()  # which would be refused as well

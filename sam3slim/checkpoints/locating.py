@@ -173,7 +173,7 @@ def _locate_folder(folder: Path) -> Located:
         return _locate_file(_only(folder, weights))
     deeper = next((path for path in islice(folder.rglob("*"), LOOKED_AT) if path.suffix in WEIGHT_SUFFIXES), None)
     if deeper is not None:
-        raise CheckpointError(f"checkpoint folder {folder} has its weights further down; give them: {deeper}")
+        raise CheckpointError(f"checkpoint folder {folder} has weights further down; give one, such as {deeper}")
     names = sorted(p.name for p in folder.iterdir())
     found = f"holds only {', '.join(names[:5])}{', …' if len(names) > 5 else ''}" if names else "is empty"
     raise CheckpointError(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sam3slim.results.record import Kind, RunRecord
-from sam3slim.results.recording import finished_record, recording
+from sam3slim.results.recording import finished_record, recording, refuse_other_kind
 from sam3slim.specs import ModelSpec
 from sam3slim.strict import spec_from_dict
 
@@ -78,8 +78,9 @@ class RunCommand:
         """The work of ``run``, its configuration parsed and checked.
 
         Raises:
-            UserError: settings that cannot be.
+            UserError: settings that cannot be; a folder that holds what another command has found out.
         """
+        refuse_other_kind(run.folder, self.name)
         if "model" in run.config:
             spec_from_dict(ModelSpec, run.config["model"], "model")
         task = self.load()

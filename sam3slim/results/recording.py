@@ -35,6 +35,23 @@ def forget_other(folder: Path, config: Mapping[str, Any]) -> None:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
+def refuse_other_kind(folder: Path, kind: Kind) -> None:
+    """Refuse a folder whose record another command has written: this one would replace it.
+
+    Raises:
+        UserError: such a record, unless its run failed.
+    """
+    try:
+        found = read_record(folder)
+    except UserError:  # there is none, or what reads it tells what is wrong with it
+        return
+    if found.kind != kind and found.status != "failed":
+        raise UserError(
+            f"{folder} holds the record of a run of {found.kind}, which {kind} would replace; choose another "
+            "hydra.run.dir"
+        )
+
+
 def forget(folder: Path) -> None:
     """Remove a finished run's record and what it would be gone on from, so that it can be done again."""
     if is_finished(folder):

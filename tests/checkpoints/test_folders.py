@@ -86,7 +86,7 @@ def test_folder__weights_further_down(model: Sam3, tmp_path: Path) -> None:
     (tmp_path / "version_0/checkpoints").mkdir(parents=True)
     torch.save(reference_tensors(model.spec, model.state_dict()), tmp_path / "version_0/checkpoints/last.ckpt")
     message = refusal(tmp_path)
-    assert_weights(load(message.rpartition("further down; give them: ")[2], overrides=HEADS)[0], model)
+    assert_weights(load(message.rpartition("give one, such as ")[2], overrides=HEADS)[0], model)
 
 
 def test_folder__of_deepspeed(tmp_path: Path) -> None:
