@@ -85,7 +85,9 @@ def test_runs__a_folder_of_another_command_keeps_its_record(tmp_path: Path) -> N
     evaluate(tmp_path / "evaluated", root, tmp_path / "run")
     evaluate(tmp_path / "evaluated", root, tmp_path / "run")  # once more is the same command's business
     with pytest.raises(UserError, match="a run of evaluate, which train would replace"):
-        runs.train_and_compress(compose_plain("train", [*OVERRIDES, *QUICK, f"data.root={root}"]), tmp_path / "evaluated")
+        runs.train_and_compress(
+            compose_plain("train", [*OVERRIDES, *QUICK, f"data.root={root}"]), tmp_path / "evaluated"
+        )
 
 
 @pytest.mark.parametrize("command", ["evaluate", "compress"])

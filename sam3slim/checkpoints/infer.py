@@ -102,7 +102,8 @@ def infer_spec(
     for key, value in _from_rotary_tables(tensors, layout, sizes).items():
         tell(key, value)
     known = {**({} if stated is None else _flat(stated.to_dict())), **found, **known}
-    assumed = {key: value for key, value in _usual(sizes).items() if key not in known}
+    usual = _usual(sizes, tables=any(".freqs_cis" in name for name in tensors))
+    assumed = {key: value for key, value in usual.items() if key not in known}
     return Inferred(_spec({**assumed, **known}, path), assumed)
 
 
@@ -179,12 +180,13 @@ def _from_rotary_tables(tensors: Mapping[str, Tensor], layout: Layout, sizes: Ma
     return found
 
 
-def _usual(sizes: Mapping[str, Any]) -> dict[str, Any]:
-    """What files of these sizes usually have, of what no tensor tells."""
+def _usual(sizes: Mapping[str, Any], *, tables: bool) -> dict[str, Any]:
+    """What files of these sizes usually have, of what no tensor tells; ``tables``: rotary ones are there."""
     released, usual = ModelSpec().vit, {}
     if "text.width" in sizes and sizes["text.width"] % CLIP_HEAD_SIZE == 0:
         usual["text.num_heads"] = sizes["text.width"] // CLIP_HEAD_SIZE
-    if (sizes.get("vit.embed_dim"), sizes.get("vit.depth")) == (released.embed_dim, released.depth):
+    same = (sizes.get("vit.embed_dim"), sizes.get("vit.depth")) == (released.embed_dim, released.depth)
+    if same and not tables:
         usual |= {key: getattr(released, key.removeprefix("vit.")) for key in _FROM_TABLES}
     return usual
 
@@ -197,7 +199,7 @@ def _spec(sizes: dict[str, Any], path: Path) -> ModelSpec:
         example = " ".join(f"{key}={released[key]}".replace(" ", "") for key in unknown)
         raise CheckpointError(
             f"checkpoint {path} does not tell {', '.join(unknown)}; state {'it' if len(unknown) == 1 else 'them'} "
-            f"as overrides; SAM 3 has {example}"
+            f"as overrides, which extract, evaluate.py, compress.py and train.py take; SAM 3 has {example}"
         )
     return spec_from_dict(ModelSpec, _nested({"name": path.stem, **sizes}), "model")
 
