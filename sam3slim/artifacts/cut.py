@@ -86,7 +86,7 @@ def cut_text(
             f"checkpoint {raw.path} is already quantised ({raw.precision}); cut the text tower of its FP32 or FP16 "
             "parent, and compress the result"
         )
-    require_all(raw, raw.tensors)
+    require_all(raw, raw.tensors).tell()
     ensure_writable_dir(path.parent)
     spec, tensors = _banked(raw, phrases, encoded) if bank else _trimmed(raw, phrases, unknown)
     require_space(path.parent, sum(part_bytes(tensors).values()))

@@ -88,7 +88,7 @@ def extract(
         if adapter.path.resolve() in {path.resolve() for path in (raw.path, *weight_files(located))}:
             raw.adapter = {}
         tensors = merged(tensors, adapter)
-    require_all(raw, tensors)
+    require_all(raw, tensors).tell()
     total = sum(tensor.numel() for tensor in tensors.values())
     size = total * PRECISIONS[dtype].bytes if dtype else sum(part_bytes(tensors).values())
     require_space(ensure_writable_dir(path.parent), size)

@@ -169,7 +169,7 @@ def _config(settings: Sequence[str], out: Path) -> dict[str, Any] | None:
         if (key := setting.partition("=")[0].lstrip("+~")) in ours:
             raise UserError(f"{setting}: benchmark sets {key} for every row; leave it out (docs/runtimes.md)")
     config = compose_plain("evaluate", ["checkpoint=artifact", *settings], out)
-    spec_from_dict(EvaluateSpec, config, "")
+    spec_from_dict(EvaluateSpec, config, "").data.find()
     return config
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,8 @@ from torch import Tensor
 from sam3slim.errors import UserError
 from sam3slim.models.count import PARTS, part_of
 from sam3slim.specs import ModelSpec
+
+log = logging.getLogger(__name__)
 
 FOREIGN = "foreign"  # keys that belong to no part of SAM 3
 SHOWN_KEYS = 3
@@ -123,6 +126,11 @@ class LoadReport:
         for key, (in_file, in_model) in list(self.mismatched.items())[:SHOWN_KEYS]:
             lines.append(f"mismatched: {key} is {list(in_file)} in the file, {list(in_model)} in the model")
         return "\n".join(lines)
+
+    def tell(self) -> None:
+        """Log what there is to know of the file, where the whole report is not shown."""
+        for line in self.notes():
+            log.warning("%s: %s", self.source, line)
 
     def notes(self) -> list[str]:
         """What else there is to know of the file, a line each."""

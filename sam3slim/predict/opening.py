@@ -33,9 +33,11 @@ def open_model(
         UserError: a size that the patch does not divide, or another than a graph's; what ``open_runtime`` refuses.
     """
     overrides = None if image_size is None else {IMAGE_SIZE: image_size}
-    return open_runtime(
+    model, report = open_runtime(
         source, runtime, device=device, arithmetic=dtype, overrides=overrides, dequantize=device.type == "cuda"
-    )[0]
+    )
+    report.tell()
+    return model
 
 
 def device_for(source: str | Path, name: str = "auto", runtime: str | None = None) -> torch.device:

@@ -49,7 +49,8 @@ def shrink(spec: ShrinkSpec, say: Callable[[str], object] = print) -> Exported:
     """
     claim(spec)
     data = data_settings(spec)
-    model, _ = load(spec.checkpoint, mapped=True)
+    model, report = load(spec.checkpoint, mapped=True)
+    report.tell()
     check_methods(model, {"mixed": Mixed()})
     full = model.spec
     del model

@@ -131,5 +131,6 @@ def overrides_of(spec: TrainSpec) -> dict[str, Any] | None:
 
 
 def _asked(teacher: str, spec: TrainSpec) -> FrozenTeacher:
-    model, _ = load(teacher, overrides=overrides_of(spec), dequantize=True)
+    model, report = load(teacher, overrides=overrides_of(spec), dequantize=True)
+    report.tell()
     return FrozenTeacher(model, spec.distill, spec.model)

@@ -99,6 +99,13 @@ def test_benchmark__rows_parity_map_and_reasons(
     assert measured[2:] == [measured[1]]
 
 
+def test_benchmark__a_wrong_data_root_is_told_before_any_row(tmp_path: Path) -> None:
+    spec = BenchmarkSpec(["artifact"], ["data=coco", f"data.root={tmp_path}"], str(tmp_path / "out"))
+    with pytest.raises(UserError, match=f"^data.root={tmp_path} holds no annotations of the test split"):
+        benchmark(spec, progress=False)
+    assert not (tmp_path / "out/rows").exists()
+
+
 def test_benchmark__nothing_is_compared_with_a_failed_row(
     artifact: Path, measured: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,6 +19,7 @@ from sam3slim.checkpoints.layout import find_layout
 from sam3slim.checkpoints.reference_keys import POINTS, freqs_cis, place_of, template_of
 from sam3slim.models import Sam3
 from sam3slim.models.build import state_shapes
+from sam3slim.predict.opening import open_model
 from sam3slim.specs import ModelSpec
 from tests.small import small_model
 from tests.tiny import SPEC
@@ -90,7 +91,9 @@ def test_golden_model__text_heads_must_be_told(golden_file: Path) -> None:
         load(golden_file)
 
 
-def test_assumed_sizes__are_told_and_those_beside_an_extracted_file_are_read(tmp_path: Path) -> None:
+def test_assumed_sizes__are_told_and_those_beside_an_extracted_file_are_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     spec = replace(SPEC, text=replace(SPEC.text, width=64, num_heads=2))
     model = small_model(spec)
     torch.save(reference_tensors(spec, model.state_dict()), tmp_path / "bare.pt")
@@ -100,6 +103,11 @@ def test_assumed_sizes__are_told_and_those_beside_an_extracted_file_are_read(tmp
     assert "assumed, because no tensor tells: text.num_heads=1" in report.render()
     assert inspect(tmp_path / "bare.pt").to_dict()["assumed"] == report.assumed
     assert load(tmp_path / "bare.pt", overrides=HEADS)[1].assumed == {}
+
+    extract(tmp_path / "bare.pt", tmp_path / "folder")
+    open_model(tmp_path / "bare.pt", torch.device("cpu"), "fp32")
+    told = f"{tmp_path / 'bare.pt'}: assumed, because no tensor tells: text.num_heads=1 (overrides change it)"
+    assert caplog.messages.count(told) == 2  # where no report is shown
 
     write_artifact(model, tmp_path / "artifact")
     extract(tmp_path / "artifact", tmp_path / "ours.pt", format="reference")
