@@ -9,7 +9,7 @@ import torch
 from sam3slim.data.batch import Batch, Targets
 from sam3slim.data.detections import Detections, PromptScores
 from sam3slim.errors import UserError
-from sam3slim.evaluation.evaluating import Calibration, evaluate, first_images
+from sam3slim.evaluation.evaluating import ScoreCalibration, evaluate, first_images
 from sam3slim.models import Sam3
 from sam3slim.results.coco import NUMBERS
 
@@ -88,10 +88,10 @@ def test_first_images__keeps_prompts_and_targets_of_those(make_batch: MakeBatch)
 def test_calibration__present_and_absent_apart_and_crowds_absent() -> None:
     scores = PromptScores(torch.tensor([1, 2, 3]), torch.tensor([0.8, 0.2, 0.4]), torch.tensor([0.6, 0.1, 0.3]))
     found = Detections(0, torch.zeros(0, 4), torch.zeros(0), torch.zeros(0).long(), [], scores)
-    calibration = Calibration()
+    calibration = ScoreCalibration()
     calibration.update([found], [make_truth([(1, 1, 5, 5), (1, 1, 9, 9)], [1, 3], crowd=[0, 1])])
     values = calibration.compute()
     assert values["presence_present"] == pytest.approx(0.8)
     assert values["presence_absent"] == pytest.approx(0.3)
     assert values["top_score_absent"] == pytest.approx(0.2)
-    assert Calibration().compute()["presence_absent"] is None
+    assert ScoreCalibration().compute()["presence_absent"] is None
