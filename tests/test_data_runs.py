@@ -75,6 +75,25 @@ def test_train__a_broken_test_split_stops_it_before_its_first_step(tmp_path: Pat
     assert not (tmp_path / "run/checkpoints").exists()
 
 
+def test_train__tells_of_images_that_it_measures_and_trains_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = written(tmp_path / "set", plain_set())  # one file for all splits
+    train(tmp_path / "run", root)
+    seen = [line for line in caplog.messages if "are trained on as well" in line]
+    assert [line.partition(" split of")[0] for line in seen] == [
+        f"3 of the 3 images of the {split}" for split in ("val", "test")
+    ]
+    caplog.clear()
+    for split, kept in (("train", [1, 2]), ("val", [3]), ("test", [3])):
+        content = plain_set()
+        content["images"] = [image for image in content["images"] if image["id"] in kept]
+        content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
+        (root / f"instances_{split}.json").write_text(json.dumps(content))
+    train(tmp_path / "other", root)
+    assert not [line for line in caplog.messages if "are trained on as well" in line]
+
+
 def test_runs__a_folder_of_another_command_keeps_its_record(tmp_path: Path) -> None:
     root = written(tmp_path / "set", plain_set())
     train(tmp_path / "run", root, "trainer.max_steps=0")

@@ -50,7 +50,7 @@ from sam3slim.runs.resume import check_trained_parameters, resume_path, tell_dif
 from sam3slim.runs.sizes import measure_other_sizes
 from sam3slim.runs.specs import CompressSpec, TrainSpec
 from sam3slim.runs.teacher import check_teaching, teacher_of, training_data
-from sam3slim.runs.trained import tell_untrained, training_summary
+from sam3slim.runs.trained import tell_seen, tell_untrained, training_summary
 from sam3slim.runs.vocabulary import with_vocabulary
 from sam3slim.runtimes.eager import to_device
 from sam3slim.slimming import Greedy, VisionFit
@@ -137,7 +137,8 @@ def train(asked: TrainSpec, run: Run) -> RunRecord:
         lightning.seed_everything(spec.seed, verbose=False)
         data = training_data(spec)
         validated = ["val"] if spec.trainer.get("limit_val_batches") != 0 else []
-        data.require(*validated, *([spec.data.split] if spec.eval_at_end else []))  # not hours later
+        measured = [*validated, *([spec.data.split] if spec.eval_at_end else [])]
+        data.require(*measured)  # not hours later
         check_teaching(spec)
         check_initial(spec)
         masks = spec.distill.labels and data.train_masks()
@@ -165,6 +166,7 @@ def train(asked: TrainSpec, run: Run) -> RunRecord:
         trainer = build_trainer(spec, output_dir)
         record.training = training_summary(module, spec, masks=masks)
         rank_zero_only(tell_untrained)(record.training)
+        rank_zero_only(tell_seen)(data, measured, spec.data.validated)
         begin(record, output_dir)
         try:
             with forwarded_sigterm(trainer):
