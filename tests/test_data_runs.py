@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from sam3slim.data.opening import open_annotated
 from sam3slim.data.spec import recorded_data
 from sam3slim.errors import UserError
 from sam3slim.launch.compose import compose_plain
@@ -92,6 +93,16 @@ def test_train__tells_of_images_that_it_measures_and_trains_on(
         (root / f"instances_{split}.json").write_text(json.dumps(content))
     train(tmp_path / "other", root)
     assert not [line for line in caplog.messages if "are trained on as well" in line]
+
+
+def test_missing_pictures__leaving_them_out_is_advice_only_if_some_are_there(tmp_path: Path) -> None:
+    root = written(tmp_path / "set", plain_set())
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"3 of 3 images .* are not in .*; add them, or set data\.images$"):
+        open_annotated(root, "train", images=tmp_path / "empty")
+    (root / "images/2.png").unlink()
+    with pytest.raises(UserError, match=r"1 of 3 images .*, or set data\.on_unreadable=skip$"):
+        open_annotated(root, "train")
 
 
 def test_runs__a_folder_of_another_command_keeps_its_record(tmp_path: Path) -> None:

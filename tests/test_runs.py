@@ -108,6 +108,7 @@ def test_train__averaged_weights_are_measured_and_exported(root: Path) -> None:
         (["distill.labels=false"], "distill.teacher is missing"),
         (["resume=nowhere.ckpt"], "resume=nowhere.ckpt is not a file"),
         (["resume={full}/checkpoints/last.ckpt", "vocabulary=data"], "another architecture: text.vocab_size is 600"),
+        (["resume={full}/checkpoints/last.ckpt", "trainer.max_steps=1"], "max_steps=1 is less than the . steps that"),
         (["resume={full}/artifact/model.safetensors"], "holds weights .*, no training to go on with"),
         (["resume={full}/checkpoints/last.ckpt", "optim.freeze=[text]"], r"optim.freeze is \[\] in .* \['text'\] here"),
         (["resume={full}/checkpoints/last.ckpt", "optim=adamw8bit"], "optim.kind is adamw in .* and adamw8bit here"),

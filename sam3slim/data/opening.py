@@ -67,10 +67,10 @@ def open_annotated(
     if lost and not skip_missing:
         first = next(name for name in missing if name in lost)
         near = nearest_file(folder, first)
+        skip = ", or set data.on_unreadable=skip" if len(lost) < len(set(names)) else ""
         raise UserError(
             f"{len(lost)} of {len(index.records)} images of {path.name} are not in {folder}, the first is "
-            f"{short(first)}{f' (a file like it: {short(near)})' if near else ''}; add them, set data.images, or set "
-            "data.on_unreadable=skip"
+            f"{short(first)}{f' (a file like it: {short(near)})' if near else ''}; add them, or set data.images{skip}"
         )
     for record in index.records:
         if record.file_name in lost:

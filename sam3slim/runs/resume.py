@@ -53,6 +53,11 @@ def resume_path(spec: TrainSpec, output_dir: Path) -> str | None:
             f"resume={path} holds weights ({raw.kind}), no training to go on with; give a checkpoint of a run "
             "(…/checkpoints/last.ckpt), or start from the weights with init=checkpoint init.checkpoint=…"
         )
+    if 0 < spec.trainer["max_steps"] < (step := _saved(path).get("global_step", 0)):
+        raise UserError(
+            f"trainer.max_steps={spec.trainer['max_steps']} is less than the {step} steps that {path} has taken; give "
+            f"{step} or more, or measure it as it is: evaluate.py checkpoint={path}"
+        )
     wanted = spec.model
     if spec.init.depth == "greedy" and raw.spec.vit.depth == wanted.vit.depth:  # it has found out which are global
         wanted = replace(wanted, vit=replace(wanted.vit, global_attention_blocks=raw.spec.vit.global_blocks))
