@@ -24,6 +24,8 @@ SETS = ("carparts", "facades", "coco609")
 METHODS = ("weights_only", "fp16", "bf16", "int8_weight", "int8_dynamic", "int8_onnx", "int4_weight")
 COMPENSATED = ("int8_weight", "int4_weight")  # rounding that makes up for itself, on training images
 FIT = "init.fit_batches=12"
+FIT_LONG = "init.fit_batches=48"
+LONG_HOW = "fitted on 192 images"
 STEPS = 800
 TAUGHT = ("distill=fitted_full", f"trainer.max_steps={STEPS}", f"trainer.val_check_interval={STEPS}",
           "optim.lr=2e-4", "optim.lr_vision=3e-4", "optim.layer_decay=0.8", "optim.layer_decay_start=5",
@@ -109,6 +111,7 @@ def all_rows(photos: Path, full: Path, out: Path) -> Iterator[Row]:
         yield Row("cuts", (title, "as cut"), Step(f"cut_{name}", "train", (*cut, *sizes, untrained)))
         yield Row("cuts", (title, "fitted"), Step(f"cut_{name}_fitted", "train", (*cut, *sizes, FIT, untrained)))
         if name == "slim":
+            yield Row("cuts", (title, LONG_HOW), Step(f"cut_{name}_long", "train", (*cut, *sizes, FIT_LONG, untrained)))
             roots = [f"data.sets.{one}.root={photos / one}" for one in SETS[:2]]
             recipe = ("experiment=photo_slim", f"init.checkpoint={full}", *roots, "logger=csv")
             yield Row("cuts", (title, "experiment=photo_slim"), Step(f"cut_{name}_taught", "train", recipe))
@@ -122,6 +125,7 @@ def all_rows(photos: Path, full: Path, out: Path) -> Iterator[Row]:
                 yield Row("depth", (*cells, "as cut"), Step(name, "train", step))
             yield Row("depth", (*cells, "fitted"), Step(f"{name}_fitted", "train", (*step, FIT)))
             if depth in DEPTHS_TAUGHT and rule == "even":
+                yield Row("depth", (*cells, LONG_HOW), Step(f"{name}_long", "train", (*step, FIT_LONG)))
                 taught = Step(f"{name}_taught", "train", (*step[:-1], FIT, *TAUGHT))
                 yield Row("depth", (*cells, TAUGHT_HOW), taught)
     for size in SIZES:
