@@ -125,9 +125,11 @@ def all_rows(photos: Path, full: Path, out: Path) -> Iterator[Row]:
                 yield Row("depth", (*cells, "as cut"), Step(name, "train", step))
             yield Row("depth", (*cells, "fitted"), Step(f"{name}_fitted", "train", (*step, FIT)))
             if depth in DEPTHS_TAUGHT and rule == "even":
-                yield Row("depth", (*cells, LONG_HOW), Step(f"{name}_long", "train", (*step, FIT_LONG)))
                 taught = Step(f"{name}_taught", "train", (*step[:-1], FIT, *TAUGHT))
                 yield Row("depth", (*cells, TAUGHT_HOW), taught)
+                yield Row("depth", (*cells, LONG_HOW), Step(f"{name}_long", "train", (*step, FIT_LONG)))
+                taught = Step(f"{name}_long_taught", "train", (*step[:-1], FIT_LONG, *TAUGHT))
+                yield Row("depth", (*cells, f"{LONG_HOW}, {STEPS} steps taught"), taught)
     for size in SIZES:
         step = (*cut, "model=photo", f"model.vit.image_size={size}")
         yield Row("resolution", (str(size), "as it is"), Step(f"r{size}", "train", (*step, untrained)))
