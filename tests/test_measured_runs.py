@@ -18,17 +18,9 @@ from sam3slim.launch.compose import compose_plain
 from sam3slim.results.record import RunRecord, read_record
 from sam3slim.runs.reference import fill_drop, load_reference
 from tests import running as runs
-from tests.tiny_runs import data, evaluate, segm, train
+from tests.tiny_runs import data, evaluate, root, segm, trained
 
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("runs")
-
-
-@pytest.fixture(scope="module")
-def trained(root: Path) -> tuple[RunRecord, Path]:
-    return train(root, "full")
+__all__ = ["root", "trained"]
 
 
 def test_evaluate__a_checkpoint_scores_what_it_was_saved_with(trained: tuple[RunRecord, Path], root: Path) -> None:

@@ -28,17 +28,9 @@ from sam3slim.text.vocabulary import kept_tokens, trim
 from tests import running as runs
 from tests.distill.lessons import EVERYTHING
 from tests.tiny import OVERRIDES
-from tests.tiny_runs import QUICK, SLIMMER, data, evaluate, segm, train
+from tests.tiny_runs import QUICK, SLIMMER, data, evaluate, root, segm, train, trained
 
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("runs")
-
-
-@pytest.fixture(scope="module")
-def trained(root: Path) -> tuple[RunRecord, Path]:
-    return train(root, "full")
+__all__ = ["root", "trained"]
 
 
 def test_train__leaves_what_a_user_needs(trained: tuple[RunRecord, Path]) -> None:

@@ -20,18 +20,9 @@ from sam3slim.runs.vocabulary import with_vocabulary
 from sam3slim.strict import spec_from_dict
 from tests import running as runs
 from tests.tiny import OVERRIDES
-from tests.tiny_runs import QUICK, SLIMMER, data, train
+from tests.tiny_runs import QUICK, SLIMMER, data, root, train, trained
 
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("slim_runs")
-
-
-@pytest.fixture(scope="module")
-def trained(root: Path) -> tuple[RunRecord, Path]:
-    """The full model that others are cut from."""
-    return train(root, "full")
+__all__ = ["root", "trained"]
 
 
 def test_train__pruned_and_distilled(trained: tuple[RunRecord, Path], root: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from sam3slim.launch.compose import compose_plain
 from sam3slim.results.record import RunRecord
 from tests import running as runs
@@ -37,3 +39,15 @@ def evaluate(checkpoint: Path, root: Path, folder: str, *overrides: str) -> RunR
 
 def segm(record: RunRecord) -> dict[str, Any]:
     return dict(record.metrics.values["segm"])
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for the runs of one test module."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def trained(root: Path) -> tuple[RunRecord, Path]:
+    """The full model of this module, that others are measured, cut and resumed from."""
+    return train(root, "full")
